@@ -1,0 +1,12 @@
+//! The devices a husk guest sees, and the backends that do their work on the host.
+//!
+//! This crate knows buses, legacy devices, virtio and host files; it knows nothing of KVM, so all of
+//! it is built and tested on a machine without `/dev/kvm`. The machine floor (`husk`) places the
+//! devices on its buses and connects their event descriptors to KVM.
+
+pub mod bus;
+mod complaints;
+pub mod platform;
+pub mod serial;
+pub mod virtio;
+pub mod worker;

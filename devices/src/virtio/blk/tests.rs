@@ -1,0 +1,266 @@
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use super::backend::DiskError;
+use super::request::{Range, Refusal, parse, parse_range};
+use super::*;
+use crate::virtio::queue::{IovecBuffer, Iovecs};
+use crate::virtio::testing::{DATA, Driver, EVENT_IDX, MEMORY_END, Piece};
+use crate::worker::Worker;
+
+fn image(len: usize) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let bytes: Vec<u8> = (0..len).map(|i| (i / 512) as u8 + 1).collect();
+    file.write_all(&bytes).unwrap();
+    file
+}
+
+struct Rig {
+    driver: Driver,
+    _worker: Worker,
+}
+
+const HEAD: u64 = DATA;
+const STATUS: u64 = DATA + 0x40;
+const BUFFER: u64 = DATA + 0x1000;
+
+impl Rig {
+    fn new(path: &Path, read_only: bool) -> Rig {
+        let worker = Worker::spawn("disk").unwrap();
+        let disk = DiskBackend::open(path, read_only).unwrap();
+        let device = Box::new(Blk::new("the-disk", disk, worker.handle()));
+        let driver = Driver::start(device, EVENT_IDX | 1 << VIRTIO_BLK_F_FLUSH, 64);
+        Rig { driver, _worker: worker }
+    }
+
+    /// Sends a request and gives its status and the used length.
+    fn ask(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        self.driver.write(HEAD, &header);
+        self.driver.write(STATUS, &[0xee]);
+        let mut pieces = vec![Piece::Out(HEAD, 16)];
+        pieces.extend_from_slice(data);
+        pieces.push(Piece::In(STATUS, 1));
+        self.driver.send(0, &pieces);
+        let used = self.driver.wait_used(0, 1);
+        (self.driver.read(STATUS, 1)[0], used[0].1)
+    }
+
+    fn range(&mut self, kind: u32, sector: u64, count: u32, flags: u32) -> u8 {
+        let mut range = sector.to_le_bytes().to_vec();
+        range.extend(count.to_le_bytes());
+        range.extend(flags.to_le_bytes());
+        self.driver.write(BUFFER, &range);
+        self.ask(kind, 0, &[Piece::Out(BUFFER, 16)]).0
+    }
+}
+
+#[test]
+fn sectors_are_read_into_scattered_buffers() {
+    let file = image(4096);
+    let mut rig = Rig::new(file.path(), true);
+    let (a, b) = (Piece::In(BUFFER, 100), Piece::In(BUFFER + 0x1000, 1024 - 100));
+    assert_eq!(rig.ask(0, 2, &[a, b]), (0, 1025));
+    assert_eq!(rig.driver.read(BUFFER, 100), [3; 100]);
+    assert_eq!(rig.driver.read(BUFFER + 0x1000, 412), [3; 412]);
+    assert_eq!(rig.driver.read(BUFFER + 0x1000 + 412, 512), [4; 512]);
+    assert_eq!(rig.driver.read(BUFFER + 100, 1), [0]);
+}
+
+#[test]
+fn what_is_written_is_in_the_file_and_can_be_flushed() {
+    let file = image(4096);
+    let mut rig = Rig::new(file.path(), false);
+    rig.driver.write(BUFFER, &[0x55; 512]);
+    assert_eq!(rig.ask(1, 7, &[Piece::Out(BUFFER, 12), Piece::Out(BUFFER, 500)]), (0, 1));
+    assert_eq!(rig.ask(4, 0, &[]), (0, 1));
+    let bytes = fs::read(file.path()).unwrap();
+    assert_eq!(bytes.len(), 4096);
+    assert_eq!(bytes[3584..], [0x55; 512]);
+    assert_eq!(bytes[..512], [1; 512]);
+}
+
+#[test]
+fn requests_past_the_end_or_of_odd_length_fail_and_touch_nothing() {
+    let file = image(4096);
+    let before = fs::read(file.path()).unwrap();
+    let mut rig = Rig::new(file.path(), false);
+    for sector in [8, 7, u64::MAX, u64::MAX / 512] {
+        assert_eq!(rig.ask(1, sector, &[Piece::Out(BUFFER, 1024)]), (1, 1));
+        assert_eq!(rig.ask(0, sector, &[Piece::In(BUFFER, 1024)]), (1, 1));
+    }
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 511)]), (1, 1));
+    assert_eq!(rig.ask(1, 0, &[Piece::Out(BUFFER, 513)]), (1, 1));
+    assert_eq!(fs::read(file.path()).unwrap(), before);
+}
+
+#[test]
+fn a_read_only_disk_says_so_and_refuses_writes() {
+    let file = image(4096);
+    let mut rig = Rig::new(file.path(), true);
+    let offered = rig.driver.offered();
+    assert_ne!(offered & 1 << VIRTIO_BLK_F_RO, 0);
+    assert_eq!(offered & (1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES), 0);
+    assert_eq!(rig.ask(1, 0, &[Piece::Out(BUFFER, 512)]), (1, 1));
+    assert_eq!(rig.range(13, 0, 1, 0), 1);
+    assert_eq!(rig.ask(4, 0, &[]), (0, 1));
+}
+
+#[test]
+fn the_id_is_told_and_unknown_requests_are_unsupported() {
+    let file = image(512);
+    let mut rig = Rig::new(file.path(), true);
+    assert_eq!(rig.ask(8, 0, &[Piece::In(BUFFER, 20)]), (0, 21));
+    assert_eq!(rig.driver.read(BUFFER, 20), b"the-disk\0\0\0\0\0\0\0\0\0\0\0\0");
+    assert_eq!(rig.ask(8, 0, &[Piece::In(BUFFER, 19)]), (1, 1));
+    assert_eq!(rig.ask(99, 0, &[]), (2, 1));
+}
+
+#[test]
+fn ranges_are_zeroed_and_discarded() {
+    let file = image(8192);
+    let mut rig = Rig::new(file.path(), false);
+    assert_eq!(rig.range(13, 1, 2, 0), 0);
+    assert_eq!(rig.range(13, 4, 1, 1), 0);
+    assert_eq!(rig.range(11, 8, 8, 0), 0);
+    assert_eq!(rig.range(11, 8, 9, 0), 1, "past the end");
+    assert_eq!(rig.range(13, 0, 1, 2), 2, "an unknown flag");
+    assert_eq!(rig.range(11, 0, 1, 1), 2, "unmap means nothing for a discard");
+    let bytes = fs::read(file.path()).unwrap();
+    assert_eq!(bytes.len(), 8192);
+    assert_eq!(bytes[512..1536], [0; 1024]);
+    assert_eq!(bytes[2048..2560], [0; 512]);
+    assert_eq!((bytes[0], bytes[1536], bytes[2560]), (1, 4, 6));
+}
+
+#[test]
+fn the_config_space_has_capacity_segments_and_block_size() {
+    let file = image(1000);
+    let rig = Rig::new(file.path(), false);
+    assert_eq!(rig.driver.config(0, 8), 2u64.to_le_bytes());
+    assert_eq!(rig.driver.config(12, 4), 254u32.to_le_bytes());
+    assert_eq!(rig.driver.config(20, 4), 512u32.to_le_bytes());
+    assert_eq!(rig.driver.config(56, 8), [1, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn the_missing_end_of_the_last_sector_reads_as_zero_and_is_not_written() {
+    let file = image(1000);
+    let mut rig = Rig::new(file.path(), false);
+    rig.driver.write(BUFFER, &[0xaa; 512]);
+    assert_eq!(rig.ask(0, 1, &[Piece::In(BUFFER, 512)]), (0, 513));
+    assert_eq!(rig.driver.read(BUFFER, 488), [2; 488]);
+    assert_eq!(rig.driver.read(BUFFER + 488, 24), [0; 24]);
+    rig.driver.write(BUFFER, &[0xaa; 512]);
+    assert_eq!(rig.ask(1, 1, &[Piece::Out(BUFFER, 512)]), (1, 1));
+    assert_eq!(rig.ask(1, 0, &[Piece::Out(BUFFER, 512)]), (0, 1));
+    assert_eq!(rig.range(13, 1, 1, 0), 0, "what lacks is zero already");
+    let bytes = fs::read(file.path()).unwrap();
+    assert_eq!((bytes.len(), bytes[511]), (1000, 0xaa));
+    assert!(bytes[512..].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn what_was_cut_off_the_file_is_an_error_and_no_zeroes() {
+    let file = image(4096);
+    let mut rig = Rig::new(file.path(), false);
+    file.as_file().set_len(1024 + 100).unwrap();
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 1024)]), (0, 1025));
+    assert_eq!(rig.ask(0, 2, &[Piece::In(BUFFER, 512)]), (1, 1));
+    assert_eq!(rig.ask(0, 7, &[Piece::In(BUFFER, 512)]), (1, 1));
+}
+
+#[test]
+fn a_request_without_status_breaks_the_device_until_a_reset() {
+    let file = image(512);
+    let mut rig = Rig::new(file.path(), true);
+    rig.driver.send(0, &[Piece::Out(HEAD, 16)]);
+    rig.driver.wait_broken();
+    rig.driver.bring_up(0, 64);
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 512)]), (0, 513));
+    rig.driver.send(0, &[Piece::Out(HEAD, 15), Piece::In(STATUS, 1)]);
+    rig.driver.wait_broken();
+    rig.driver.bring_up(0, 64);
+    rig.driver.send(0, &[Piece::Out(HEAD, 16), Piece::In(MEMORY_END - 1, 512)]);
+    rig.driver.wait_broken();
+}
+
+#[test]
+fn a_paused_disk_goes_on_where_it_was() {
+    let file = image(4096);
+    let mut rig = Rig::new(file.path(), true);
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 512)]).0, 0);
+    rig.driver.transport.pause();
+    rig.driver.transport.resume();
+    assert_eq!(rig.ask(0, 1, &[Piece::In(BUFFER, 512)]).0, 0);
+    assert_eq!(rig.driver.read(BUFFER, 1), [2]);
+}
+
+#[test]
+fn a_disk_has_many_readers_or_one_writer() {
+    let file = image(512);
+    let reader = DiskBackend::open(file.path(), true).unwrap();
+    let second = DiskBackend::open(file.path(), true).unwrap();
+    let refused = DiskBackend::open(file.path(), false).unwrap_err();
+    assert!(matches!(refused, DiskError::InUse { read_only: false, .. }));
+    assert!(refused.to_string().contains(file.path().to_str().unwrap()));
+    drop((reader, second));
+    let writer = DiskBackend::open(file.path(), false).unwrap();
+    let refused = DiskBackend::open(file.path(), true).unwrap_err();
+    assert!(refused.to_string().contains("in use by a writer; stop the other VM"), "{refused}");
+    drop(writer);
+    DiskBackend::open(file.path(), true).unwrap();
+}
+
+#[test]
+fn what_is_no_disk_is_refused_with_its_path_and_a_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    for read_only in [false, true] {
+        let refused = DiskBackend::open(dir.path(), read_only).unwrap_err();
+        assert!(matches!(refused, DiskError::Kind { kind: "a directory", .. }), "{refused}");
+    }
+    let missing = DiskBackend::open(dir.path().join("no"), true).unwrap_err().to_string();
+    assert!(missing.contains("/no: ") && missing.contains("check the path"), "{missing}");
+    let null = DiskBackend::open("/dev/null", true).unwrap_err();
+    assert!(matches!(null, DiskError::Kind { kind: "a special file", .. }));
+}
+
+#[test]
+fn zeroes_are_written_by_hand_where_the_file_system_cannot() {
+    // Longer than the buffer of zeroes, on whatever file system this is.
+    let file = image(16384);
+    let disk = DiskBackend::open(file.path(), false).unwrap();
+    disk.write_zeroes(512, 10_000, false).unwrap();
+    assert_eq!(disk.write_zeroes(512, 16384, false).unwrap_err().raw_os_error(), Some(28));
+    let (mut all, mut list) = (vec![9; 16384], IovecBuffer::default());
+    disk.read(Iovecs::over(&mut [&mut all[..]], &mut list), 0).unwrap();
+    assert_eq!(all[512..10_512], vec![0; 10_000]);
+    assert_eq!((all[511], all[10_512]), (1, 21));
+}
+
+#[test]
+fn parsing_checks_shape_and_place() {
+    let limits = Limits { sectors: 10, read_only: false };
+    let header = |kind: u32, sector: u64| {
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        header
+    };
+    assert_eq!(
+        parse(header(0, 9), 0, 512, limits),
+        Ok(Request::Read { offset: 9 * 512, len: 512 })
+    );
+    assert_eq!(parse(header(0, 10), 0, 0, limits), Ok(Request::Read { offset: 5120, len: 0 }));
+    assert_eq!(parse(header(0, 11), 0, 0, limits), Err(Refusal::IoErr));
+    assert_eq!(parse(header(11, 0), 32, 0, limits), Err(Refusal::IoErr));
+    assert_eq!(parse(header(3, 0), 0, 0, limits), Err(Refusal::Unsupported));
+    let mut range = [0; 16];
+    range[8] = 4;
+    assert_eq!(parse_range(range, true, limits), Ok(Range { offset: 0, len: 2048, unmap: false }));
+    range[11] = 1;
+    assert_eq!(parse_range(range, true, limits), Err(Refusal::IoErr));
+}

@@ -1,0 +1,82 @@
+//! The contract between the virtio core and a device.
+//!
+//! A device has an identity, feature bits, queue sizes, a config space, and two verbs:
+//! [`VirtioDevice::start`] and [`VirtioDevice::stop`]. Reset, pause, snapshot and unplug are all
+//! *stop*, followed by another start or not. A device sees neither registers nor ring layouts.
+
+use std::io;
+
+use vm_memory::GuestMemoryMmap;
+
+use super::interrupt::Interrupt;
+use super::queue::{Queue, QueueState};
+
+/// A virtio device, driven by the core.
+///
+/// The core calls every method from one thread at a time and never from the device's worker.
+pub trait VirtioDevice: Send {
+    /// The device type (virtio 1.3 §5, "Device Types"): 1 network, 2 block, 4 entropy…
+    fn device_type(&self) -> u32;
+
+    /// The device's own feature bits. The core adds `VIRTIO_F_VERSION_1`,
+    /// `VIRTIO_F_INDIRECT_DESC` and `VIRTIO_F_EVENT_IDX`. Constant for the life of the device.
+    fn features(&self) -> u64;
+
+    /// The largest size of each queue, in descriptors, each a power of two. Its length is the
+    /// number of queues. Constant for the life of the device.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Reads the device-specific config space at `offset` (bytes). Bytes past its end read as zero.
+    /// Called at any time, started or not.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the device-specific config space. Most devices have nothing writable and ignore it.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// Takes the queues and begins to serve them; called when the driver sets `DRIVER_OK` and after
+    /// a pause. Work that was queued before (a doorbell rung while stopped) is found without
+    /// another doorbell. Never called twice without `stop` between.
+    fn start(&mut self, activation: Activation) -> Result<(), StartError>;
+
+    /// Gives the queues back, every request that was taken from them finished or put back, in the
+    /// order they were handed over. After it returns the device touches no guest memory and raises
+    /// no interrupt. Idempotent: a device that is not started gives back an empty vector.
+    fn stop(&mut self) -> Vec<QueueState>;
+}
+
+/// What a device is given when it starts.
+pub struct Activation {
+    /// The features the driver accepted, a subset of those offered.
+    pub features: u64,
+    /// One entry per queue of the device; `None` for a queue the driver left disabled.
+    pub queues: Vec<Option<Queue>>,
+    /// All guest memory.
+    pub memory: GuestMemoryMmap,
+    /// The device's interrupt line and status.
+    pub interrupt: Interrupt,
+}
+
+/// A device could not begin; the core answers with `DEVICE_NEEDS_RESET` and logs it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The host refused something the device needs.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// The worker has ended.
+    #[error(transparent)]
+    Worker(#[from] crate::worker::WorkerError),
+}
+
+/// Answers a read at `offset` from a config space that is kept as bytes; zeroes past its end.
+pub(super) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..)).unwrap_or_default();
+    for (to, from) in data.iter_mut().zip(rest) {
+        *to = *from;
+    }
+}

@@ -1,0 +1,192 @@
+//! virtio over MMIO, version 2 (virtio 1.3 §4.2).
+//!
+//! ```text
+//! 000 MagicValue     010 DeviceFeatures     020 DriverFeatures     030 QueueSel
+//! 004 Version        014 DeviceFeaturesSel  024 DriverFeaturesSel  034 QueueSizeMax
+//! 008 DeviceID       044 QueueReady         050 QueueNotify        038 QueueSize
+//! 00c VendorID       060 InterruptStatus    064 InterruptACK       070 Status
+//! 080 QueueDesc      090 QueueDriver        0a0 QueueDevice        (low, high)
+//! 0ac SHMSel         0b0 SHMLen             0b8 SHMBase            0c0 QueueReset
+//! 0fc ConfigGeneration                      100 the device's config space
+//! ```
+//!
+//! [`MmioTransport`] translates these to the operations of [`Core`] and knows nothing else. What a
+//! guest does while it runs — ring, read and acknowledge interrupts — takes no lock.
+
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use virtio_bindings::bindings::virtio_mmio as reg;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::core::{Area, Core, CoreState, RestoreError};
+use super::device::VirtioDevice;
+use super::interrupt::Interrupt;
+use crate::bus::BusDevice;
+
+/// Bytes of address space a transport takes.
+pub const MMIO_WINDOW: u64 = 0x1000;
+
+/// Where in the window a driver rings a doorbell: a 32-bit write of the queue's index.
+pub const QUEUE_NOTIFY: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+/// "virt", little-endian.
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+/// "husk", little-endian. Linux shows it and nobody compares it.
+const VENDOR: u32 = 0x6b73_7568;
+const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
+
+/// The register file in front of a virtio device.
+pub struct MmioTransport {
+    interrupt: Interrupt,
+    doorbells: Vec<EventFd>,
+    device_type: u32,
+    core: Mutex<Core>,
+}
+
+impl MmioTransport {
+    /// Puts registers in front of `device`, which the user knows as `name`.
+    ///
+    /// # Errors
+    /// When the host has no event descriptor left.
+    pub fn new(
+        name: &str,
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemoryMmap,
+    ) -> io::Result<MmioTransport> {
+        let interrupt = Interrupt::new(name)?;
+        let core = Core::new(device, memory, interrupt.clone())?;
+        let doorbells =
+            core.doorbells().iter().map(EventFd::try_clone).collect::<io::Result<_>>()?;
+        let device_type = core.device_type();
+        Ok(MmioTransport { interrupt, doorbells, device_type, core: Mutex::new(core) })
+    }
+
+    /// What the user calls the device.
+    pub fn name(&self) -> &str {
+        self.interrupt.name()
+    }
+
+    /// The device type (virtio 1.3 §5).
+    pub fn device_type(&self) -> u32 {
+        self.device_type
+    }
+
+    /// Written once for each (edge-triggered) interrupt.
+    pub fn irq_fd(&self) -> &EventFd {
+        self.interrupt.event()
+    }
+
+    /// One for each queue, to be written when the driver writes the queue's index, 32 bits wide,
+    /// at [`QUEUE_NOTIFY`].
+    pub fn doorbells(&self) -> &[EventFd] {
+        &self.doorbells
+    }
+
+    /// Stops the device, with every request finished or put back. Idempotent.
+    pub fn pause(&self) {
+        self.core().pause();
+    }
+
+    /// Goes on after a pause. Idempotent.
+    pub fn resume(&self) {
+        self.core().resume();
+    }
+
+    /// As if the driver had written status 0: for a reboot in place.
+    pub fn reset(&self) {
+        self.core().reset();
+    }
+
+    /// The state for a snapshot; the transport is paused.
+    pub fn save(&self) -> CoreState {
+        self.core().save()
+    }
+
+    /// Takes over a saved state; [`MmioTransport::resume`] goes on.
+    ///
+    /// # Errors
+    /// When the state is of another kind of device; nothing has changed then.
+    pub fn restore(&self, state: &CoreState) -> Result<(), RestoreError> {
+        self.core().restore(state)
+    }
+
+    /// A panic elsewhere leaves the core as consistent as a guest can make it.
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_register(&self, offset: u32) -> u32 {
+        match offset {
+            reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            reg::VIRTIO_MMIO_VERSION => VERSION,
+            reg::VIRTIO_MMIO_DEVICE_ID => self.device_type,
+            reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            reg::VIRTIO_MMIO_DEVICE_FEATURES => self.core().device_features(),
+            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self.core().queue_max().into(),
+            reg::VIRTIO_MMIO_QUEUE_READY => self.core().queue_ready().into(),
+            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.interrupt_status(),
+            reg::VIRTIO_MMIO_STATUS => self.interrupt.device_status(),
+            // No shared memory regions: all ones (virtio 1.3 §4.2.2.1).
+            reg::VIRTIO_MMIO_SHM_LEN_LOW..=reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.config_generation(),
+            _ => 0,
+        }
+    }
+
+    fn write_register(&self, offset: u32, value: u32) {
+        match offset {
+            reg::VIRTIO_MMIO_QUEUE_NOTIFY => {
+                if let Some(doorbell) = self.doorbells.get(value as usize) {
+                    // Fails only when it rings already.
+                    let _ = doorbell.write(1);
+                }
+            }
+            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.core().select_device_features(value),
+            reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.core().select_driver_features(value),
+            reg::VIRTIO_MMIO_DRIVER_FEATURES => self.core().write_driver_features(value),
+            reg::VIRTIO_MMIO_QUEUE_SEL => self.core().select_queue(value),
+            reg::VIRTIO_MMIO_QUEUE_NUM => self.core().set_queue_size(value),
+            reg::VIRTIO_MMIO_QUEUE_READY => self.core().set_queue_ready(value & 1 != 0),
+            reg::VIRTIO_MMIO_STATUS => self.core().write_status(value),
+            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => self.address(Area::Desc, false, value),
+            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => self.address(Area::Desc, true, value),
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => self.address(Area::Avail, false, value),
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => self.address(Area::Avail, true, value),
+            reg::VIRTIO_MMIO_QUEUE_USED_LOW => self.address(Area::Used, false, value),
+            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => self.address(Area::Used, true, value),
+            _ => {}
+        }
+    }
+
+    fn address(&self, area: Area, high: bool, value: u32) {
+        self.core().set_queue_address(area, high, value);
+    }
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            self.core().read_config(offset, data);
+            return;
+        }
+        data.fill(0);
+        if let (Ok(offset), [_, _, _, _]) = (u32::try_from(offset), &data) {
+            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            self.core().write_config(offset, data);
+        } else if let (Ok(offset), Ok(value)) = (u32::try_from(offset), data.try_into()) {
+            self.write_register(offset, u32::from_le_bytes(value));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! A TAP interface of the host's: frames in and out, each behind a 12-byte `virtio_net_hdr`.
+//!
+//! The descriptor never blocks. Offloads are off until [`Tap::set_offloads`] says what the guest
+//! can take. See `Documentation/networking/tuntap.rst`.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+};
+
+use super::HEADER_LEN;
+use crate::virtio::queue::Iovecs;
+
+/// A TAP that cannot be used. Each names it and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// Linux allows 1 to 15 bytes, without `/` and white space.
+    #[error("{0:?} is not the name of a network interface: 1 to 15 bytes, no '/', no white space")]
+    Name(String),
+    /// There is no `/dev/net/tun`, or it is not ours.
+    #[error("cannot open /dev/net/tun for TAP {name}: {source}; try `modprobe tun`")]
+    Device {
+        /// What the user gave.
+        name: String,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// It is not there and we may not make it, or it belongs to another user.
+    #[error(
+        "no permission for TAP {name}; make it with `ip tuntap add {name} mode tap user $USER` \
+         (as root), or give husk CAP_NET_ADMIN"
+    )]
+    Permission {
+        /// What the user gave.
+        name: String,
+    },
+    /// Somebody else has it.
+    #[error("TAP {name} is in use; stop the other VM, or use another TAP")]
+    InUse {
+        /// What the user gave.
+        name: String,
+    },
+    /// The descriptor is no TAP, or not set up as one that carries Ethernet frames and headers.
+    #[error(
+        "descriptor {fd} is not a TAP with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR; open it with these"
+    )]
+    NotATap {
+        /// The descriptor's number.
+        fd: RawFd,
+    },
+    /// The host refused something else.
+    #[error("TAP {name}: {what}: {source}")]
+    Host {
+        /// What the user gave.
+        name: String,
+        /// What was tried.
+        what: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+/// Fields of `struct ifreq` that are used here.
+#[repr(C)]
+struct IfReq {
+    name: [u8; libc::IFNAMSIZ],
+    flags: libc::c_short,
+    rest: [u8; 22],
+}
+
+const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// An open TAP. Closing it leaves a persistent interface in place.
+#[derive(Debug)]
+pub struct Tap {
+    fd: OwnedFd,
+    name: String,
+    /// Set only for what stands in for a TAP in tests, which takes no ioctl.
+    plain: bool,
+}
+
+impl Tap {
+    /// Opens the TAP called `name`, or makes one that lives as long as this does.
+    ///
+    /// # Errors
+    /// See [`TapError`].
+    pub fn open(name: &str) -> Result<Tap, TapError> {
+        let bad = |b: u8| b == b'/' || b == 0 || b == b'%' || b.is_ascii_whitespace();
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.bytes().any(bad) {
+            return Err(TapError::Name(name.into()));
+        }
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open("/dev/net/tun");
+        let fd = match opened {
+            Ok(file) => OwnedFd::from(file),
+            Err(source) => return Err(TapError::Device { name: name.into(), source }),
+        };
+        let mut request = IfReq { name: [0; 16], flags: FLAGS as libc::c_short, rest: [0; 22] };
+        for (to, from) in request.name.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        // SAFETY: TUNSETIFF reads and writes an ifreq, which IfReq is as long as.
+        let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) };
+        if done < 0 {
+            let (name, source) = (name.to_string(), io::Error::last_os_error());
+            return Err(match source.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => TapError::Permission { name },
+                Some(libc::EBUSY) => TapError::InUse { name },
+                _ => TapError::Host { name, what: "TUNSETIFF", source },
+            });
+        }
+        Tap::prepare(fd, name.into())
+    }
+
+    /// Takes a copy of descriptor `number`, a TAP this process has inherited.
+    ///
+    /// # Errors
+    /// See [`TapError`]; they name `number`.
+    pub fn inherited(number: RawFd) -> Result<Tap, TapError> {
+        // SAFETY: a number that is no open descriptor fails and touches nothing.
+        let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+        if copy < 0 {
+            return Err(TapError::NotATap { fd: number });
+        }
+        // SAFETY: fcntl gave us this descriptor just now.
+        Tap::from_fd(unsafe { OwnedFd::from_raw_fd(copy) }).map_err(|e| match e {
+            TapError::NotATap { .. } => TapError::NotATap { fd: number },
+            other => other,
+        })
+    }
+
+    /// Takes over a TAP that somebody else has opened, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    ///
+    /// # Errors
+    /// See [`TapError`].
+    pub fn from_fd(fd: OwnedFd) -> Result<Tap, TapError> {
+        let mut request = IfReq { name: [0; 16], flags: 0, rest: [0; 22] };
+        // SAFETY: TUNGETIFF writes an ifreq, which IfReq is as long as.
+        let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &mut request) };
+        if done < 0 || libc::c_int::from(request.flags) & FLAGS != FLAGS {
+            return Err(TapError::NotATap { fd: fd.as_raw_fd() });
+        }
+        let name = request.name.iter().take_while(|b| **b != 0).copied().collect();
+        let name = String::from_utf8(name).unwrap_or_else(|_| "?".into());
+        // SAFETY: F_GETFL and F_SETFL take no pointers.
+        let done = unsafe {
+            let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+            libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+        };
+        if done < 0 {
+            let source = io::Error::last_os_error();
+            return Err(TapError::Host { name, what: "O_NONBLOCK", source });
+        }
+        Tap::prepare(fd, name)
+    }
+
+    /// Frames over a socket that keeps their borders, for tests without a TAP.
+    #[cfg(test)]
+    pub(crate) fn plain(fd: OwnedFd) -> Tap {
+        Tap { fd, name: "plain".into(), plain: true }
+    }
+
+    fn prepare(fd: OwnedFd, name: String) -> Result<Tap, TapError> {
+        let tap = Tap { fd, name, plain: false };
+        let host = |what| {
+            let name = tap.name.clone();
+            move |source| TapError::Host { name, what, source }
+        };
+        let len = HEADER_LEN as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads an int.
+        check(unsafe { libc::ioctl(tap.fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &len) })
+            .map_err(host("TUNSETVNETHDRSZ"))?;
+        tap.set_offloads(0).map_err(host("TUNSETOFFLOAD"))?;
+        Ok(tap)
+    }
+
+    /// The interface's name on the host.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Lets the host send what a guest that accepted these virtio `features` can take: frames
+    /// without checksum, and larger than the wire's.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn set_offloads(&self, features: u64) -> io::Result<()> {
+        if self.plain {
+            return Ok(());
+        }
+        let has = |bit: u32| features & 1 << bit != 0;
+        let mut offloads = 0;
+        if has(VIRTIO_NET_F_GUEST_CSUM) {
+            offloads |= libc::TUN_F_CSUM;
+            for (bit, offload) in [
+                (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
+                (VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
+            ] {
+                if has(bit) {
+                    offloads |= offload;
+                    if has(VIRTIO_NET_F_GUEST_ECN) {
+                        offloads |= libc::TUN_F_TSO_ECN;
+                    }
+                }
+            }
+        }
+        let offloads = libc::c_ulong::from(offloads);
+        // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
+    }
+
+    /// Reads one frame; the bytes it has, or `WouldBlock`.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn receive(&self, to: &Iovecs<'_>) -> io::Result<usize> {
+        to.readv(self.fd.as_fd())
+    }
+
+    /// Sends one frame, or says `WouldBlock`.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn send(&self, frame: &Iovecs<'_>) -> io::Result<usize> {
+        frame.writev(self.fd.as_fd())
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+fn check(done: libc::c_int) -> io::Result<()> {
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,251 @@
+//! One descriptor chain: walked, checked, and handed to a device as host memory.
+//!
+//! [`walk`] copies each descriptor once and believes nothing it has not checked: after it, a chain
+//! is a list of host segments that lie in guest memory, readable ones first. [`Chain`] is the
+//! device's view of that list, with byte offsets that run across segments.
+
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap};
+
+use super::Malformed;
+use super::iovec::{IOV_MAX, Iovecs, Segment};
+use super::ring::{Rings, descriptor};
+
+/// The most segments of one chain, and entries of one indirect table.
+pub const MAX_SEGMENTS: usize = IOV_MAX;
+
+const DESCRIPTOR_LEN: u32 = size_of::<Descriptor>() as u32;
+
+/// What [`walk`] found and put at the end of the list of segments.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Extent {
+    /// Segments that the driver filled; they come first.
+    pub(super) readable: usize,
+    /// Segments for the device to fill.
+    pub(super) writable: usize,
+    pub(super) readable_len: usize,
+    pub(super) writable_len: usize,
+}
+
+/// Follows the chain that begins at `head` and appends its segments to `segments`.
+pub(super) fn walk(
+    memory: &GuestMemoryMmap,
+    rings: &Rings<'_>,
+    size: u16,
+    indirect_allowed: bool,
+    head: u16,
+    segments: &mut Vec<Segment>,
+) -> Result<Extent, Malformed> {
+    let mut extent = Extent::default();
+    let (mut table, mut entries, mut index) = (rings.desc, size, head);
+    let mut inside = false;
+    let mut steps = 0;
+    let mut total = 0u32;
+    loop {
+        if index >= entries {
+            return Err(Malformed::DescriptorIndex { index, entries });
+        }
+        // A chain that is longer than its table goes round in it.
+        if steps == entries {
+            return Err(Malformed::Loop);
+        }
+        steps += 1;
+        let found = descriptor(&table, index)?;
+        let flags = u32::from(found.flags());
+        if flags & VRING_DESC_F_INDIRECT != 0 {
+            // virtio 1.3 §2.7.5.3
+            if inside || !indirect_allowed || flags & VRING_DESC_F_NEXT != 0 {
+                return Err(Malformed::Indirect);
+            }
+            let len = found.len();
+            let count = len / DESCRIPTOR_LEN;
+            if len == 0 || len % DESCRIPTOR_LEN != 0 || count as usize > MAX_SEGMENTS {
+                return Err(Malformed::IndirectLen(len));
+            }
+            table = memory
+                .get_slice(found.addr(), len as usize)
+                .map_err(|_| Malformed::Outside { address: found.addr().0, len })?;
+            // At most MAX_SEGMENTS, so the cast keeps the number.
+            (entries, index, steps, inside) = (count as u16, 0, 0, true);
+            continue;
+        }
+        total = total.checked_add(found.len()).ok_or(Malformed::TooManyBytes)?;
+        let writable = flags & VRING_DESC_F_WRITE != 0;
+        if !writable && extent.writable_len + extent.writable > 0 {
+            return Err(Malformed::ReadableAfterWritable);
+        }
+        let before = segments.len();
+        append(memory, &found, segments)?;
+        let added = segments.len() - before;
+        if extent.readable + extent.writable + added > MAX_SEGMENTS {
+            return Err(Malformed::TooManySegments);
+        }
+        if writable {
+            extent.writable += added;
+            extent.writable_len += found.len() as usize;
+        } else {
+            extent.readable += added;
+            extent.readable_len += found.len() as usize;
+        }
+        if flags & VRING_DESC_F_NEXT == 0 {
+            return Ok(extent);
+        }
+        index = found.next();
+    }
+}
+
+/// One descriptor is one segment, or two where guest memory is made of adjoining regions. An empty
+/// one is none, whatever its address.
+fn append(
+    memory: &GuestMemoryMmap,
+    found: &Descriptor,
+    segments: &mut Vec<Segment>,
+) -> Result<(), Malformed> {
+    let outside = Malformed::Outside { address: found.addr().0, len: found.len() };
+    for piece in memory.get_slices(found.addr(), found.len() as usize) {
+        let Ok(piece) = piece else { return Err(outside) };
+        segments.push(Segment::new(piece.ptr_guard_mut().as_ptr(), piece.len()));
+    }
+    Ok(())
+}
+
+/// Bytes were asked for that the chain does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the chain is shorter than that")]
+pub struct OutOfChain;
+
+/// One request of the driver's: what it filled, and what it wants filled.
+pub struct Chain<'a> {
+    head: u16,
+    readable: &'a [Segment],
+    writable: &'a [Segment],
+    extent: Extent,
+    scratch: &'a mut Vec<Segment>,
+}
+
+impl<'a> Chain<'a> {
+    /// # Safety
+    /// The segments must lie in memory that stays mapped for `'a`, and `extent` describe them.
+    pub(super) unsafe fn new(
+        head: u16,
+        segments: &'a [Segment],
+        extent: Extent,
+        scratch: &'a mut Vec<Segment>,
+    ) -> Chain<'a> {
+        let (readable, writable) = segments.split_at_checked(extent.readable).unwrap_or_default();
+        Chain { head, readable, writable, extent, scratch }
+    }
+
+    /// The chain's name in the used ring.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Bytes the driver filled.
+    pub fn readable_len(&self) -> usize {
+        self.extent.readable_len
+    }
+
+    /// Bytes the device may fill.
+    pub fn writable_len(&self) -> usize {
+        self.extent.writable_len
+    }
+
+    /// Copies readable bytes at `offset` to `data`.
+    ///
+    /// # Errors
+    /// When the readable part ends before; then nothing useful is in `data`.
+    pub fn copy_to(&self, offset: usize, data: &mut [u8]) -> Result<(), OutOfChain> {
+        let mut done = 0;
+        each(self.readable, offset, data.len(), |piece| {
+            // SAFETY: Chain::new's caller vouches for the memory, for 'a.
+            let piece = unsafe { piece.as_slice() };
+            if let Some(rest) = data.get_mut(done..) {
+                done += piece.copy_to(rest);
+            }
+        })
+    }
+
+    /// A copy of the object at readable byte `offset`.
+    ///
+    /// # Errors
+    /// When the readable part ends before the object does.
+    pub fn read_obj<T: ByteValued + Default>(&self, offset: usize) -> Result<T, OutOfChain> {
+        let mut object = T::default();
+        self.copy_to(offset, object.as_mut_slice())?;
+        Ok(object)
+    }
+
+    /// Copies `data` to the writable bytes at `offset`.
+    ///
+    /// # Errors
+    /// When the writable part ends before.
+    pub fn copy_from(&self, offset: usize, data: &[u8]) -> Result<(), OutOfChain> {
+        // SAFETY: Chain::new's caller vouches for the memory, for 'a.
+        unsafe { copy_into(self.writable, offset, data) }
+    }
+
+    /// The readable bytes `offset..offset + len`, for a system call that reads them.
+    ///
+    /// # Errors
+    /// When the readable part ends before.
+    pub fn readable_iovecs(&mut self, offset: usize, len: usize) -> Result<Iovecs<'_>, OutOfChain> {
+        // SAFETY: Chain::new's caller vouches for the memory, for 'a, which outlives this borrow.
+        unsafe { Iovecs::slice(self.readable, offset, len, self.scratch) }.ok_or(OutOfChain)
+    }
+
+    /// The writable bytes `offset..offset + len`, for a system call that fills them.
+    ///
+    /// # Errors
+    /// When the writable part ends before.
+    pub fn writable_iovecs(&mut self, offset: usize, len: usize) -> Result<Iovecs<'_>, OutOfChain> {
+        // SAFETY: Chain::new's caller vouches for the memory, for 'a, which outlives this borrow.
+        unsafe { Iovecs::slice(self.writable, offset, len, self.scratch) }.ok_or(OutOfChain)
+    }
+}
+
+/// Copies `data` to byte `offset` of `segments`.
+///
+/// # Safety
+/// The memory of every segment must be mapped and writable.
+pub(super) unsafe fn copy_into(
+    segments: &[Segment],
+    offset: usize,
+    data: &[u8],
+) -> Result<(), OutOfChain> {
+    let mut rest = data;
+    each(segments, offset, data.len(), |piece| {
+        if let Some((now, later)) = rest.split_at_checked(piece.len()) {
+            // SAFETY: the caller vouches for the memory.
+            unsafe { piece.as_slice() }.copy_from(now);
+            rest = later;
+        }
+    })
+}
+
+/// Calls `f` with the pieces that make up the bytes `offset..offset + len` of `segments`.
+fn each(
+    segments: &[Segment],
+    mut offset: usize,
+    len: usize,
+    mut f: impl FnMut(Segment),
+) -> Result<(), OutOfChain> {
+    let mut left = len;
+    for segment in segments {
+        if left == 0 {
+            break;
+        }
+        if offset >= segment.len() {
+            offset -= segment.len();
+            continue;
+        }
+        let piece = segment.cut(offset, left);
+        offset = 0;
+        left -= piece.len();
+        f(piece);
+    }
+    if left == 0 { Ok(()) } else { Err(OutOfChain) }
+}

@@ -1,0 +1,430 @@
+//! A split virtqueue, from the device's side (virtio 1.3 §2.7).
+//!
+//! One loop owns the ring: [`Queue::process`] takes chains, checks them, gives each to a closure
+//! and publishes what it answers; interrupts and doorbells are suppressed as `EVENT_IDX` or the
+//! flags say. Nothing the driver writes is believed, read twice, or able to make this loop for
+//! longer than a budget: a malformed ring marks the device `DEVICE_NEEDS_RESET` and the queue is
+//! left alone from then on. What must outlive the process is in [`QueueState`].
+
+mod chain;
+mod iovec;
+mod lookahead;
+mod ring;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{Ordering, fence};
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+pub use chain::{Chain, MAX_SEGMENTS, OutOfChain};
+pub use iovec::{IOV_MAX, IovecBuffer, Iovecs};
+pub use lookahead::Lookahead;
+
+use super::interrupt::Interrupt;
+use iovec::Segment;
+use lookahead::Ahead;
+use ring::Rings;
+
+/// Where a queue lies in guest memory and how far it has come; all that a snapshot keeps of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    /// Entries; a power of two, at most [`QueueState::MAX_SIZE`].
+    pub size: u16,
+    /// The driver has enabled the queue.
+    pub ready: bool,
+    /// Guest address of the descriptor table (16-byte aligned).
+    pub desc: u64,
+    /// Guest address of the available ring (2-byte aligned).
+    pub avail: u64,
+    /// Guest address of the used ring (4-byte aligned).
+    pub used: u64,
+    /// Free-running position of the next chain to take.
+    pub next_avail: u16,
+    /// Free-running position of the next used element.
+    pub next_used: u16,
+    /// `VIRTIO_F_EVENT_IDX` was accepted.
+    pub event_idx: bool,
+    /// `VIRTIO_F_INDIRECT_DESC` was accepted.
+    pub indirect: bool,
+}
+
+impl QueueState {
+    /// The largest queue there is (virtio 1.3 §2.7).
+    pub const MAX_SIZE: u16 = 32768;
+
+    /// Takes over what the accepted `features` say about rings.
+    pub fn set_features(&mut self, features: u64) {
+        self.event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        self.indirect = features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
+    }
+
+    /// Whether the areas are aligned and lie in `memory`, and the size is at most `max`.
+    ///
+    /// # Errors
+    /// What the driver did wrong.
+    pub fn validate(&self, memory: &GuestMemoryMmap, max: u16) -> Result<(), Malformed> {
+        if self.size > max {
+            return Err(Malformed::Size(self.size));
+        }
+        Rings::resolve(memory, self).map(drop)
+    }
+}
+
+/// Why a ring cannot be used any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Not a power of two, or too large.
+    #[error("queue size {0}")]
+    Size(u16),
+    /// An area is not aligned as virtio 1.3 §2.7 demands.
+    #[error("the {what} at {address:#x} is not aligned to {align} bytes")]
+    Misaligned {
+        /// Which area.
+        what: &'static str,
+        /// Guest address.
+        address: u64,
+        /// Bytes.
+        align: u64,
+    },
+    /// An area is not in (one region of) guest memory.
+    #[error("the {what} at {address:#x}+{len:#x} is outside memory")]
+    AreaOutside {
+        /// Which area.
+        what: &'static str,
+        /// Guest address.
+        address: u64,
+        /// Bytes.
+        len: usize,
+    },
+    /// More chains were made available than the ring holds.
+    #[error("the available index jumped from {from} to {to}")]
+    AvailJump {
+        /// Our position.
+        from: u16,
+        /// The driver's.
+        to: u16,
+    },
+    /// A descriptor that does not exist.
+    #[error("descriptor {index} of {entries}")]
+    DescriptorIndex {
+        /// Its index.
+        index: u16,
+        /// The table's size.
+        entries: u16,
+    },
+    /// A chain comes back to itself.
+    #[error("a chain of descriptors loops")]
+    Loop,
+    /// More than [`MAX_SEGMENTS`].
+    #[error("a chain has more than {MAX_SEGMENTS} segments")]
+    TooManySegments,
+    /// A chain of more than `u32::MAX` bytes.
+    #[error("a chain has more than 4 GiB")]
+    TooManyBytes,
+    /// An indirect table within another, beside `NEXT`, or not negotiated.
+    #[error("an indirect descriptor where none may be")]
+    Indirect,
+    /// An indirect table that is empty, has half an entry, or too many.
+    #[error("an indirect table of {0} bytes")]
+    IndirectLen(u32),
+    /// Writable descriptors come last (virtio 1.3 §2.7.4.2).
+    #[error("a readable descriptor follows a writable one")]
+    ReadableAfterWritable,
+    /// A buffer outside guest memory.
+    #[error("a buffer at {address:#x}+{len:#x} is outside memory")]
+    Outside {
+        /// Guest address.
+        address: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// A chain the device cannot answer.
+    #[error("{0}")]
+    Device(&'static str),
+    /// An access to a checked area failed all the same.
+    #[error("guest memory could not be accessed")]
+    Host,
+}
+
+/// What a device says of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Finished; so many bytes of the writable part were filled.
+    Done(u32),
+    /// Taken; the device calls [`Queue::complete`] later.
+    Deferred,
+    /// Not now: the chain is put back and the round ends. Whoever says so calls
+    /// [`Queue::process`] again by itself, for the driver is not asked for a doorbell.
+    Stop,
+    /// The chain breaks the device's rules beyond answering: the device needs a reset.
+    Broken(&'static str),
+}
+
+/// How a round of [`Queue::process`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Round {
+    /// Nothing is left; the driver will ring.
+    Idle,
+    /// The budget is spent and the queue has rung its own doorbell, so that others get their turn.
+    More,
+    /// The device answered [`Answer::Stop`].
+    Stopped,
+    /// The ring is malformed: nothing happens here until the device is reset.
+    Broken,
+}
+
+/// A queue that is being served.
+pub struct Queue {
+    state: QueueState,
+    doorbell: EventFd,
+    /// Chains a round takes before it lets others run.
+    budget: u16,
+    /// Look at the driver's wish for an interrupt after each chain, not after each round.
+    prompt: bool,
+    broken: bool,
+    /// Used elements since that look.
+    unsignalled: u16,
+    segments: Vec<Segment>,
+    scratch: Vec<Segment>,
+    ahead: Vec<Ahead>,
+}
+
+impl Queue {
+    /// A queue that continues from `state`; the driver rings `doorbell`.
+    pub fn new(state: QueueState, doorbell: EventFd) -> Queue {
+        Queue {
+            state,
+            doorbell,
+            budget: state.size,
+            prompt: false,
+            broken: false,
+            unsignalled: 0,
+            segments: Vec::new(),
+            scratch: Vec::new(),
+            ahead: Vec::new(),
+        }
+    }
+
+    /// Ends a round after `chains` chains (at first: as many as the queue has entries).
+    pub fn set_budget(&mut self, chains: u16) {
+        self.budget = chains.max(1);
+    }
+
+    /// Interrupts as soon as a chain is done: for devices that take long over each.
+    pub fn set_prompt(&mut self, prompt: bool) {
+        self.prompt = prompt;
+    }
+
+    /// What the driver writes to.
+    pub fn doorbell(&self) -> &EventFd {
+        &self.doorbell
+    }
+
+    /// Rings the queue's own doorbell, to be called again.
+    pub fn ring(&self) {
+        // Fails only when it rings already.
+        let _ = self.doorbell.write(1);
+    }
+
+    /// Takes notice of the doorbell: to be called before a round, never after.
+    pub fn quiet(&self) {
+        // Fails when nobody rang.
+        let _ = self.doorbell.read();
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        self.state.size
+    }
+
+    /// Where the queue stands.
+    pub fn state(&self) -> QueueState {
+        self.state
+    }
+
+    /// Gives the available chains to `f`, in order, and publishes its answers.
+    pub fn process(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        interrupt: &Interrupt,
+        f: impl FnMut(&mut Chain<'_>) -> Answer,
+    ) -> Round {
+        if self.broken {
+            return Round::Broken;
+        }
+        match self.round(memory, interrupt, f) {
+            Ok(round) => round,
+            Err(why) => self.fail(interrupt, why),
+        }
+    }
+
+    /// Publishes a chain that was [`Answer::Deferred`], `len` bytes of it filled.
+    pub fn complete(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        interrupt: &Interrupt,
+        head: u16,
+        len: u32,
+    ) {
+        if self.broken {
+            return;
+        }
+        let done = Rings::resolve(memory, &self.state).and_then(|rings| {
+            self.put_used(&rings, head, len)?;
+            rings.publish(self.state.next_used)?;
+            self.signal(&rings, interrupt)
+        });
+        if let Err(why) = done {
+            self.fail(interrupt, why);
+        }
+    }
+
+    /// A view of several available chains at once, none of them taken yet; `None` when the ring is
+    /// malformed. For receive queues, where one frame may need many.
+    pub fn look_ahead<'q>(
+        &'q mut self,
+        memory: &'q GuestMemoryMmap,
+        interrupt: &'q Interrupt,
+    ) -> Option<Lookahead<'q>> {
+        if self.broken {
+            return None;
+        }
+        match Rings::resolve(memory, &self.state) {
+            Ok(rings) => Some(Lookahead::new(self, memory, interrupt, rings)),
+            Err(why) => {
+                self.fail(interrupt, why);
+                None
+            }
+        }
+    }
+
+    fn round(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        interrupt: &Interrupt,
+        mut f: impl FnMut(&mut Chain<'_>) -> Answer,
+    ) -> Result<Round, Malformed> {
+        let rings = Rings::resolve(memory, &self.state)?;
+        let mut budget = self.budget;
+        let round = 'round: loop {
+            self.mute(&rings)?;
+            let mut pending = self.available(&rings, self.state.next_avail)?;
+            while pending > 0 {
+                if budget == 0 {
+                    self.ring();
+                    break 'round Round::More;
+                }
+                budget -= 1;
+                let head = rings.avail_entry(self.state.next_avail)?;
+                self.segments.clear();
+                let state = &self.state;
+                let extent = chain::walk(
+                    memory,
+                    &rings,
+                    state.size,
+                    state.indirect,
+                    head,
+                    &mut self.segments,
+                )?;
+                // SAFETY: walk put there only segments of `memory`, which is borrowed meanwhile.
+                let mut chain =
+                    unsafe { Chain::new(head, &self.segments, extent, &mut self.scratch) };
+                match f(&mut chain) {
+                    Answer::Done(len) => {
+                        self.state.next_avail = self.state.next_avail.wrapping_add(1);
+                        self.put_used(&rings, head, len)?;
+                        rings.publish(self.state.next_used)?;
+                        if self.prompt {
+                            self.signal(&rings, interrupt)?;
+                        }
+                    }
+                    Answer::Deferred => {
+                        self.state.next_avail = self.state.next_avail.wrapping_add(1);
+                    }
+                    Answer::Stop => break 'round Round::Stopped,
+                    Answer::Broken(why) => return Err(Malformed::Device(why)),
+                }
+                pending -= 1;
+                if pending == 0 {
+                    pending = self.available(&rings, self.state.next_avail)?;
+                }
+            }
+            if !self.listen(&rings, self.state.next_avail)? {
+                break Round::Idle;
+            }
+        };
+        self.signal(&rings, interrupt)?;
+        Ok(round)
+    }
+
+    /// Chains the driver has made available from position `from` on.
+    fn available(&self, rings: &Rings<'_>, from: u16) -> Result<u16, Malformed> {
+        let to = rings.avail_idx()?;
+        let taken = from.wrapping_sub(self.state.next_avail);
+        let count = to.wrapping_sub(self.state.next_avail);
+        if count > self.state.size || count < taken {
+            return Err(Malformed::AvailJump { from, to });
+        }
+        Ok(count - taken)
+    }
+
+    fn put_used(&mut self, rings: &Rings<'_>, head: u16, len: u32) -> Result<(), Malformed> {
+        rings.put_used(self.state.next_used, head, len)?;
+        self.state.next_used = self.state.next_used.wrapping_add(1);
+        self.unsignalled = self.unsignalled.saturating_add(1);
+        Ok(())
+    }
+
+    /// Asks for no doorbells while we look anyway. With `EVENT_IDX` an `avail_event` that lies
+    /// behind says so by itself.
+    fn mute(&self, rings: &Rings<'_>) -> Result<(), Malformed> {
+        if self.state.event_idx { Ok(()) } else { rings.set_doorbells(false) }
+    }
+
+    /// Asks for a doorbell at the next chain after position `seen`; true when there is one already,
+    /// for which the driver may not have rung (virtio 1.3 §2.7.10, §2.7.13.3.1).
+    fn listen(&self, rings: &Rings<'_>, seen: u16) -> Result<bool, Malformed> {
+        if self.state.event_idx {
+            rings.set_avail_event(seen)?;
+        } else {
+            rings.set_doorbells(true)?;
+        }
+        // The driver moves the index and then reads our wish; we write the wish and then read the
+        // index. Both fences full, one of us sees the other.
+        fence(Ordering::SeqCst);
+        Ok(self.available(rings, seen)? > 0)
+    }
+
+    /// Interrupts when there is something new and the driver wants to know (virtio 1.3 §2.7.7.2).
+    fn signal(&mut self, rings: &Rings<'_>, interrupt: &Interrupt) -> Result<(), Malformed> {
+        let new = std::mem::take(&mut self.unsignalled);
+        if new == 0 {
+            return Ok(());
+        }
+        // We move the used index and then read the driver's wish; it writes the wish and then
+        // reads the index.
+        fence(Ordering::SeqCst);
+        let wanted = if self.state.event_idx {
+            // Its event lies among the `new` last positions.
+            self.state.next_used.wrapping_sub(rings.used_event()?).wrapping_sub(1) < new
+        } else {
+            !rings.interrupts_off()?
+        };
+        if wanted {
+            interrupt.signal_queue();
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, interrupt: &Interrupt, why: Malformed) -> Round {
+        self.broken = true;
+        interrupt.needs_reset(&why);
+        Round::Broken
+    }
+}

@@ -1,0 +1,159 @@
+use std::fs::File;
+use std::io::Write;
+
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, GuestRegionMmap};
+
+use super::*;
+use crate::boot::elf::Elf;
+use crate::boot::synth::{BASE, Spec};
+
+const RAM: usize = 32 << 20;
+
+fn ram(ranges: &[(u64, usize)]) -> GuestMemoryMmap {
+    let ranges: Vec<_> = ranges.iter().map(|(at, len)| (GuestAddress(*at), *len)).collect();
+    GuestMemoryMmap::from_ranges(&ranges).unwrap()
+}
+
+fn shared_ram() -> GuestMemoryMmap {
+    let mapping = MmapRegionBuilder::new(RAM)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_ANONYMOUS)
+        .build()
+        .unwrap();
+    let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+    GuestMemoryMmap::from_regions(vec![region]).unwrap()
+}
+
+fn file(bytes: &[u8], immutable: bool) -> (tempfile::NamedTempFile, Image) {
+    let mut named = tempfile::NamedTempFile::new().unwrap();
+    named.write_all(bytes).unwrap();
+    let file = File::open(named.path()).unwrap();
+    (named, Image::File { file, len: bytes.len() as u64, immutable })
+}
+
+fn load(memory: &GuestMemoryMmap, image: &Image, method: LoadMethod) -> LoadMethod {
+    let segments = Elf::parse(image).unwrap().segments;
+    load_segments(memory, image, &segments, method, true).unwrap()
+}
+
+fn assert_loaded(memory: &GuestMemoryMmap, spec: &Spec) {
+    let expected = spec.memory();
+    let mut found = vec![0xff; expected.len()];
+    memory.read_slice(&mut found, GuestAddress(BASE)).unwrap();
+    assert!(found == expected);
+}
+
+#[test]
+fn a_file_read_and_a_file_mapped_make_the_same_memory() {
+    for align in [4096, 8] {
+        let spec = Spec { align, ..Spec::default() };
+        let (_named, image) = file(&spec.build(), true);
+        for method in [LoadMethod::Read, LoadMethod::Map] {
+            let memory = ram(&[(0, RAM)]);
+            let used = load(&memory, &image, method);
+            assert_loaded(&memory, &spec);
+            assert_eq!(used, if align == 4096 { method } else { LoadMethod::Read });
+        }
+    }
+}
+
+#[test]
+fn a_kernel_in_memory_is_copied() {
+    let spec = Spec::default();
+    let memory = ram(&[(0, RAM)]);
+    let used = load(&memory, &Image::Bytes(spec.build()), LoadMethod::Map);
+    assert_eq!(used, LoadMethod::Read);
+    assert_loaded(&memory, &spec);
+}
+
+#[test]
+fn shared_memory_and_files_of_others_are_not_mapped() {
+    let spec = Spec::default();
+    let (_named, image) = file(&spec.build(), true);
+    let memory = shared_ram();
+    assert_eq!(load(&memory, &image, LoadMethod::Map), LoadMethod::Read);
+    assert_loaded(&memory, &spec);
+    let (_named, image) = file(&spec.build(), false);
+    assert_eq!(load(&ram(&[(0, RAM)]), &image, LoadMethod::Map), LoadMethod::Read);
+}
+
+#[test]
+fn what_the_guest_writes_does_not_reach_the_file() {
+    let bytes = Spec::default().build();
+    let (named, image) = file(&bytes, true);
+    let memory = ram(&[(0, RAM)]);
+    assert_eq!(load(&memory, &image, LoadMethod::Map), LoadMethod::Map);
+    memory.write_slice(&[0xee; 0x9000], GuestAddress(BASE)).unwrap();
+    assert!(std::fs::read(named.path()).unwrap() == bytes);
+}
+
+#[test]
+fn a_kernel_over_two_regions_is_loaded() {
+    let spec = Spec::default();
+    let (_named, image) = file(&spec.build(), true);
+    let split = BASE as usize + 0x3000;
+    for method in [LoadMethod::Read, LoadMethod::Map] {
+        let memory = ram(&[(0, split), (split as u64, RAM - split)]);
+        assert_eq!(load(&memory, &image, method), method);
+        assert_loaded(&memory, &spec);
+    }
+}
+
+#[test]
+fn memory_that_was_used_before_is_zeroed_where_the_kernel_has_zeros() {
+    let spec = Spec::default();
+    let (_named, image) = file(&spec.build(), true);
+    let segments = Elf::parse(&image).unwrap().segments;
+    for method in [LoadMethod::Read, LoadMethod::Map] {
+        let memory = ram(&[(0, RAM)]);
+        for (paddr, _, memsz) in &spec.segments {
+            memory.write_slice(&vec![0xaa; *memsz as usize], GuestAddress(*paddr)).unwrap();
+        }
+        load_segments(&memory, &image, &segments, method, false).unwrap();
+        for (paddr, bytes, memsz) in &spec.segments {
+            let mut found = vec![0xff; *memsz as usize];
+            memory.read_slice(&mut found, GuestAddress(*paddr)).unwrap();
+            assert!(found[..bytes.len()] == bytes[..]);
+            assert!(found[bytes.len()..].iter().all(|byte| *byte == 0));
+        }
+    }
+}
+
+#[test]
+fn zeros_are_not_touched() {
+    let segment = Segment { offset: 0, paddr: 16 << 20, filesz: 4096, memsz: 12 << 20 };
+    let memory = ram(&[(0, RAM)]);
+    let image = Image::Bytes(vec![1; 4096]);
+    load_segments(&memory, &image, &[segment], LoadMethod::Read, true).unwrap();
+    let host = memory.get_host_address(GuestAddress((16 << 20) + (4 << 20))).unwrap();
+    let mut resident = vec![0xff_u8; (8 << 20) / 4096];
+    // SAFETY: the range is inside the region, and there is a byte for each of its pages.
+    let result = unsafe { libc::mincore(host.cast(), 8 << 20, resident.as_mut_ptr()) };
+    assert_eq!(result, 0);
+    assert!(resident.iter().all(|page| page & 1 == 0));
+}
+
+#[test]
+fn a_guest_with_too_little_memory_is_told_how_much_it_needs() {
+    let image = Image::Bytes(Spec::default().build());
+    let segments = Elf::parse(&image).unwrap().segments;
+    let refusal = |memory| {
+        load_segments(&memory, &image, &segments, LoadMethod::Read, true).unwrap_err().to_string()
+    };
+    let error = refusal(ram(&[(0, 8 << 20)]));
+    assert!(error.contains("ends at 0x800000") && error.contains("at least 17 MiB"), "{error}");
+    // A hole in the middle of the second segment.
+    let error = refusal(ram(&[(0, 0x120_4000), (0x120_8000, 8 << 20)]));
+    assert!(error.contains("ends at 0x1204000"), "{error}");
+}
+
+#[test]
+fn a_file_cut_short_after_it_was_checked_is_an_error() {
+    let (named, image) = file(&Spec::default().build(), true);
+    let segments = Elf::parse(&image).unwrap().segments;
+    named.as_file().set_len(5000).unwrap();
+    let memory = ram(&[(0, RAM)]);
+    let error = load_segments(&memory, &image, &segments, LoadMethod::Read, true).unwrap_err();
+    assert!(matches!(error, LoadError::Read(_)), "{error}");
+}

@@ -1,0 +1,87 @@
+use super::*;
+use crate::boot::synth::{BASE, PVH_ENTRY, Spec, noise};
+
+fn relaid(spec: &Spec) -> (Elf, Vec<u8>) {
+    let image = Image::Bytes(spec.build());
+    let elf = without_zeros(&Elf::parse(&image).unwrap(), &image);
+    let mut out = Vec::new();
+    write(&elf, &image, &mut out).unwrap();
+    let again = Elf::parse(&Image::Bytes(out.clone())).unwrap();
+    (again, out)
+}
+
+/// Guest memory from [`BASE`] on as these segments make it.
+fn memory(elf: &Elf, file: &[u8]) -> Vec<u8> {
+    let mut memory = vec![0; (elf.end() - BASE) as usize];
+    for segment in &elf.segments {
+        let (from, to) = (segment.offset as usize, (segment.paddr - BASE) as usize);
+        let len = segment.filesz as usize;
+        memory[to..to + len].copy_from_slice(&file[from..from + len]);
+    }
+    memory
+}
+
+#[test]
+fn the_new_file_makes_the_same_memory_and_can_be_mapped() {
+    for align in [4096, 8, 1] {
+        let spec = Spec { align, ..Spec::default() };
+        let (elf, file) = relaid(&spec);
+        assert!(memory(&elf, &file) == spec.memory());
+        assert!(elf.segments.iter().all(elf::is_mappable));
+        assert_eq!((elf.entry, elf.pvh_entry), (Some(BASE), Some(PVH_ENTRY)));
+    }
+}
+
+#[test]
+fn long_zeros_are_left_out_and_short_ones_are_not() {
+    let (elf, file) = relaid(&Spec::default());
+    // The first segment's hole of 0x30000 bytes cuts it in two.
+    assert_eq!(elf.segments.len(), 3);
+    assert_eq!(elf.segments[0].filesz, 0x6000);
+    assert_eq!(elf.segments[1].paddr, BASE + 0x35000);
+    assert!(file.len() < 0x10000, "{:#x}", file.len());
+    let mut bytes = noise(5000, 1);
+    bytes.extend([0; 0x8000]);
+    bytes.extend(noise(5000, 2));
+    let spec = Spec { segments: vec![(BASE, bytes, 0x10000)], ..Spec::default() };
+    assert_eq!(relaid(&spec).0.segments.len(), 1);
+}
+
+#[test]
+fn a_segment_that_begins_or_ends_in_zeros_keeps_its_extent() {
+    let mut bytes = vec![0; 0x20000];
+    bytes.extend(noise(100, 1));
+    bytes.extend(vec![0; 0x20000]);
+    let entry = BASE + 0x20000;
+    let segments = vec![(BASE, bytes, 0x50000)];
+    let spec = Spec { entry, pvh: None, segments, ..Spec::default() };
+    let (elf, file) = relaid(&spec);
+    assert!(memory(&elf, &file) == spec.memory());
+    assert_eq!((elf.segments.len(), elf.end()), (2, BASE + 0x50000));
+    assert!(file.len() < 3 * 4096);
+}
+
+#[test]
+fn a_kernel_entered_in_zeros_is_left_as_it_is() {
+    let entry = BASE + 0x10000;
+    let segments = vec![(BASE, vec![0; 0x20000], 0x20000)];
+    let (elf, _) = relaid(&Spec { entry, pvh: None, segments, ..Spec::default() });
+    assert_eq!((elf.segments.len(), elf.segments[0].filesz), (1, 0x20000));
+    assert_eq!(elf.entry, Some(entry));
+}
+
+#[test]
+fn a_kernel_full_of_holes_gets_a_bounded_number_of_segments() {
+    let hole = [noise(1, 1), vec![0; 0x10fff]].concat();
+    let segments = vec![(BASE, hole.repeat(100), 0x11000 * 100)];
+    let spec = Spec { pvh: None, segments, ..Spec::default() };
+    let (elf, file) = relaid(&spec);
+    assert_eq!(elf.segments.len(), MAX_SEGMENTS + 1);
+    assert!(memory(&elf, &file) == spec.memory());
+}
+
+#[test]
+fn what_has_only_a_pvh_entry_still_has_no_other() {
+    let (elf, _) = relaid(&Spec { entry: 0, ..Spec::default() });
+    assert_eq!((elf.entry, elf.pvh_entry), (None, Some(PVH_ENTRY)));
+}

@@ -1,0 +1,178 @@
+//! `husk kernel`: the kernels husk knows of, and getting one.
+
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use clap::{Args, Subcommand, ValueEnum};
+use husk::kernels::{self, FetchError, KnownKernel, Origin, Request};
+
+use super::Error;
+use super::signals::Signals;
+
+/// SIGINT, when the signal ended apt-get and has not been seen here yet.
+const INTERRUPT: u8 = 2;
+
+/// List, fetch and unpack kernels
+#[derive(Args)]
+pub struct Kernel {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the kernels husk knows of; `husk run` takes the one marked *
+    List {
+        /// Print them as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring the distribution's current kernel (Debian, Ubuntu) and make it the default
+    ///
+    /// The package is downloaded with apt-get and unpacked into husk's data directory with its
+    /// modules. Nothing is installed, and root is not needed.
+    Fetch {
+        /// This package instead of the distribution's current kernel
+        #[arg(long, value_name = "NAME")]
+        package: Option<String>,
+        /// The kernel for virtual machines, or the one with drivers for everything
+        #[arg(long, value_name = "WHICH", default_value = "cloud", conflicts_with = "package")]
+        flavour: Flavour,
+    },
+    /// Write the vmlinux (ELF) that a vmlinuz (bzImage) carries
+    Unpack {
+        /// The bzImage
+        #[arg(value_name = "IN")]
+        input: PathBuf,
+        /// Where to write the vmlinux
+        #[arg(value_name = "OUT")]
+        output: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Flavour {
+    Cloud,
+    Generic,
+}
+
+impl Kernel {
+    /// Does what is asked and returns the exit status.
+    pub fn execute(self) -> Result<u8, Error> {
+        match self.command {
+            Command::List { json } => list(json)?,
+            Command::Fetch { package, flavour } => return fetch(package, flavour),
+            Command::Unpack { input, output } => {
+                let len = kernels::unpack(&input, &output)?;
+                eprintln!(
+                    "husk: {} ({:.1} MiB)",
+                    output.display(),
+                    len as f64 / f64::from(1 << 20)
+                );
+            }
+        }
+        Ok(0)
+    }
+}
+
+fn list(json: bool) -> Result<(), Error> {
+    let known = kernels::list();
+    if json {
+        return Ok(print(&(serde_json::to_string_pretty(&known)? + "\n"))?);
+    }
+    if known.is_empty() {
+        eprintln!("husk: no kernels here; `husk kernel fetch` brings one");
+    }
+    Ok(print(&table(&known))?)
+}
+
+fn fetch(package: Option<String>, flavour: Flavour) -> Result<u8, Error> {
+    let flavour = match flavour {
+        Flavour::Cloud => kernels::Flavour::Cloud,
+        Flavour::Generic => kernels::Flavour::Generic,
+    };
+    // A signal gives the fetch up, so that it can clean up behind itself.
+    let signals = Signals::block()?;
+    let (cancel, signal) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI32::new(0)));
+    let request = Request { package, flavour, cancel: cancel.clone() };
+    let came = signal.clone();
+    std::thread::spawn(move || {
+        came.store(signals.wait(), Ordering::Release);
+        cancel.store(true, Ordering::Release);
+    });
+    let fetched = match kernels::fetch(&request, &mut |line| eprintln!("husk: {line}")) {
+        Err(e @ FetchError::Cancelled) => {
+            eprintln!("husk: {e}");
+            let signal = signal.load(Ordering::Acquire);
+            return Ok(128u8.wrapping_add(if signal == 0 { INTERRUPT } else { signal as u8 }));
+        }
+        other => other?,
+    };
+    let how = if fetched.was_there { "was here already, and is" } else { "is" };
+    eprintln!(
+        "husk: {} {how} the kernel `husk run` takes now ({})",
+        fetched.version,
+        fetched.directory.display()
+    );
+    Ok(0)
+}
+
+/// A line a kernel: mark, version, who put it there, the file.
+fn table(known: &[KnownKernel]) -> String {
+    let width = known.iter().map(|kernel| kernel.version.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for kernel in known {
+        let mark = if kernel.default { '*' } else { ' ' };
+        let origin = match kernel.origin {
+            Origin::Environment => "$HUSK_KERNEL",
+            Origin::Husk => "husk",
+            Origin::Host => "host",
+        };
+        let missing = if kernel.path.exists() { "" } else { " (does not exist)" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{mark} {:width$}  {origin:12}  {}{missing}",
+            kernel.version,
+            kernel.path.display(),
+        );
+    }
+    text
+}
+
+/// Writes to stdout. Whoever closed it has read enough.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_marked_and_a_missing_file_said() {
+        let kernel = |version: &str, origin, path: &str, default| KnownKernel {
+            version: version.to_owned(),
+            origin,
+            path: path.into(),
+            modules: None,
+            default,
+        };
+        let known = [
+            kernel("x", Origin::Environment, "/no/such/x", true),
+            kernel("6.1.0", Origin::Husk, "/", false),
+        ];
+        assert_eq!(
+            table(&known),
+            "* x      $HUSK_KERNEL  /no/such/x (does not exist)\n\x20 6.1.0  husk          /\n"
+        );
+        assert_eq!(table(&[]), "");
+    }
+}

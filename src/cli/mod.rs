@@ -1,0 +1,74 @@
+//! The command line: arguments in, exit status out; one file a subcommand.
+//!
+//! Everything of substance is the library's. Here stand parsing, the terminal, signals, and what is
+//! said on stderr. stdout belongs to the guest.
+
+/// Says something to the user on stderr; gives up when nobody reads it.
+macro_rules! tell {
+    ($($words:tt)*) => {
+        $crate::cli::stderr::say(&format!($($words)*), std::time::Duration::from_secs(1))
+    };
+}
+
+mod doctor;
+mod footprint;
+mod kernel;
+mod keyvalue;
+mod logging;
+mod run;
+mod signals;
+mod stderr;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit status when husk itself could not (bad configuration, no KVM, a missing file).
+const CANNOT: u8 = 125;
+
+/// Run Linux kernels in microVMs on KVM.
+#[derive(Parser)]
+#[command(name = "husk", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(after_help = run::AFTER_HELP)]
+    Run(Box<run::Run>),
+    Doctor(doctor::Doctor),
+    Kernel(kernel::Kernel),
+}
+
+/// Runs the command line and returns the process' exit status.
+pub fn main() -> ExitCode {
+    let started = run::process_start();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let status = if e.use_stderr() { CANNOT } else { 0 };
+            // A closed stderr or stdout leaves nobody to tell.
+            let _ = e.print();
+            return ExitCode::from(status);
+        }
+    };
+    let result = match cli.command {
+        Command::Run(run) => run.execute(started),
+        Command::Doctor(doctor) => doctor.execute(),
+        Command::Kernel(kernel) => kernel.execute(),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(e) => {
+            terminal::restore();
+            tell!("husk: {e}\n");
+            ExitCode::from(CANNOT)
+        }
+    }
+}
+
+/// What a subcommand says when it could not do its work: a sentence for the user.
+type Error = Box<dyn std::error::Error>;

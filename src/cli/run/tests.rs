@@ -1,0 +1,87 @@
+use super::super::{Cli, Command};
+use super::*;
+use clap::{CommandFactory, Parser};
+
+fn config(args: &[&str]) -> Result<VmConfig, String> {
+    let args = ["husk", "run", "--kernel", "k"].iter().chain(args);
+    let cli = Cli::try_parse_from(args).map_err(|e| e.to_string())?;
+    let Command::Run(run) = cli.command else { panic!("`run` was parsed as something else") };
+    run.into_config().map_err(|e| e.to_string())
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_option_reaches_the_configuration() {
+    let made = config(&[
+        "--initrd",
+        "i",
+        "--cmdline",
+        "c",
+        "--append",
+        "a",
+        "--append",
+        "-b",
+        "--cpus",
+        "3",
+        "--memory",
+        "1G,shared",
+        "--disk",
+        "path=d.img,ro,id=root",
+        "--disk",
+        "e.img",
+        "--net",
+        "tap=tap0,mac=52:54:00:00:00:01",
+        "--net",
+        "fd=7,id=lan",
+        "--rng",
+        "off",
+        "--console",
+        "file=/tmp/log",
+        "--on-reboot",
+        "exit",
+        "--no-acpi",
+        "--boot-protocol",
+        "pvh",
+    ]);
+    let mut wanted = VmConfig::new("k");
+    wanted.initrd = Some("i".into());
+    wanted.cmdline = Some("c".into());
+    wanted.append = "a -b".into();
+    wanted.cpus = 3;
+    wanted.memory = MemoryConfig { size: Size::mib(1024), shared: true, hugepages: false };
+    wanted.disks = vec![
+        DiskConfig { id: "root".into(), path: "d.img".into(), readonly: true },
+        DiskConfig { id: "".into(), path: "e.img".into(), readonly: false },
+    ];
+    let mac = Some("52:54:00:00:00:01".into());
+    wanted.nets = vec![
+        NetConfig { id: "".into(), tap: Some("tap0".into()), fd: None, mac },
+        NetConfig { id: "lan".into(), tap: None, fd: Some(7), mac: None },
+    ];
+    wanted.rng = false;
+    wanted.console = ConsoleConfig::File("/tmp/log".into());
+    wanted.on_reboot = OnReboot::Exit;
+    wanted.acpi = false;
+    wanted.boot_protocol = BootProtocol::Pvh;
+    assert_eq!(made, Ok(wanted));
+}
+
+#[test]
+fn mistyped_values_are_refused_with_the_way_out() {
+    for (args, hint) in [
+        (["--memory", "lots"], "512M"),
+        (["--disk", "ro"], "path=FILE"),
+        (["--disk", "x,readonly"], "did you mean"),
+        (["--net", "fd=x"], "descriptor"),
+        (["--console", "tty"], "stdio, none, file=PATH, pty"),
+        (["--grace", "soon"], "seconds"),
+        (["--cpus", "two"], "--cpus"),
+    ] {
+        let error = config(&args).unwrap_err();
+        assert!(error.contains(hint), "{args:?}: {error}");
+    }
+}

@@ -1,0 +1,195 @@
+//! What a VM is made of, as plain data.
+//!
+//! [`VmConfig`] is what `husk run` makes from its options, what `--config` reads and
+//! `--print-config` writes, and what an embedder fills in. [`VmConfig::validate`] finds what can be
+//! found without opening anything; the rest is found by [`crate::Vm::new`].
+
+mod json;
+mod size;
+mod validate;
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use json::ConfigFileError;
+pub use size::{Size, SizeError};
+pub use validate::ConfigError;
+pub(crate) use validate::parse_mac;
+
+/// A virtual machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// The kernel: a bzImage (`vmlinuz`) or an ELF `vmlinux`.
+    pub kernel: PathBuf,
+    /// The initial RAM file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// Replaces the command line husk makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Added to the end of the command line.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub append: String,
+    /// Number of vCPUs, 1 to 64.
+    #[serde(default = "default_cpus")]
+    pub cpus: u32,
+    /// Guest memory.
+    #[serde(default)]
+    pub memory: MemoryConfig,
+    /// Disks, in the order in which the guest finds them (`/dev/vda`, `/dev/vdb`…).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskConfig>,
+    /// Network interfaces, in the order in which the guest finds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetConfig>,
+    /// Whether the guest has a source of entropy (virtio-rng).
+    #[serde(default = "yes")]
+    pub rng: bool,
+    /// What the serial console is connected to.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+    /// What a reboot of the guest does.
+    #[serde(default)]
+    pub on_reboot: OnReboot,
+    /// Describe the machine by ACPI; otherwise by an MP table and `virtio_mmio.device=` parameters.
+    #[serde(default = "yes")]
+    pub acpi: bool,
+    /// How the kernel is entered.
+    #[serde(default)]
+    pub boot_protocol: BootProtocol,
+    /// Map the kernel copy-on-write from husk's cache instead of reading it into huge pages: VMs of
+    /// one kernel then share its pages, and each starts more slowly where page faults are dear.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub share_kernel: bool,
+}
+
+fn default_cpus() -> u32 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl VmConfig {
+    /// A machine with `kernel`, one vCPU, 512 MiB, no disk and no network.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            kernel: kernel.into(),
+            initrd: None,
+            cmdline: None,
+            append: String::new(),
+            cpus: default_cpus(),
+            memory: MemoryConfig::default(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            rng: true,
+            console: ConsoleConfig::default(),
+            on_reboot: OnReboot::default(),
+            acpi: true,
+            boot_protocol: BootProtocol::default(),
+            share_kernel: false,
+        }
+    }
+}
+
+/// Guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// How much, a multiple of 4 KiB.
+    pub size: Size,
+    /// Backed by a memfd that other processes can map (vhost-user), instead of private memory.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub shared: bool,
+    /// Taken from the host's pool of 2 MiB huge pages.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub hugepages: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self { size: Size::mib(512), shared: false, hugepages: false }
+    }
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Names the disk in messages and, as its serial number, in the guest. Unique.
+    #[serde(default)]
+    pub id: String,
+    /// A raw image or a block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub readonly: bool,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Names the interface in messages; its MAC address is derived from it. Unique.
+    #[serde(default)]
+    pub id: String,
+    /// The host's TAP device, by name: an existing one, or one to be created for the VM's life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// The host's TAP device as a descriptor inherited from the caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<RawFd>,
+    /// The guest's MAC address, `52:54:00:12:34:56`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+}
+
+/// What the serial console is connected to.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleConfig {
+    /// The process' standard input and output.
+    #[default]
+    Stdio,
+    /// Nothing; the last lines are kept for the report about a guest that died.
+    None,
+    /// Output to this file, which is created or emptied; no input.
+    File(PathBuf),
+    /// A pseudo-terminal; [`crate::RunningVm::console_path`] tells which.
+    Pty,
+}
+
+/// What a reboot of the guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReboot {
+    /// Ends the VM.
+    Exit,
+    /// Boots it again, in place.
+    #[default]
+    Restart,
+}
+
+/// How the kernel is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootProtocol {
+    /// PVH when the kernel has its note, else the 64-bit protocol.
+    #[default]
+    Auto,
+    /// PVH.
+    Pvh,
+    /// The 64-bit boot protocol of Linux.
+    Linux64,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,318 @@
+//! Bringing the distribution's kernel into husk's own directory: what to bring, in which order, and
+//! what to say when it does not work. The tools are in `apt`, the directory in `store`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::apt::{self, Apt, Archive, Flavour};
+use super::store::{self, Store};
+use super::tool::Runner;
+
+/// What to bring.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// This package, or the image it depends on; otherwise the distribution's current kernel.
+    pub package: Option<String>,
+    /// Which of the distribution's kernels.
+    pub flavour: Flavour,
+    /// Set from another thread, it makes the fetch give up soon, with [`FetchError::Cancelled`].
+    pub cancel: Arc<AtomicBool>,
+}
+
+/// What was brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The kernel's version, and its directory's name.
+    pub version: String,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Whether it was there already, from the same packages.
+    pub was_there: bool,
+}
+
+/// Why no kernel could be brought.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Nowhere to put it.
+    #[error("there is no directory for kernels: set HOME or XDG_DATA_HOME to an absolute path")]
+    NoDirectory,
+    /// Not a Debian.
+    #[error(
+        "`{0}` is not installed here, and `husk kernel fetch` works only with Debian's and \
+         Ubuntu's packages; give a kernel with `husk run --kernel FILE`, or name one in $HUSK_KERNEL"
+    )]
+    NoTool(String),
+    /// A distribution whose packages are not known.
+    #[error(
+        "this is neither Debian nor Ubuntu (by /etc/os-release): name its kernel package with \
+         --package, or give a kernel with `husk run --kernel FILE`"
+    )]
+    UnknownDistribution,
+    /// A package that does not exist.
+    #[error("apt knows no package {package}; name another with --package")]
+    NoPackage {
+        /// What was asked for.
+        package: String,
+    },
+    /// A package that does not lead to a kernel.
+    #[error("the package {package} leads to no kernel image; name another with --package")]
+    NoImage {
+        /// What was asked for.
+        package: String,
+    },
+    /// A package without a kernel in it.
+    #[error("there is no boot/vmlinuz-… in {packages}; name another package with --package")]
+    NoKernelInside {
+        /// The packages.
+        packages: String,
+    },
+    /// A tool failed.
+    #[error(
+        "`{command}` failed: {said}\nCheck the network and the sources in /etc/apt, or give a \
+         kernel with `husk run --kernel FILE`"
+    )]
+    Tool {
+        /// What was run.
+        command: String,
+        /// What it said.
+        said: String,
+    },
+    /// The caller gave up.
+    #[error("interrupted; nothing was changed")]
+    Cancelled,
+    /// A file of husk's own directory.
+    #[error("cannot {action} {path}: {source}", path = .path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl FetchError {
+    pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { action, path: path.to_owned(), source }
+    }
+}
+
+/// Brings a kernel package, unpacks it into husk's own directory and makes it the default.
+/// `progress` is told what is being done, in a line at a time.
+///
+/// # Errors
+/// When this host has no apt, the package is not to be had, or the directory cannot be written.
+/// Then, and when it is cancelled, everything is as it was before.
+pub fn fetch(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Fetched, FetchError> {
+    let directory = super::directory().ok_or(FetchError::NoDirectory)?;
+    let runner = Runner::new(request.cancel.clone());
+    let mut apt = Apt::host(runner.clone())?;
+    let candidates = match &request.package {
+        Some(package) => vec![package.as_str()],
+        None => {
+            let os_release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+            apt::packages(&os_release, request.flavour).to_vec()
+        }
+    };
+    if candidates.is_empty() {
+        return Err(FetchError::UnknownDistribution);
+    }
+    let mut told = false;
+    let store = Store::open(&directory, || {
+        if !std::mem::replace(&mut told, true) {
+            progress("waiting for another fetch to end");
+        }
+        runner.check()
+    })?;
+    let mut fetch = Fetch { runner: &runner, store: &store, progress };
+    let found = match fetch.download(&apt, &candidates) {
+        Err(FetchError::Tool { .. } | FetchError::NoPackage { .. }) => {
+            // The usual reason is package lists that are absent, or older than the archive.
+            fetch.say("this host's package lists do not do; bringing new ones for this fetch");
+            apt.use_own_lists(&store.scratch("apt")?)?;
+            fetch.download(&apt, &candidates)?
+        }
+        other => other?,
+    };
+    let (version, was_there) = match found {
+        Found::Here(version) => (version, true),
+        Found::Downloaded { archives, directory } => {
+            let (kernel, version) = fetch.unpack(&archives, &directory)?;
+            store.install(&kernel, &version)?;
+            (version, false)
+        }
+    };
+    store.make_default(&version)?;
+    Ok(Fetched { directory: directory.join(&version), version, was_there })
+}
+
+/// The packages wanted.
+enum Found {
+    /// What they unpack to is here already: this version.
+    Here(String),
+    /// They were downloaded into this directory.
+    Downloaded { archives: Vec<Archive>, directory: PathBuf },
+}
+
+/// A fetch under way.
+struct Fetch<'a> {
+    runner: &'a Runner,
+    store: &'a Store,
+    progress: &'a mut dyn FnMut(&str),
+}
+
+impl Fetch<'_> {
+    fn say(&mut self, line: &str) {
+        (self.progress)(line);
+    }
+
+    /// Downloads the first of `candidates` that there is, unless it is here already.
+    fn download(&mut self, apt: &Apt, candidates: &[&str]) -> Result<Found, FetchError> {
+        let mut resolved = Err(FetchError::UnknownDistribution);
+        for candidate in candidates {
+            resolved = apt.resolve(candidate);
+            if resolved.is_ok() {
+                break;
+            }
+        }
+        let packages = resolved?;
+        let archives = apt.archives(&packages)?;
+        let here = self.store.find(&list_of(&archives)).filter(|_| !archives.is_empty());
+        if let Some(version) = here {
+            return Ok(Found::Here(version));
+        }
+        let size = archives.iter().map(|archive| archive.size).sum::<u64>() as f64;
+        let size = size / f64::from(1 << 20);
+        self.say(&format!("downloading {} ({size:.1} MiB)", packages.join(" and ")));
+        // A first try may have left its own.
+        let again = |_| self.store.scratch("download-again");
+        let directory = self.store.scratch("download").or_else(again)?;
+        apt.download(&packages, &directory)?;
+        Ok(Found::Downloaded { archives, directory })
+    }
+
+    /// Makes a kernel's directory of the `archives` in `directory`; returns it and the version.
+    fn unpack(
+        &mut self,
+        archives: &[Archive],
+        directory: &Path,
+    ) -> Result<(PathBuf, String), FetchError> {
+        self.say("unpacking");
+        let root = self.store.scratch("root")?;
+        for archive in super::entries(directory) {
+            apt::extract(self.runner, &archive, &root)?;
+        }
+        self.arrange(archives, &root)
+    }
+
+    /// The same, of the files that were in the archives.
+    fn arrange(
+        &mut self,
+        archives: &[Archive],
+        root: &Path,
+    ) -> Result<(PathBuf, String), FetchError> {
+        let boot = root.join("boot");
+        let image = super::host_kernels(&boot).into_iter().next();
+        let image = image.filter(|image| !image.is_symlink());
+        let version =
+            image.as_deref().map(|image| super::name_of(image).split_off("vmlinuz-".len()));
+        let (Some(image), Some(version)) =
+            (image, version.filter(|version| store::is_name(version)))
+        else {
+            let files: Vec<&str> = archives.iter().map(|archive| archive.file.as_str()).collect();
+            return Err(FetchError::NoKernelInside { packages: files.join(", ") });
+        };
+
+        let kernel = self.store.scratch("kernel")?;
+        let rename = |from: &Path, to: PathBuf| {
+            fs::rename(from, &to).map_err(FetchError::file("move a file to", &to))
+        };
+        rename(&image, kernel.join("vmlinuz"))?;
+        let config = boot.join(format!("config-{version}"));
+        if config.exists() {
+            rename(&config, kernel.join("config"))?;
+        }
+        // Debian 13 and Ubuntu 24.10 have them in /usr/lib.
+        let places =
+            ["lib/modules", "usr/lib/modules"].map(|place| root.join(place).join(&version));
+        if let Some(modules) = places.into_iter().find(|place| place.is_dir()) {
+            let place = kernel.join("lib/modules");
+            fs::create_dir_all(&place).map_err(FetchError::file("make", &place))?;
+            rename(&modules, place.join(&version))?;
+            let indexed = place.join(&version).join("modules.dep").exists();
+            if !indexed && !apt::depmod(self.runner, &kernel, &version)? {
+                self.say("no depmod here (package kmod): the modules have no index for modprobe");
+            }
+        }
+        let packages = kernel.join("packages");
+        fs::write(&packages, list_of(archives)).map_err(FetchError::file("write", &packages))?;
+        Ok((kernel, version))
+    }
+}
+
+/// What `packages` of a kernel's directory holds.
+fn list_of(archives: &[Archive]) -> String {
+    archives.iter().map(|archive| format!("{}\n", archive.file)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VERSION: &str = "6.1.0-56-cloud-amd64";
+
+    fn archives() -> Vec<Archive> {
+        vec![Archive { file: "linux-image-x_1_amd64.deb".to_owned(), size: 1 }]
+    }
+
+    fn arranged(store: &Store, root: &Path) -> Result<(PathBuf, String), FetchError> {
+        let runner = Runner::default();
+        Fetch { runner: &runner, store, progress: &mut |_| () }.arrange(&archives(), root)
+    }
+
+    /// What `dpkg-deb -x` leaves of a kernel package.
+    fn package(root: &Path, modules: &str) {
+        fs::create_dir_all(root.join("boot")).unwrap();
+        for name in ["vmlinuz", "config", "System.map"] {
+            fs::write(root.join("boot").join(format!("{name}-{VERSION}")), name).unwrap();
+        }
+        let modules = root.join(modules).join(VERSION);
+        fs::create_dir_all(&modules).unwrap();
+        fs::write(modules.join("modules.dep"), "").unwrap();
+    }
+
+    #[test]
+    fn a_package_becomes_a_directory_as_documented() {
+        for modules in ["lib/modules", "usr/lib/modules"] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(dir.path(), || Ok(())).unwrap();
+            let root = store.scratch("root").unwrap();
+            package(&root, modules);
+            let (kernel, version) = arranged(&store, &root).unwrap();
+            assert_eq!(version, VERSION);
+            assert_eq!(fs::read(kernel.join("vmlinuz")).unwrap(), b"vmlinuz");
+            assert_eq!(fs::read(kernel.join("config")).unwrap(), b"config");
+            assert!(kernel.join("lib/modules").join(VERSION).join("modules.dep").exists());
+            let packages = fs::read_to_string(kernel.join("packages")).unwrap();
+            assert_eq!(packages, "linux-image-x_1_amd64.deb\n");
+        }
+    }
+
+    #[test]
+    fn a_package_without_a_kernel_is_named_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), || Ok(())).unwrap();
+        let root = store.scratch("root").unwrap();
+        let error = arranged(&store, &root).unwrap_err().to_string();
+        assert!(error.contains("linux-image-x_1"), "{error}");
+        fs::create_dir(root.join("boot")).unwrap();
+        fs::write(root.join("boot/vmlinuz-default"), "").unwrap();
+        assert!(arranged(&store, &root).is_err());
+        drop(store);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,7 @@
+//! The husk command.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

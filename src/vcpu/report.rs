@@ -1,0 +1,169 @@
+//! What is said about a guest that died: why, where, and what it was about to execute.
+
+use std::fmt;
+
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_regs, kvm_sregs};
+
+/// Why a vCPU cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// A fault while handling a fault while handling a fault.
+    TripleFault,
+    /// The CPU refused the guest's state (KVM_EXIT_FAIL_ENTRY).
+    EntryFailed {
+        /// The CPU's own reason code.
+        reason: u64,
+    },
+    /// KVM gave up (KVM_EXIT_INTERNAL_ERROR).
+    InternalError {
+        /// KVM's sub-reason.
+        suberror: u32,
+    },
+    /// KVM_RUN itself failed.
+    RunFailed {
+        /// The error number.
+        errno: i32,
+    },
+    /// An exit this machine never asked for.
+    UnexpectedExit(
+        /// What KVM called it.
+        String,
+    ),
+}
+
+impl Cause {
+    /// Whether KVM met an instruction of the guest that it cannot interpret.
+    pub fn is_emulation_failure(&self) -> bool {
+        matches!(self, Cause::InternalError { suberror } if *suberror == KVM_INTERNAL_ERROR_EMULATION)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::TripleFault => write!(f, "triple fault"),
+            Cause::EntryFailed { reason } => {
+                write!(f, "the CPU refused the guest's state (KVM_EXIT_FAIL_ENTRY, {reason:#x})")
+            }
+            Cause::InternalError { suberror } => {
+                let words = match suberror {
+                    1 => "an instruction it cannot emulate",
+                    2 => "simultaneous exceptions",
+                    3 => "an event while delivering another",
+                    4 => "an unexpected exit reason",
+                    _ => "unknown",
+                };
+                write!(f, "KVM internal error {suberror}: {words}")
+            }
+            Cause::RunFailed { errno } => {
+                write!(f, "KVM_RUN failed: {}", std::io::Error::from_raw_os_error(*errno))
+            }
+            Cause::UnexpectedExit(exit) => write!(f, "unexpected exit {exit}"),
+        }
+    }
+}
+
+/// The state of a vCPU that cannot go on. Its `Display` is the report shown to the user.
+#[derive(Debug, Clone)]
+pub struct CrashReport {
+    /// Which vCPU.
+    pub cpu: u8,
+    /// Why.
+    pub cause: Cause,
+    /// General registers, if KVM could still tell.
+    pub regs: Option<kvm_regs>,
+    /// Segment and control registers, likewise.
+    pub sregs: Option<kvm_sregs>,
+    /// Bytes at RIP, if they could be read.
+    pub code: Vec<u8>,
+}
+
+impl CrashReport {
+    /// Whether the registers are those after a reset, not those of the fault: KVM resets a vCPU
+    /// that shuts down on AMD hosts before it tells anybody (`shutdown_interception`).
+    pub fn registers_are_lost(&self) -> bool {
+        let reset = |regs: &kvm_regs, sregs: &kvm_sregs| {
+            regs.rip == 0xfff0 && sregs.cs.selector == 0xf000 && sregs.cr3 == 0
+        };
+        self.cause == Cause::TripleFault
+            && self.regs.as_ref().zip(self.sregs.as_ref()).is_some_and(|(r, s)| reset(r, s))
+    }
+}
+
+impl fmt::Display for CrashReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "vCPU {}: {}", self.cpu, self.cause)?;
+        if self.cause.is_emulation_failure() {
+            writeln!(
+                f,
+                "this host's KVM interprets guest kernel code and does not know this instruction; \
+                 run `husk doctor`"
+            )?;
+        }
+        if self.registers_are_lost() {
+            return writeln!(
+                f,
+                "its registers and code are lost: KVM resets such a vCPU on AMD processors"
+            );
+        }
+        if let Some(r) = &self.regs {
+            writeln!(f, "rip {:016x}  rsp {:016x}  rflags {:016x}", r.rip, r.rsp, r.rflags)?;
+            writeln!(
+                f,
+                "rax {:016x}  rbx {:016x}  rcx {:016x}  rdx {:016x}",
+                r.rax, r.rbx, r.rcx, r.rdx
+            )?;
+            writeln!(
+                f,
+                "rsi {:016x}  rdi {:016x}  rbp {:016x}  r8  {:016x}",
+                r.rsi, r.rdi, r.rbp, r.r8
+            )?;
+            writeln!(
+                f,
+                "r9  {:016x}  r10 {:016x}  r11 {:016x}  r12 {:016x}",
+                r.r9, r.r10, r.r11, r.r12
+            )?;
+            writeln!(f, "r13 {:016x}  r14 {:016x}  r15 {:016x}", r.r13, r.r14, r.r15)?;
+        }
+        if let Some(s) = &self.sregs {
+            writeln!(
+                f,
+                "cr0 {:x}  cr2 {:x}  cr3 {:x}  cr4 {:x}  efer {:x}",
+                s.cr0, s.cr2, s.cr3, s.cr4, s.efer
+            )?;
+            writeln!(
+                f,
+                "cs {:x}  ss {:x}  ds {:x}  gdt {:x}  idt {:x}",
+                s.cs.selector, s.ss.selector, s.ds.selector, s.gdt.base, s.idt.base
+            )?;
+        }
+        write!(f, "code")?;
+        if self.code.is_empty() {
+            write!(f, " (not readable)")?;
+        }
+        for byte in &self.code {
+            write!(f, " {byte:02x}")?;
+        }
+        writeln!(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_after_amds_reset_are_not_shown_as_those_of_the_fault() {
+        let mut report = CrashReport {
+            cpu: 1,
+            cause: Cause::TripleFault,
+            regs: Some(kvm_regs { rip: 0xfff0, ..Default::default() }),
+            sregs: Some(kvm_sregs::default()),
+            code: vec![0; 16],
+        };
+        report.sregs.as_mut().unwrap().cs.selector = 0xf000;
+        assert!(report.to_string().contains("are lost") && !report.to_string().contains("rip 0"));
+        report.regs.as_mut().unwrap().rip = 0x100_0000;
+        assert!(report.to_string().contains("rip 0000000001000000"));
+    }
+}

@@ -1,0 +1,199 @@
+//! The machine's devices: made from the configuration, placed on the buses.
+//!
+//! A new virtio device is one line in [`open_virtio`]; address, interrupt and description in ACPI or
+//! on the command line follow from its place in the list.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use husk_devices::bus::{BusBuilder, BusDevice};
+use husk_devices::platform::{
+    AbsentRtc, EventSink, KeyboardReset, MarkerPort, POWER_LEN, PVPANIC_LEN, PowerControl, PvPanic,
+};
+use husk_devices::serial::{UART_LEN, Uart};
+use husk_devices::virtio::blk::Blk;
+use husk_devices::virtio::blk::backend::DiskBackend;
+use husk_devices::virtio::device::VirtioDevice;
+use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
+use husk_devices::virtio::net::Net;
+use husk_devices::virtio::net::tap::Tap;
+use husk_devices::virtio::rng::Rng;
+use husk_devices::worker::Worker;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::console::{Console, Source};
+use super::error::{VmError, host};
+use crate::config::{NetConfig, VmConfig, parse_mac};
+use crate::vcpu::Buses;
+use crate::x86_64::acpi::VirtioSlot;
+use crate::x86_64::layout;
+
+/// A virtio device at its place.
+pub(super) struct Placed {
+    pub slot: VirtioSlot,
+    pub transport: Arc<MmioTransport>,
+}
+
+/// All devices of a machine; they outlive its reboots.
+pub(super) struct Devices {
+    pub buses: Buses,
+    pub virtio: Vec<Placed>,
+    pub uart: Arc<Uart>,
+    /// Rung to press the power button; an irqfd.
+    pub power_button: EventFd,
+    console: Option<Console>,
+    /// The VM's worker. After the devices that run in it.
+    worker: Worker,
+    /// Those of devices that block.
+    _workers: Vec<Worker>,
+}
+
+impl Devices {
+    /// Opens every backend and puts every device on its bus.
+    pub fn open(
+        config: &VmConfig,
+        memory: &GuestMemoryMmap,
+        events: EventSink,
+    ) -> Result<Self, VmError> {
+        let worker = Worker::spawn("husk-worker")?;
+        let mut workers = Vec::new();
+        let devices = open_virtio(config, &worker, &mut workers)?;
+
+        let uart = Uart::new().map_err(host("serial console"))?;
+        let mut pio = BusBuilder::default();
+        let ports: [(&str, u64, u64, Arc<dyn BusDevice>); 6] = [
+            (
+                "keyboard reset",
+                layout::KEYBOARD,
+                layout::KEYBOARD_LEN,
+                Arc::new(KeyboardReset::new(events.clone())),
+            ),
+            ("rtc", layout::RTC, layout::RTC_LEN, Arc::new(AbsentRtc)),
+            ("com1", layout::COM1.into(), UART_LEN, uart.clone()),
+            (
+                "pvpanic",
+                layout::PVPANIC.into(),
+                PVPANIC_LEN,
+                Arc::new(PvPanic::new(events.clone())),
+            ),
+            ("marker", layout::MARKER.into(), 1, Arc::new(MarkerPort(events.clone()))),
+            ("power", layout::POWER.into(), POWER_LEN, Arc::new(PowerControl::new(events))),
+        ];
+        for (name, base, len, device) in ports {
+            pio.add(name, base, len, device)?;
+        }
+
+        let mut mmio = BusBuilder::default();
+        let mut virtio = Vec::with_capacity(devices.len());
+        for ((name, device), n) in devices.into_iter().zip(0u32..) {
+            let slot = VirtioSlot {
+                base: layout::VIRTIO_MMIO as u32 + n * MMIO_WINDOW as u32,
+                gsi: layout::VIRTIO_GSI + n,
+            };
+            let transport =
+                MmioTransport::new(&name, device, memory.clone()).map_err(host(&name))?;
+            let transport = Arc::new(transport);
+            mmio.add(name, slot.base.into(), MMIO_WINDOW, transport.clone())?;
+            virtio.push(Placed { slot, transport });
+        }
+        Ok(Self {
+            buses: Buses { pio: Arc::new(pio.build()), mmio: Arc::new(mmio.build()) },
+            virtio,
+            uart,
+            power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                .map_err(host("power button"))?,
+            console: None,
+            worker,
+            _workers: workers,
+        })
+    }
+
+    /// Connects the serial console. What the guest wrote before is shown then.
+    pub fn connect_console(&mut self, source: Source) -> Result<(), VmError> {
+        self.console = Some(Console::connect(source, self.uart.clone(), &self.worker)?);
+        Ok(())
+    }
+
+    /// The console's pseudo-terminal, if it has one.
+    pub fn console_path(&self) -> Option<&Path> {
+        self.console.as_ref().and_then(Console::path)
+    }
+
+    /// Where the guest finds its virtio devices.
+    pub fn slots(&self) -> Vec<VirtioSlot> {
+        self.virtio.iter().map(|placed| placed.slot).collect()
+    }
+
+    /// Stops every device between two requests. The vCPUs are held.
+    pub fn pause(&self) {
+        self.virtio.iter().for_each(|placed| placed.transport.pause());
+    }
+
+    /// Lets the devices go on where they were stopped.
+    pub fn resume(&self) {
+        self.virtio.iter().for_each(|placed| placed.transport.resume());
+    }
+
+    /// Brings every device back to its state after power-on. No vCPU runs.
+    pub fn reset(&self) -> io::Result<()> {
+        self.virtio.iter().for_each(|placed| placed.transport.reset());
+        self.uart.reset()
+    }
+
+    /// Stops the devices for good and writes what is left of the console's output.
+    pub fn close(&mut self) {
+        self.virtio.iter().for_each(|placed| placed.transport.reset());
+        if let Some(console) = self.console.take() {
+            console.close();
+        }
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A virtio device and its id.
+type Named = (String, Box<dyn VirtioDevice>);
+
+/// Every virtio device of the configuration with its name, in the order in which the guest finds
+/// them.
+fn open_virtio(
+    config: &VmConfig,
+    worker: &Worker,
+    workers: &mut Vec<Worker>,
+) -> Result<Vec<Named>, VmError> {
+    let mut devices: Vec<Named> = Vec::new();
+    for disk in &config.disks {
+        let backend = DiskBackend::open(&disk.path, disk.readonly)?;
+        // A disk blocks in its system calls, so it has a worker of its own.
+        let own = Worker::spawn(format!("husk-{}", disk.id))?;
+        devices.push((disk.id.clone(), Box::new(Blk::new(&disk.id, backend, own.handle()))));
+        workers.push(own);
+    }
+    for net in &config.nets {
+        let mac = net.mac.as_deref().map(parse_mac).transpose()?;
+        devices.push((
+            net.id.clone(),
+            Box::new(Net::new(&net.id, open_tap(net)?, mac, worker.handle())),
+        ));
+    }
+    if config.rng {
+        devices.push(("rng".to_owned(), Box::new(Rng::new(worker.handle()))));
+    }
+    Ok(devices)
+}
+
+fn open_tap(net: &NetConfig) -> Result<Tap, VmError> {
+    let tap = match (&net.tap, net.fd) {
+        (Some(name), _) => Tap::open(name),
+        (None, Some(fd)) => Tap::inherited(fd),
+        // Refused by VmConfig::validate.
+        (None, None) => return Err(crate::config::ConfigError::NetBackend(net.id.clone()).into()),
+    };
+    tap.map_err(|source| VmError::Tap { id: net.id.clone(), source })
+}

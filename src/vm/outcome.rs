@@ -1,0 +1,31 @@
+//! How a VM ended.
+
+use crate::vcpu::report::CrashReport;
+
+/// How a VM ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// The guest turned itself off.
+    PowerOff,
+    /// The guest asked for a reset and [`crate::config::OnReboot::Exit`] was wanted.
+    Reboot,
+    /// The guest's kernel panicked.
+    Panic {
+        /// The last lines of the console.
+        console: String,
+    },
+    /// A vCPU could not go on.
+    Crash {
+        /// Which, why and where.
+        report: Box<CrashReport>,
+        /// The last lines of the console.
+        console: String,
+    },
+    /// The host ended it.
+    Killed,
+    /// husk could not go on: a reboot failed, or a bug of its own.
+    Failed {
+        /// What failed.
+        why: String,
+    },
+}

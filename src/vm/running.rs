@@ -1,0 +1,152 @@
+//! A VM that runs: what an embedder holds.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use husk_devices::serial::Output;
+
+use super::mailbox::{Command, Mailbox, Message};
+use super::outcome::Outcome;
+use crate::timeline::Timeline;
+
+/// The VM has ended, and cannot do what was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the VM has ended")]
+pub struct Ended;
+
+/// The outcome, once there is one.
+#[derive(Default)]
+pub(super) struct Verdict {
+    outcome: Mutex<Option<Outcome>>,
+    known: Condvar,
+}
+
+/// A verdict that will be given, at the latest when this is dropped.
+pub(super) struct Promise(pub Arc<Verdict>);
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.0.set(Outcome::Failed { why: "husk's own controller panicked".to_owned() });
+    }
+}
+
+impl Verdict {
+    /// Gives the verdict; the first one stays.
+    pub fn set(&self, outcome: Outcome) {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(outcome);
+        self.known.notify_all();
+    }
+
+    fn wait(&self, deadline: Option<Instant>) -> Option<Outcome> {
+        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if outcome.is_some() {
+                return outcome.clone();
+            }
+            outcome = match deadline {
+                None => self.known.wait(outcome).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.checked_duration_since(Instant::now())?;
+                    self.known.wait_timeout(outcome, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+}
+
+/// A VM that runs, or has ended. Dropping it ends the VM, its threads, and everything it held.
+///
+/// Every method may be called from any thread.
+pub struct RunningVm {
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) verdict: Arc<Verdict>,
+    pub(super) timeline: Arc<Timeline>,
+    pub(super) console: Arc<Output>,
+    pub(super) console_path: Option<PathBuf>,
+    pub(super) controller: Option<JoinHandle<()>>,
+}
+
+impl RunningVm {
+    /// Waits until the VM ends.
+    pub fn wait(&self) -> Outcome {
+        // Without a deadline there is always an outcome.
+        self.verdict.wait(None).unwrap_or(Outcome::Killed)
+    }
+
+    /// Waits until the VM ends, at most for `limit`. `None` when it still runs.
+    pub fn wait_timeout(&self, limit: Duration) -> Option<Outcome> {
+        self.verdict.wait(Instant::now().checked_add(limit))
+    }
+
+    /// Holds the guest: when this returns no vCPU executes guest code and no device has a request
+    /// in flight. The guest's clocks go on. Pausing a paused VM does nothing.
+    pub fn pause(&self) -> Result<(), Ended> {
+        self.command(Command::Pause)
+    }
+
+    /// Lets a paused guest go on. Resuming a running VM does nothing.
+    pub fn resume(&self) -> Result<(), Ended> {
+        self.command(Command::Resume)
+    }
+
+    /// Presses the power button. Whether and when the guest turns itself off is up to it; a machine
+    /// without ACPI has no button, and its guest notices nothing.
+    pub fn press_power_button(&self) -> Result<(), Ended> {
+        self.command(Command::PressPowerButton)
+    }
+
+    /// Presses the power button, waits for `grace`, then turns the VM off.
+    pub fn stop(&self, grace: Duration) -> Outcome {
+        if self.press_power_button().is_ok() {
+            if let Some(outcome) = self.wait_timeout(grace) {
+                return outcome;
+            }
+            // An error means that the guest was faster.
+            let _ = self.kill();
+        }
+        self.wait()
+    }
+
+    /// Turns the VM off at once.
+    pub fn kill(&self) -> Result<(), Ended> {
+        self.command(Command::Kill)
+    }
+
+    /// The moments of its start-up and life so far.
+    pub fn timeline(&self) -> &Timeline {
+        if let Some(at) = self.console.first_byte() {
+            self.timeline.mark_at(crate::timeline::Phase::FirstConsoleByte, at);
+        }
+        &self.timeline
+    }
+
+    /// The end of what the guest wrote to its console, at most `lines` lines.
+    pub fn console_tail(&self, lines: usize) -> String {
+        self.console.last_lines(lines)
+    }
+
+    /// The pseudo-terminal to attach to, with [`crate::config::ConsoleConfig::Pty`].
+    pub fn console_path(&self) -> Option<&Path> {
+        self.console_path.as_deref()
+    }
+
+    fn command(&self, command: Command) -> Result<(), Ended> {
+        let (reply, answer) = sync_channel(1);
+        self.mailbox.post(Message::Command(command, reply));
+        answer.recv().map_err(|_| Ended)
+    }
+}
+
+impl Drop for RunningVm {
+    fn drop(&mut self) {
+        let _ = self.kill();
+        if let Some(controller) = self.controller.take()
+            && controller.join().is_err()
+        {
+            log::error!("the controller thread panicked");
+        }
+    }
+}

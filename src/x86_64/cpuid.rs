@@ -1,0 +1,211 @@
+//! CPUID: what KVM supports, made consistent for one vCPU of one machine.
+//!
+//! KVM answers KVM_GET_SUPPORTED_CPUID from the host CPU the call runs on, so APIC ids, topology
+//! and cache sharing are the host's; a guest that believes them builds wrong scheduling domains.
+//! Leaves are those of the SDM vol. 2A, "CPUID", and `Documentation/virt/kvm/x86/cpuid.rst`.
+
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+
+/// Leaf 1 ECX bit 24.
+const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1 ECX bit 31: "a hypervisor is present".
+const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1 EDX bit 28: leaf 1 EBX[23:16] is valid.
+const HTT: u32 = 1 << 28;
+/// Leaf 1 ECX bit 15: the performance capabilities MSR.
+const PDCM: u32 = 1 << 15;
+/// Leaf 0x8000_0001 ECX bit 23: AMD's extended performance counters.
+const PERF_CTR_EXT_CORE: u32 = 1 << 23;
+/// Leaf 0x8000_0001 ECX bit 1: the threads counted in leaf 1 are cores (AMD).
+const CMP_LEGACY: u32 = 1 << 1;
+/// Leaf 4 EAX[4:0]: zero ends the list.
+const CACHE_TYPE: u32 = 0x1f;
+const KVM_SIGNATURE: u32 = 0x4000_0000;
+/// The timing leaf hypervisors share: TSC and bus frequency in kHz, for guests that would calibrate.
+/// (Linux on KVM takes the frequency from kvmclock.)
+const HYPERVISOR_TIMING: u32 = 0x4000_0010;
+/// The frequency of KVM's local APIC timer: a tick a nanosecond.
+const APIC_BUS_KHZ: u32 = 1_000_000;
+
+/// What the leaves are made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    /// vCPUs of the machine: one socket, one thread a core.
+    pub cpus: u32,
+    /// TSC frequency in kHz; zero when KVM does not know it.
+    pub tsc_khz: u32,
+    /// Whether KVM has KVM_CAP_TSC_DEADLINE_TIMER.
+    pub tsc_deadline: bool,
+}
+
+/// The leaves of all vCPUs, with `supported` (KVM_GET_SUPPORTED_CPUID) as their base.
+///
+/// Returns entries for vCPU 0; [`for_vcpu`] makes those of another.
+pub fn for_machine(supported: &CpuId, machine: Machine) -> Vec<kvm_cpuid_entry2> {
+    let mut leaves = supported.as_slice().to_vec();
+    // Rebuilt below for our topology, where KVM lists them at all.
+    let had_extended_topology: Vec<u32> =
+        [0xb, 0x1f].into_iter().filter(|l| leaves.iter().any(|e| e.function == *l)).collect();
+    leaves.retain(|e| !matches!(e.function, 0xb | 0x1f | HYPERVISOR_TIMING));
+
+    let amd = leaves.iter().any(|e| e.function == 0 && e.ecx == u32::from_le_bytes(*b"cAMD"));
+    // Bits of an APIC id that number the vCPUs.
+    let id_bits = machine.cpus.next_power_of_two().trailing_zeros();
+    for leaf in &mut leaves {
+        match leaf.function {
+            1 => {
+                leaf.ecx = leaf.ecx & !PDCM | HYPERVISOR;
+                if machine.tsc_deadline {
+                    leaf.ecx |= TSC_DEADLINE;
+                }
+                let ids = 1 << id_bits;
+                leaf.ebx = leaf.ebx & 0x0000_ffff | ids << 16;
+                leaf.edx = if machine.cpus > 1 { leaf.edx | HTT } else { leaf.edx & !HTT };
+            }
+            // Deterministic cache parameters: who shares a cache, how many cores in the package.
+            4 | 0x8000_001d if leaf.eax & CACHE_TYPE != 0 => {
+                let level = leaf.eax >> 5 & 7;
+                let sharing = if level < 3 { 0 } else { machine.cpus - 1 };
+                let cores = if leaf.function == 4 { (1 << id_bits) - 1 } else { 0 };
+                leaf.eax = leaf.eax & 0x3fff | sharing << 14 | cores << 26;
+            }
+            // Performance counters: KVM's emulated ones cost every start and most guests nothing.
+            0xa | 0x8000_0022 => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
+            0x8000_0001 => {
+                leaf.ecx &= !PERF_CTR_EXT_CORE;
+                if machine.cpus == 1 {
+                    leaf.ecx &= !CMP_LEGACY;
+                }
+            }
+            KVM_SIGNATURE => leaf.eax = leaf.eax.max(HYPERVISOR_TIMING),
+            // AMD: number of threads minus one, and the width of the core id.
+            0x8000_0008 if amd => {
+                leaf.ecx = leaf.ecx & !0xf0ff | id_bits << 12 | (machine.cpus - 1)
+            }
+            // AMD: extended APIC id, core and node ids: one node, one thread a core.
+            0x8000_001e => (leaf.eax, leaf.ebx, leaf.ecx) = (0, 0, 0),
+            _ => {}
+        }
+    }
+    for function in had_extended_topology {
+        leaves.extend(topology(function, machine.cpus, id_bits));
+    }
+    if machine.tsc_khz != 0 {
+        leaves.push(kvm_cpuid_entry2 {
+            function: HYPERVISOR_TIMING,
+            eax: machine.tsc_khz,
+            ebx: APIC_BUS_KHZ,
+            ..Default::default()
+        });
+    }
+    leaves
+}
+
+/// Leaves 0xb and 0x1f: threads of a core (one), then cores of the package.
+fn topology(function: u32, cpus: u32, id_bits: u32) -> [kvm_cpuid_entry2; 3] {
+    const SMT: u32 = 1;
+    const CORE: u32 = 2;
+    let level = |index: u32, kind: u32, shift: u32, logical: u32| kvm_cpuid_entry2 {
+        function,
+        index,
+        flags: kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: logical,
+        ecx: index | kind << 8,
+        ..Default::default()
+    };
+    [level(0, SMT, 0, 1), level(1, CORE, id_bits, cpus), level(2, 0, 0, 0)]
+}
+
+/// Writes the APIC id of vCPU `id` into the leaves that carry it.
+pub fn for_vcpu(leaves: &mut [kvm_cpuid_entry2], id: u8) {
+    for leaf in leaves {
+        match leaf.function {
+            1 => leaf.ebx = leaf.ebx & 0x00ff_ffff | u32::from(id) << 24,
+            0xb | 0x1f => leaf.edx = id.into(),
+            0x8000_001e => {
+                leaf.eax = id.into();
+                leaf.ebx = id.into();
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(function: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 { function, ..Default::default() }
+    }
+
+    fn leaf(leaves: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
+        *leaves.iter().find(|e| e.function == function && e.index == index).unwrap()
+    }
+
+    fn machine(cpus: u32) -> Vec<kvm_cpuid_entry2> {
+        let mut host = [entry(1), entry(4), entry(0xa), entry(0xb), entry(KVM_SIGNATURE)];
+        host[0].ebx = 0x37ff_0800;
+        host[1].eax = 0xffff_c063; // level 3, shared by the whole host
+        host[2].eax = 0x0730_0402;
+        host[3].edx = 0x37;
+        host[4].eax = 0x4000_0001;
+        let supported = CpuId::from_entries(&host).unwrap();
+        for_machine(&supported, Machine { cpus, tsc_khz: 2_100_000, tsc_deadline: true })
+    }
+
+    #[test]
+    fn a_vcpu_sees_its_own_apic_id_everywhere_and_not_the_hosts() {
+        let mut leaves = machine(3);
+        for_vcpu(&mut leaves, 2);
+        assert_eq!(leaf(&leaves, 1, 0).ebx, 2 << 24 | 4 << 16 | 0x0800);
+        for index in 0..3 {
+            assert_eq!(leaf(&leaves, 0xb, index).edx, 2);
+        }
+    }
+
+    #[test]
+    fn the_topology_is_one_thread_a_core_in_one_package() {
+        let leaves = machine(3);
+        let (smt, core, end) =
+            (leaf(&leaves, 0xb, 0), leaf(&leaves, 0xb, 1), leaf(&leaves, 0xb, 2));
+        assert_eq!((smt.eax, smt.ebx, smt.ecx), (0, 1, 0x100));
+        assert_eq!((core.eax, core.ebx, core.ecx), (2, 3, 0x201));
+        assert_eq!((end.ebx, end.ecx), (0, 2));
+        let cache = leaf(&leaves, 4, 0).eax;
+        assert_eq!((cache >> 14 & 0xfff, cache >> 26), (2, 3));
+    }
+
+    #[test]
+    fn a_single_vcpu_is_not_hyperthreaded() {
+        assert_eq!(leaf(&machine(1), 1, 0).edx & HTT, 0);
+        assert_ne!(leaf(&machine(2), 1, 0).edx & HTT, 0);
+    }
+
+    #[test]
+    fn frequencies_are_told_so_that_the_guest_need_not_measure() {
+        let leaves = machine(1);
+        assert_eq!(leaf(&leaves, KVM_SIGNATURE, 0).eax, HYPERVISOR_TIMING);
+        let timing = leaf(&leaves, HYPERVISOR_TIMING, 0);
+        assert_eq!((timing.eax, timing.ebx), (2_100_000, 1_000_000));
+        assert_ne!(leaf(&leaves, 1, 0).ecx & TSC_DEADLINE, 0);
+    }
+
+    #[test]
+    fn amds_leaves_are_amds_alone_and_no_counters_are_promised() {
+        let mut host = [entry(0), entry(1), entry(4), entry(0x8000_0001), entry(0x8000_0008)];
+        host[1].ecx = PDCM;
+        host[3].ecx = PERF_CTR_EXT_CORE | CMP_LEGACY;
+        host[4].ecx = 0x4007;
+        let machine = Machine { cpus: 1, tsc_khz: 0, tsc_deadline: false };
+        let intel = for_machine(&CpuId::from_entries(&host).unwrap(), machine);
+        assert_eq!(leaf(&intel, 0x8000_0008, 0).ecx, 0x4007);
+        assert_eq!(leaf(&intel, 4, 0).eax, 0, "the end of the list stays its end");
+        assert_eq!(leaf(&intel, 1, 0).ecx & PDCM, 0);
+        host[0].ecx = u32::from_le_bytes(*b"cAMD");
+        let amd = for_machine(&CpuId::from_entries(&host).unwrap(), machine);
+        assert_eq!(leaf(&amd, 0x8000_0008, 0).ecx, 0);
+        assert_eq!(leaf(&amd, 0x8000_0001, 0).ecx, 0);
+    }
+}

@@ -1,0 +1,175 @@
+//! What the host does not give: KVM, disks, network interfaces. Exit status 125, an error that names
+//! the thing and the way out, nothing on stdout, nothing left behind.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a failure is a panic"
+)]
+
+mod fixture;
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use fixture::Emit;
+use fixture::husk::{Running, Sandbox, refuses, refuses_run};
+use fixture::kernel::image;
+
+#[test]
+fn a_disk_that_cannot_be_used_is_named_with_the_way_out() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    std::fs::create_dir(sandbox.path().join("directory")).unwrap();
+    sandbox.file("disk", [0; 512]);
+    let run = |disk: &[&str], words: &[&str]| {
+        refuses_run(&sandbox, &[&["--kernel", "kernel"], disk].concat(), words);
+    };
+    run(&["--disk", "missing.img"], &["disk missing.img", "No such file"]);
+    run(&["--disk", "directory"], &["disk directory", "a directory", "raw image"]);
+    run(&["--disk", "directory,ro"], &["disk directory", "a directory"]);
+    run(&["--disk", "/dev/null"], &["disk /dev/null"]);
+    // Opened twice, once for writing.
+    let words = &["disk disk", "in use", "read-only"];
+    run(&["--disk", "disk", "--disk", "disk"], words);
+    run(&["--disk", "disk,ro", "--disk", "disk"], words);
+    run(&["--disk", "disk", "--disk", "disk,ro"], words);
+}
+
+#[test]
+fn a_disk_in_use_by_another_husk_is_refused_and_two_readers_are_not() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    sandbox.file("disk", [0; 512]);
+    sandbox.file(
+        "kernel",
+        image(32, |a| {
+            a.say("up")?;
+            a.spin()
+        }),
+    );
+    sandbox.file("off", image(32, |a| a.power_off()));
+    for (first, second, may) in [
+        ("disk", "disk", false),
+        ("disk", "disk,ro", false),
+        ("disk,ro", "disk", false),
+        ("disk,ro", "disk,ro", true),
+    ] {
+        let args = ["run", "--kernel", "kernel", "--console", "file=log", "--disk", first];
+        let mut running = Running::start(&mut sandbox.husk(&args));
+        fixture::husk::wait_for_text(&sandbox.path().join("log"), "up");
+        let args = ["--kernel", "off", "--disk", second];
+        if may {
+            assert_eq!(sandbox.run(&[&["run"], &args[..]].concat()).status, 0);
+        } else {
+            refuses_run(&sandbox, &args, &["disk disk", "in use"]);
+        }
+        running.child.kill().unwrap();
+        running.status();
+        std::fs::remove_file(sandbox.path().join("log")).unwrap();
+    }
+}
+
+#[test]
+fn a_network_descriptor_that_is_no_tap_is_refused() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    refuses_run(&sandbox, &["--kernel", "kernel", "--net", "fd=77,id=lan"], &["77", "lan"]);
+    refuses_run(&sandbox, &["--kernel", "kernel", "--net", "fd=0,id=lan"], &["TAP"]);
+}
+
+#[test]
+fn without_permission_a_tap_and_a_disk_are_refused_by_name() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    std::fs::set_permissions(sandbox.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    sandbox.file("secret", [0; 512]);
+    let secret = sandbox.path().join("secret");
+    std::fs::set_permissions(secret, PermissionsExt::from_mode(0o600)).unwrap();
+    // As nobody, who may use KVM.
+    let script = |args: &str| {
+        format!(
+            r#"mount -t tmpfs none /mnt; mknod /mnt/kvm c 10 232; chmod 666 /mnt/kvm
+               mount --bind /mnt/kvm /dev/kvm
+               exec setpriv --reuid=65534 --regid=65534 --clear-groups "$0" "$@" {args}"#
+        )
+    };
+    let probe = script("--cpus 0").replace(r#""$0""#, "sh -c 'exec 3<>/dev/kvm' -");
+    let Some(mut command) = in_mount_namespace(&sandbox, &probe) else { return };
+    if !command.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        fixture::skipped("no other user can be given a /dev/kvm here");
+        return;
+    }
+    for (args, words) in [
+        ("--disk secret", &["disk secret", "ermission denied"][..]),
+        ("--net tap=husk-no-such", &["husk-no-such"]),
+    ] {
+        if let Some(command) = in_mount_namespace(&sandbox, &script(args)) {
+            refuses(&sandbox, command, words);
+        }
+    }
+    let taps = std::fs::read_to_string("/proc/net/dev").unwrap();
+    assert!(!taps.contains("husk-no-such"), "an interface was left behind");
+}
+
+/// Runs `sh -c script` in a mount namespace of its own, with husk as `$0` and `run --kernel kernel`
+/// after it; `None`, visibly, where that is not allowed.
+fn in_mount_namespace(sandbox: &Sandbox, script: &str) -> Option<Command> {
+    let allowed = |flags: &str| {
+        let test = ["--mount", flags, "sh", "-c", "mount -t tmpfs none /mnt"];
+        Command::new("unshare")
+            .args(test)
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    let Some(flags) = ["--propagation=private", "--map-root-user"].into_iter().find(|f| allowed(f))
+    else {
+        fixture::skipped("mount namespaces are not allowed here");
+        return None;
+    };
+    let husk = env!("CARGO_BIN_EXE_husk");
+    let args = ["--mount", flags, "sh", "-ec", script, husk, "run", "--kernel", "kernel"];
+    Some(sandbox.program("unshare", &args))
+}
+
+#[test]
+fn without_dev_kvm_the_error_says_how_to_get_it() {
+    let sandbox = Sandbox::with_kernel();
+    let script = r#"mount -t tmpfs none /dev; exec "$0" "$@""#;
+    if let Some(command) = in_mount_namespace(&sandbox, script) {
+        refuses(&sandbox, command, &["/dev/kvm does not exist", "kvm_intel", "husk doctor"]);
+    }
+}
+
+#[test]
+fn a_dev_kvm_that_is_something_else_is_refused() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let script = r#"mount --bind /dev/null /dev/kvm; exec "$0" "$@""#;
+    if let Some(command) = in_mount_namespace(&sandbox, script) {
+        refuses(&sandbox, command, &["/dev/kvm", "API version"]);
+    }
+}
+
+#[test]
+fn without_permission_for_dev_kvm_the_error_names_the_group() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    std::fs::set_permissions(sandbox.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let husk = env!("CARGO_BIN_EXE_husk");
+    let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let reaches = |program: &str, args: &[&str]| {
+        let mut command = sandbox.program("setpriv", &[&as_nobody[..], &[program], args].concat());
+        command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    // Everybody may use KVM on some hosts, and only root may become somebody else.
+    if !reaches(husk, &["--version"]) || reaches("sh", &["-c", "exec 3<>/dev/kvm"]) {
+        fixture::skipped("nobody cannot run husk here, or may use /dev/kvm");
+        return;
+    }
+    let run = [husk, "run", "--kernel", "kernel"];
+    let command = sandbox.program("setpriv", &[&as_nobody[..], &run].concat());
+    refuses(&sandbox, command, &["no permission", "/dev/kvm", "usermod -aG kvm"]);
+}

@@ -1,0 +1,330 @@
+//! Bad input to the husk command: exit status 125, an error that names the thing and the way out,
+//! nothing on stdout, nothing left behind.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a failure is a panic"
+)]
+
+mod fixture;
+
+use fixture::husk::{Running, Sandbox, broken_pipe, refuses, refuses_run, sparse};
+use fixture::kernel::image;
+use fixture::{Emit, Kernel};
+
+/// `husk run --config` with this text must be refused with `words`.
+#[track_caller]
+fn refuses_json(text: &str, words: &[&str]) {
+    let sandbox = Sandbox::with_kernel();
+    let file = sandbox.file("vm.json", text);
+    refuses_run(&sandbox, &["--config", &file], &[&["vm.json"], words].concat());
+}
+
+#[test]
+fn a_kernel_that_is_none_is_named_and_said_to_be_what_it_is() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    std::fs::create_dir(sandbox.path().join("directory")).unwrap();
+    sandbox.file("empty", "");
+    sandbox.file("text", "Dear kernel,\n");
+    sandbox.file("noise", [0xfe, 0x01, 0x80].repeat(1000));
+    for (name, words) in [
+        ("missing", "No such file"),
+        ("empty", "an empty file"),
+        ("directory", "a directory"),
+        ("text", "a text file"),
+        ("noise", "vmlinux"),
+        ("/dev/null", "a device"),
+    ] {
+        refuses_run(&sandbox, &["--kernel", name], &["kernel", name, words]);
+    }
+}
+
+#[test]
+fn a_kernel_cut_off_anywhere_is_refused() {
+    needs_kvm!();
+    let whole = image(32, |a| {
+        a.power_off()?;
+        a.db(&[0x90; 20_000])
+    });
+    let sandbox = Sandbox::with_kernel();
+    for sixteenth in 0..16 {
+        let name = format!("cut{sixteenth}");
+        sandbox.file(&name, &whole[..whole.len() * sixteenth / 16]);
+        let words: &[&str] = if sixteenth == 0 { &["empty"] } else { &["truncated"] };
+        refuses_run(&sandbox, &["--kernel", &name], &[&[name.as_str()], words].concat());
+    }
+    // And within the headers.
+    for len in [1, 3, 4, 16, 63, 64, 100, 176, 190] {
+        let name = format!("head{len}");
+        sandbox.file(&name, &whole[..len]);
+        refuses_run(&sandbox, &["--kernel", &name], &[&name]);
+    }
+}
+
+#[test]
+fn a_kernel_for_another_machine_is_refused_with_its_name() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    for (machine, name) in [(183u16, "aarch64"), (243, "RISC-V"), (3, "32-bit x86")] {
+        let mut kernel = image(32, |a| a.power_off());
+        kernel[18..20].copy_from_slice(&machine.to_le_bytes());
+        sandbox.file("other", kernel);
+        refuses_run(&sandbox, &["--kernel", "other"], &["other", name]);
+    }
+}
+
+#[test]
+fn a_kernel_larger_than_memory_is_told_how_much_it_needs() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let mut kernel = image(32, |a| a.power_off());
+    // p_memsz of the first program header.
+    kernel[64 + 40..64 + 48].copy_from_slice(&(64u64 << 20).to_le_bytes());
+    sandbox.file("big", kernel);
+    refuses_run(&sandbox, &["--kernel", "big", "--memory", "32M"], &["big", "65 MiB"]);
+}
+
+#[test]
+fn without_a_kernel_the_places_that_were_looked_at_are_listed() {
+    let sandbox = Sandbox::new();
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    if !std::path::Path::new(&format!("/boot/vmlinuz-{}", release.trim())).exists() {
+        refuses_run(
+            &sandbox,
+            &[],
+            &[
+                "no kernel",
+                "--kernel",
+                "husk kernel fetch",
+                "$HUSK_KERNEL",
+                ".local/share/husk/kernels",
+                release.trim(),
+            ],
+        );
+    }
+    if fixture::kvm_or_skip("HUSK_KERNEL") {
+        let mut command = sandbox.husk(&["run"]);
+        command.env("HUSK_KERNEL", "/nowhere/vmlinuz");
+        refuses(&sandbox, command, &["/nowhere/vmlinuz", "No such file"]);
+    }
+}
+
+#[test]
+fn an_initrd_that_cannot_be_used_is_named() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    std::fs::create_dir(sandbox.path().join("directory")).unwrap();
+    sparse(&sandbox.path().join("huge"), 64 << 20);
+    let run = |name: &str, words: &[&str]| {
+        let args = ["--kernel", "kernel", "--memory", "32M", "--initrd", name];
+        refuses_run(&sandbox, &args, &[&["initrd", name], words].concat());
+    };
+    run("missing", &["No such file"]);
+    run("directory", &["a directory"]);
+    run("huge", &["67108864 bytes", "more memory"]);
+}
+
+#[test]
+fn a_command_line_longer_than_the_kernel_takes_is_refused_with_the_limit() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let long = "x".repeat(3000);
+    refuses_run(&sandbox, &["--kernel", "kernel", "--cmdline", &long], &["command line", "2047"]);
+    refuses_run(&sandbox, &["--kernel", "kernel", "--append", &long], &["command line", "2047"]);
+    refuses_run(&sandbox, &["--kernel", "kernel", "--append", "a\nb"], &["command line"]);
+}
+
+#[test]
+fn numbers_of_cpus_that_cannot_be_are_refused() {
+    let sandbox = Sandbox::with_kernel();
+    for cpus in ["0", "65", "4294967295"] {
+        refuses_run(
+            &sandbox,
+            &["--kernel", "kernel", "--cpus", cpus],
+            &["--cpus", cpus, "1 to 64"],
+        );
+    }
+    for cpus in ["-1", "two", "4294967296", "1.5", ""] {
+        refuses_run(&sandbox, &["--kernel", "kernel", "--cpus", cpus], &["--cpus"]);
+    }
+}
+
+#[test]
+fn amounts_of_memory_that_cannot_be_are_refused() {
+    let sandbox = Sandbox::with_kernel();
+    let run = |memory: &str, words: &[&str]| {
+        let args = ["--kernel", "kernel", "--memory", memory];
+        refuses_run(&sandbox, &args, &[&["--memory"], words].concat());
+    };
+    run("0", &["at least 32M"]);
+    run("1M", &["1M", "at least 32M"]);
+    run("4097K", &["4097K", "at least 32M"]);
+    run("32769K", &["32769K", "multiple of 4 KiB"]);
+    run("18446744073709551615", &["18446744073709551615", "at most 16T"]);
+    run("18446744073709551616", &["is not a size", "512M"]);
+    run("33M,hugepages", &["multiple of 2 MiB"]);
+    run("lots", &["lots", "512M"]);
+    run("512M,hugepage", &["hugepage", "did you mean `hugepages`"]);
+    run("", &["--memory"]);
+}
+
+#[test]
+fn more_memory_than_the_host_has_is_refused_with_what_it_has() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let args = ["--kernel", "kernel", "--memory", "15T"];
+    refuses_run(&sandbox, &args, &["--memory 15T", "this host has"]);
+}
+
+#[test]
+fn huge_pages_the_host_does_not_have_are_refused_with_the_command_that_reserves_them() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let args = ["--kernel", "kernel", "--memory", "1T,hugepages"];
+    refuses_run(&sandbox, &args, &["hugepages", "sysctl vm.nr_hugepages=524288"]);
+}
+
+#[test]
+fn a_configuration_file_with_a_mistake_is_named_with_the_place_of_the_mistake() {
+    refuses_json("", &["line 1"]);
+    refuses_json("{", &["line 1"]);
+    refuses_json("{\n  \"kernel\": \"kernel\",\n}", &["line 3"]);
+    refuses_json("[]", &["line 1"]);
+    refuses_json("{}", &["kernel"]);
+    refuses_json(r#"{"kernel": "kernel"} more"#, &["line 1"]);
+    refuses_json(r#"{"kernel": "kernel", "kernel": "kernel"}"#, &["duplicate", "kernel"]);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+    for (wrong, right) in [
+        (r#""cpu": 2"#, "`cpus`"),
+        (r#""memroy": {"size": "1G"}"#, "`memory`"),
+        (r#""memory": {"sise": "1G"}"#, "`size`"),
+        (r#""disks": [{"path": "d", "read_only": true}]"#, "`readonly`"),
+        (r#""nets": [{"tapp": "t"}]"#, "`tap`"),
+        (r#""on_reboot": "restrat""#, "`restart`"),
+    ] {
+        let text = format!(r#"{{"kernel": "kernel", {wrong}}}"#);
+        refuses_json(&text, &["did you mean", right]);
+    }
+    refuses_json(r#"{"kernel": "kernel", "xyzzy": 1}"#, &["xyzzy"]);
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_refused() {
+    for wrong in [
+        r#""cpus": "two""#,
+        r#""cpus": -1"#,
+        r#""cpus": 1.5"#,
+        r#""memory": "1G""#,
+        r#""memory": {"size": true}"#,
+        r#""memory": {"size": -1}"#,
+        r#""memory": {"size": "1X"}"#,
+        r#""disks": {}"#,
+        r#""rng": "on""#,
+        r#""append": null"#,
+    ] {
+        refuses_json(&format!(r#"{{"kernel": "kernel", {wrong}}}"#), &["line 1"]);
+    }
+}
+
+#[test]
+fn a_configuration_file_that_cannot_be_read_is_named() {
+    let sandbox = Sandbox::with_kernel();
+    refuses_run(&sandbox, &["--config", "missing.json"], &["missing.json", "No such file"]);
+    refuses_run(&sandbox, &["--config", "."], &["directory"]);
+    sandbox.file("noise.json", [0xff, 0xfe]);
+    refuses_run(&sandbox, &["--config", "noise.json"], &["noise.json", "UTF-8"]);
+}
+
+#[test]
+fn two_devices_with_one_id_are_refused() {
+    let sandbox = Sandbox::with_kernel();
+    sandbox.file("disk", [0; 512]);
+    let kernel = ["--kernel", "kernel"];
+    for devices in [
+        ["--disk", "disk,id=a", "--disk", "disk,id=a"],
+        ["--disk", "disk,id=a", "--net", "tap=t0,id=a"],
+        // One that is named as the other is by default.
+        ["--disk", "disk,id=disk1", "--disk", "disk"],
+    ] {
+        let words = if devices[1].contains("disk1") { "`disk1`" } else { "`a`" };
+        refuses_run(&sandbox, &[&kernel[..], &devices].concat(), &["two devices", words, "id="]);
+    }
+}
+
+#[test]
+fn more_devices_than_interrupts_are_refused() {
+    let sandbox = Sandbox::with_kernel();
+    let mut args = vec!["--kernel", "kernel", "--rng", "off"];
+    args.extend(["--disk", "disk"].repeat(19));
+    refuses_run(&sandbox, &args, &["19", "interrupts for 18"]);
+}
+
+#[test]
+fn devices_that_make_no_sense_are_refused() {
+    let sandbox = Sandbox::with_kernel();
+    for (device, words) in [
+        (["--disk", "pth=x"], "did you mean `path`"),
+        (["--disk", "ro"], "path=FILE"),
+        (["--disk", "x,id=no spaces"], "no spaces"),
+        (["--disk", "x,id=rng"], "two devices are called `rng`"),
+        (["--disk", "x,id=a-name-that-is-too-long"], "1 to 20"),
+        (["--net", "mac=52:54:00:12:34:56"], "tap=NAME or fd=N"),
+        (["--net", "tap=t,fd=3"], "tap=NAME or fd=N"),
+        (["--net", "tap=a-very-long-interface-name"], "1 to 15 bytes"),
+        (["--net", "tap=t,mac=53:54:00:12:34:56"], "53:54:00:12:34:56"),
+        (["--net", "tap=t,mac=junk"], "52:54:00:12:34:56"),
+        (["--net", "fd=three"], "fd=three"),
+        (["--console", "screen"], "stdio"),
+        (["--on-reboot", "never"], "restart"),
+        (["--rng", "maybe"], "on or off"),
+        (["--boot-protocol", "bios"], "linux64"),
+        (["--grace", "-1"], "--grace"),
+        (["--timeout", "soon"], "seconds"),
+        (["--append", "virtio_mmio.device=4K@0xd0000000:6"], "describes its devices"),
+    ] {
+        refuses_run(&sandbox, &[&["--kernel", "kernel"], &device[..]].concat(), &[words]);
+    }
+}
+
+#[test]
+fn a_console_file_that_cannot_be_made_is_named() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let args = ["--kernel", "kernel", "--console", "file=nowhere/log"];
+    refuses_run(&sandbox, &args, &["console", "nowhere/log", "No such file"]);
+}
+
+#[test]
+fn an_unknown_option_or_subcommand_is_refused_with_the_nearest_known_one() {
+    let sandbox = Sandbox::with_kernel();
+    refuses_run(&sandbox, &["--kernle", "kernel"], &["--kernle", "--kernel"]);
+    refuses_run(&sandbox, &["--kernel", "kernel", "--cups", "2"], &["--cups", "--cpus"]);
+    refuses_run(&sandbox, &["kernel"], &["kernel"]);
+    refuses_run(&sandbox, &["--kernel"], &["--kernel"]);
+    refuses(&sandbox, sandbox.husk(&["rum"]), &["rum", "run"]);
+    refuses(&sandbox, sandbox.husk(&[]), &["run"]);
+}
+
+#[test]
+fn an_error_that_nobody_reads_is_still_an_exit_status() {
+    let sandbox = Sandbox::with_kernel();
+    for args in [&["run", "--cpus", "0", "--kernel", "kernel"][..], &["run", "--nonsense"]] {
+        let mut command = sandbox.husk(args);
+        command.stderr(broken_pipe());
+        assert_eq!(Running::start(&mut command).finish().status, 125, "{args:?}");
+    }
+}
+
+#[test]
+fn a_temporary_kernel_is_gone_with_the_test() {
+    let kernel = Kernel::of(b"x");
+    let directory = kernel.directory().to_owned();
+    drop(kernel);
+    assert!(!directory.exists());
+}

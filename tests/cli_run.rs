@@ -1,0 +1,524 @@
+//! `husk run` from start to end: exit statuses, streams, signals, configuration.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a failure is a panic"
+)]
+
+mod fixture;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fixture::assembly::{COM1, PVPANIC, RESET, assemble};
+use fixture::husk::{Running, Sandbox, broken_pipe, wait_for_text};
+use fixture::interrupts::counting_input;
+use fixture::kernel::image;
+use fixture::{Code, Emit};
+use husk::config::VmConfig;
+use iced_x86::code_asm::{al, dx, eax, ebx, ecx, edi, edx, esi};
+
+/// Every option of `husk run`.
+const OPTIONS: [&str; 21] = [
+    "--kernel",
+    "--initrd",
+    "--cmdline",
+    "--append",
+    "--cpus",
+    "--memory",
+    "--disk",
+    "--net",
+    "--rng",
+    "--console",
+    "--on-reboot",
+    "--no-acpi",
+    "--boot-protocol",
+    "--share-kernel",
+    "--grace",
+    "--timeout",
+    "--log",
+    "--config",
+    "--print-config",
+    "--timeline",
+    "--help",
+];
+
+/// A sandbox with this kernel in it.
+fn sandbox(code: impl FnOnce(&mut Code) -> fixture::assembly::Assembled) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.file("kernel", image(32, code));
+    sandbox
+}
+
+/// `husk run` of the sandbox' kernel in the least machine.
+fn run(sandbox: &Sandbox, args: &[&str]) -> Command {
+    let least = ["run", "--kernel", "kernel", "--memory", "32M", "--rng", "off"];
+    sandbox.husk(&[&least[..], args].concat())
+}
+
+/// Starts it with its console in the file `log`, and waits until the guest has said "up".
+fn start_and_wait(sandbox: &Sandbox, args: &[&str]) -> Running {
+    let mut command = run(sandbox, &[&["--console", "file=log"], args].concat());
+    let running = Running::start(&mut command);
+    wait_for_text(&sandbox.path().join("log"), "up");
+    running
+}
+
+/// A sandbox with a kernel that says "up" and then spins without interrupts.
+fn deaf() -> Sandbox {
+    sandbox(|a| {
+        a.say("up")?;
+        a.spin()
+    })
+}
+
+#[test]
+fn the_guests_words_and_nothing_else_are_on_stdout() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        a.say("hello\n")?;
+        a.power_off()
+    });
+    let before = sandbox.contents();
+    let finished = Running::start(&mut run(&sandbox, &[])).finish();
+    assert_eq!(finished.status, 0, "{finished:?}");
+    assert_eq!(finished.stdout, "hello\n");
+    assert_eq!(finished.stderr, "");
+    assert_eq!(sandbox.contents(), before, "something was left behind");
+}
+
+#[test]
+fn a_reboot_is_done_in_place_or_ends_with_0_as_wanted() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        a.say("boot\n")?;
+        a.typed()?;
+        a.out8(RESET, 1)?;
+        a.halt()
+    });
+    let mut command = run(&sandbox, &["--on-reboot", "exit"]);
+    let mut running = Running::start(command.stdin(Stdio::piped()));
+    running.child.stdin.take().unwrap().write_all(b"x").unwrap();
+    let finished = running.finish();
+    assert_eq!((finished.status, finished.stdout.as_str()), (0, "boot\n"), "{finished:?}");
+
+    let mut command = run(&sandbox, &["--timeout", "2"]);
+    let mut running = Running::start(command.stdin(Stdio::piped()));
+    let mut keyboard = running.child.stdin.take().unwrap();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(300));
+        keyboard.write_all(b"x").unwrap();
+    }
+    let finished = running.finish();
+    assert_eq!(finished.status, 124, "{finished:?}");
+    assert!(finished.stdout.starts_with("boot\nboot\n"), "{finished:?}");
+}
+
+#[test]
+fn a_panic_ends_with_134_and_the_last_lines_of_the_console() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        for n in 0..60 {
+            a.say(&format!("line {n}\n"))?;
+        }
+        a.out8(PVPANIC, 1)?;
+        a.out8(RESET, 1)?;
+        a.halt()
+    });
+    let finished = Running::start(&mut run(&sandbox, &[])).finish();
+    assert_eq!(finished.status, 134, "{finished:?}");
+    let stderr = &finished.stderr;
+    assert!(stderr.contains("panicked") && stderr.contains("last lines"), "{stderr}");
+    assert!(stderr.contains("line 20\n") && stderr.contains("line 59"), "40 lines: {stderr}");
+    assert!(!stderr.contains("line 19\n"), "40 lines: {stderr}");
+}
+
+#[test]
+fn a_triple_fault_ends_with_134_and_a_report() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        a.say("so far so good\n")?;
+        a.ud2()
+    });
+    let finished = Running::start(&mut run(&sandbox, &["--cpus", "2"])).finish();
+    assert_eq!(finished.status, 134, "{finished:?}");
+    for words in ["vCPU 0", "triple fault", "rip ", "cr0 ", "code 0f 0b", "so far so good"] {
+        assert!(finished.stderr.contains(words), "{words:?} is missing: {}", finished.stderr);
+    }
+    assert_eq!(finished.stdout, "so far so good\n");
+}
+
+#[test]
+fn a_guest_that_takes_too_long_ends_with_124() {
+    needs_kvm!();
+    let finished = Running::start(&mut run(&deaf(), &["--timeout", "0.5"])).finish();
+    assert_eq!(finished.status, 124, "{finished:?}");
+    assert_eq!(finished.stdout, "up");
+    assert!(finished.stderr.contains("0.5 s"), "{}", finished.stderr);
+}
+
+#[test]
+fn sigterm_to_a_guest_that_ignores_the_power_button_ends_it_after_the_grace() {
+    needs_kvm!();
+    for (signal, status) in [(libc::SIGTERM, 143), (libc::SIGINT, 130), (libc::SIGHUP, 129)] {
+        let sandbox = deaf();
+        let running = start_and_wait(&sandbox, &["--grace", "0.5"]);
+        let start = Instant::now();
+        running.signal(signal);
+        let finished = running.finish();
+        assert_eq!(finished.status, status, "{finished:?}");
+        assert!(start.elapsed() >= Duration::from_millis(500), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_guest_at_once() {
+    needs_kvm!();
+    let sandbox = deaf();
+    let mut running = start_and_wait(&sandbox, &["--grace", "600"]);
+    running.signal(libc::SIGTERM);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(running.child.try_wait().unwrap().is_none(), "the first one must not end it");
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.finish().status, 143);
+}
+
+#[test]
+fn sigterm_to_a_guest_that_listens_is_its_power_button() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    let listening = counting_input(5, |a| {
+        a.say("up")?;
+        a.hlt()?;
+        a.say("bye")
+    });
+    std::fs::copy(listening.path(), sandbox.path().join("kernel")).unwrap();
+    let running = start_and_wait(&sandbox, &["--grace", "60"]);
+    std::thread::sleep(Duration::from_millis(100));
+    running.signal(libc::SIGTERM);
+    let finished = running.finish();
+    assert_eq!(finished.status, 0, "{finished:?}");
+    let said = std::fs::read(sandbox.path().join("log")).unwrap();
+    assert_eq!(said, b"upbye\x01");
+}
+
+#[test]
+fn a_stdout_that_is_closed_or_broken_does_not_stop_the_guest() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        for _ in 0..100 {
+            a.say("is anybody there?\n")?;
+        }
+        a.power_off()
+    });
+    let mut command = run(&sandbox, &[]);
+    command.stdout(broken_pipe());
+    let finished = Running::start(&mut command).finish();
+    assert_eq!(finished.status, 0, "{finished:?}");
+    assert!(finished.stderr.contains("console"), "{finished:?}");
+
+    let husk = env!("CARGO_BIN_EXE_husk");
+    let script = r#"exec "$0" run --kernel kernel --memory 32M --rng off >&- <&-"#;
+    let finished = Running::start(&mut sandbox.program("sh", &["-c", script, husk])).finish();
+    assert_eq!(finished.status, 0, "{finished:?}");
+}
+
+#[test]
+fn a_stdout_that_nobody_reads_does_not_stop_the_guest() {
+    needs_kvm!();
+    // Two pipes' worth, without looking whether the transmitter is ready.
+    let sandbox = sandbox(|a| {
+        let mut again = a.create_label();
+        a.mov(ebx, 64u32)?;
+        a.address_of(|a| a.db(&[b'x'; 2048]))?;
+        a.mov(edi, eax)?;
+        a.cld()?;
+        a.mov(edx, COM1)?;
+        a.set_label(&mut again)?;
+        a.mov(esi, edi)?;
+        a.mov(ecx, 2048)?;
+        a.rep().outsb()?;
+        a.dec(ebx)?;
+        a.jnz(again)?;
+        a.power_off()
+    });
+    let (unread, output) = std::io::pipe().unwrap();
+    let mut command = run(&sandbox, &[]);
+    command.stdout(output);
+    let finished = Running::start(&mut command).finish();
+    assert_eq!(finished.status, 0, "{finished:?}");
+    assert!(finished.stderr.contains("nobody reads"), "{finished:?}");
+    drop(unread);
+}
+
+#[test]
+fn stdin_reaches_the_guest_and_its_end_does_not_end_the_guest() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.typed()?;
+        a.mov(edx, COM1)?;
+        a.out(dx, al)?;
+        a.cmp(al, i32::from(b'.'))?;
+        a.jne(again)?;
+        a.power_off()
+    });
+    let text = format!("{}.", "all of this ".repeat(50));
+    // From a file, and through a pipe.
+    std::fs::write(sandbox.path().join("typed"), &text).unwrap();
+    let mut command = run(&sandbox, &[]);
+    command.stdin(std::fs::File::open(sandbox.path().join("typed")).unwrap());
+    let finished = Running::start(&mut command).finish();
+    assert_eq!((finished.status, finished.stdout.as_str()), (0, text.as_str()), "{finished:?}");
+
+    let mut command = run(&sandbox, &[]);
+    let mut running = Running::start(command.stdin(Stdio::piped()));
+    running.child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let finished = running.finish();
+    assert_eq!((finished.status, finished.stdout.as_str()), (0, text.as_str()), "{finished:?}");
+
+    // At its end at once: the guest goes on, until the time is over.
+    let finished = Running::start(&mut run(&sandbox, &["--timeout", "0.5"])).finish();
+    assert_eq!(finished.status, 124, "{finished:?}");
+    assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
+}
+
+#[test]
+fn an_idle_guest_with_its_stdin_at_its_end_costs_no_time() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        a.say("up")?;
+        a.halt()
+    });
+    let running = start_and_wait(&sandbox, &[]);
+    let ticks = || {
+        let path = format!("/proc/{}/stat", running.child.id());
+        let stat = std::fs::read_to_string(path).unwrap();
+        let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+        // utime and stime are fields 14 and 15; the third is the first after the name.
+        fields.skip(11).take(2).map(|n| n.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    let used = ticks() - before;
+    running.signal(libc::SIGTERM);
+    std::thread::sleep(Duration::from_millis(100));
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.finish().status, 143);
+    assert!(used <= 20, "{used} ticks of 10 ms in a second");
+}
+
+#[test]
+fn the_console_can_be_a_file_or_nothing() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        a.say("hello")?;
+        a.power_off()
+    });
+    let finished = Running::start(&mut run(&sandbox, &["--console", "file=log"])).finish();
+    assert_eq!((finished.status, finished.stdout.as_str()), (0, ""), "{finished:?}");
+    assert_eq!(std::fs::read(sandbox.path().join("log")).unwrap(), b"hello");
+    let finished = Running::start(&mut run(&sandbox, &["--console", "none"])).finish();
+    assert_eq!((finished.status, finished.stdout.as_str()), (0, ""), "{finished:?}");
+}
+
+#[test]
+fn the_timeline_is_printed_on_stderr_at_the_end() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        a.say("x")?;
+        a.power_off()
+    });
+    let finished = Running::start(&mut run(&sandbox, &["--timeline"])).finish();
+    assert_eq!((finished.status, finished.stdout.as_str()), (0, "x"), "{finished:?}");
+    for phase in ["process start", "kernel load", "first KVM_RUN", "first console byte", "exit"] {
+        assert!(finished.stderr.contains(phase), "{phase:?} is missing: {}", finished.stderr);
+    }
+    // Milliseconds, in order.
+    let times: Vec<f64> = finished
+        .stderr
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().next().unwrap().parse().unwrap())
+        .collect();
+    assert!(times.is_sorted(), "{}", finished.stderr);
+}
+
+#[test]
+fn the_printed_configuration_is_the_one_that_runs() {
+    let sandbox = sandbox(|a| a.power_off());
+    let args = [
+        "--kernel",
+        "kernel",
+        "--initrd",
+        "an initrd",
+        "--cmdline",
+        "console=ttyS0 \"quoted\"",
+        "--append",
+        "one",
+        "--append",
+        "two",
+        "--cpus",
+        "3",
+        "--memory",
+        "1.5G,shared",
+        "--disk",
+        "path=a,,b.img,ro,id=root",
+        "--disk",
+        "second",
+        "--net",
+        "tap=tap0,mac=52:54:00:00:00:01",
+        "--rng",
+        "off",
+        "--console",
+        "file=log",
+        "--on-reboot",
+        "exit",
+        "--no-acpi",
+        "--boot-protocol",
+        "pvh",
+    ];
+    for args in [&args[..], &["--kernel", "kernel"]] {
+        let printed = sandbox.run(&[&["run", "--print-config"], args].concat());
+        assert_eq!((printed.status, printed.stderr.as_str()), (0, ""), "{printed:?}");
+        sandbox.file("vm.json", &printed.stdout);
+        let again = sandbox.run(&["run", "--config", "vm.json", "--print-config"]);
+        assert_eq!(again.stdout, printed.stdout, "{again:?}");
+        let config = VmConfig::from_json(&printed.stdout).unwrap();
+        assert_eq!(config.cpus, if args.len() > 2 { 3 } else { 1 });
+    }
+    // An option overrides what the file says, and nothing else of it.
+    sandbox.file("vm.json", r#"{"kernel": "kernel", "cpus": 2, "memory": {"size": "64M"}}"#);
+    let printed = sandbox.run(&["run", "--config", "vm.json", "--cpus", "4", "--print-config"]);
+    let config = VmConfig::from_json(&printed.stdout).unwrap();
+    assert_eq!((config.cpus, config.memory.size.to_string()), (4, "64M".to_owned()));
+}
+
+#[test]
+fn a_configuration_file_runs() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        a.say("configured")?;
+        a.power_off()
+    });
+    sandbox.file("vm.json", r#"{"kernel": "kernel", "memory": {"size": "32M"}, "rng": false}"#);
+    let finished = sandbox.run(&["run", "--config", "vm.json"]);
+    assert_eq!((finished.status, finished.stdout.as_str()), (0, "configured"), "{finished:?}");
+}
+
+#[test]
+fn a_configuration_printed_to_nobody_is_an_error_and_no_panic() {
+    let sandbox = sandbox(|a| a.power_off());
+    let mut command = sandbox.husk(&["run", "--kernel", "kernel", "--print-config"]);
+    command.stdout(broken_pipe());
+    let finished = Running::start(&mut command).finish();
+    assert_eq!(finished.status, 125, "{finished:?}");
+}
+
+#[test]
+fn the_help_names_every_option_and_fits_on_a_page_or_two() {
+    let sandbox = Sandbox::new();
+    for help in ["--help", "-h"] {
+        let finished = sandbox.run(&["run", help]);
+        assert_eq!((finished.status, finished.stderr.as_str()), (0, ""), "{finished:?}");
+        for option in OPTIONS {
+            assert!(finished.stdout.contains(option), "{option} is missing from {help}");
+        }
+        let lines = finished.stdout.lines().count();
+        assert!(lines < 100, "{help} has {lines} lines");
+        let widest = finished.stdout.lines().map(str::len).max().unwrap();
+        assert!(widest <= 110, "{help} is {widest} wide");
+    }
+    assert!(sandbox.run(&["--help"]).stdout.contains("run"));
+    assert!(sandbox.run(&["--version"]).stdout.starts_with("husk "));
+}
+
+#[test]
+fn a_kernel_without_a_pvh_note_is_not_entered_by_pvh() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    sandbox.file("kernel", image(64, |a| a.power_off()));
+    let finished = Running::start(&mut run(&sandbox, &["--boot-protocol", "pvh"])).finish();
+    assert_eq!(finished.status, 125, "{finished:?}");
+    assert!(finished.stderr.contains("kernel") && finished.stderr.contains("PVH"), "{finished:?}");
+    let finished = Running::start(&mut run(&sandbox, &["--boot-protocol", "linux64"])).finish();
+    assert_eq!(finished.status, 0, "{finished:?}");
+}
+
+#[test]
+fn payload_code_is_what_was_written() {
+    // Guards the fixture: a payload that were empty would "power off" by a triple fault.
+    assert_eq!(assemble(16, 0, |a| a.cli()), [0xfa]);
+}
+
+#[test]
+fn a_console_file_the_vm_is_made_of_is_refused_and_untouched() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    sandbox.file("disk", [7; 512]);
+    for name in ["disk", "kernel"] {
+        let before = sandbox.contents();
+        let console = format!("file={name}");
+        let ended = run(&sandbox, &["--disk", "disk", "--console", &console]);
+        let ended = { ended }.output().unwrap();
+        assert_eq!(ended.status.code(), Some(125));
+        assert!(String::from_utf8_lossy(&ended.stderr).contains("the VM needs it"));
+        assert_eq!(sandbox.contents(), before);
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_the_console_file_as_it_was() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    sandbox.file("log", "of the last time");
+    let long = "x".repeat(10_000);
+    for console in ["file=log", "file=new"] {
+        let ended =
+            sandbox.run(&["run", "--kernel", "kernel", "--append", &long, "--console", console]);
+        assert_eq!(ended.status, 125);
+    }
+    assert_eq!(std::fs::read(sandbox.path().join("log")).unwrap(), b"of the last time");
+    assert!(!sandbox.path().join("new").exists());
+}
+
+#[test]
+fn a_console_fifo_without_a_reader_is_an_error_and_no_hang() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let made = Command::new("mkfifo").arg(sandbox.path().join("fifo")).status().unwrap();
+    assert!(made.success());
+    let ended = sandbox.run(&["run", "--kernel", "kernel", "--console", "file=fifo"]);
+    assert_eq!(ended.status, 125);
+    assert!(ended.stderr.contains("fifo"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_stderr_nobody_reads_does_not_keep_husk_from_ending() {
+    needs_kvm!();
+    let sandbox = deaf();
+    let (_nobody, mut stderr) = std::io::pipe().unwrap();
+    // Full, so that every word of husk's would block.
+    let full = [b'#'; 1 << 16];
+    stderr.write_all(&full).unwrap();
+    let mut command = run(&sandbox, &["--timeout", "0.5", "--timeline", "--console", "none"]);
+    let mut running = Running::start(command.stderr(Stdio::from(stderr)));
+    assert_eq!(running.status().code(), Some(124));
+}
+
+#[test]
+fn what_a_dead_guest_wrote_cannot_command_the_terminal() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        a.say("\u{1b}]0;title\u{7}plain")?;
+        a.ud2()
+    });
+    let ended = run(&sandbox, &["--console", "none"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(134), "{stderr}");
+    assert!(stderr.contains("plain") && !stderr.contains('\u{1b}'), "{stderr}");
+}

@@ -1,0 +1,34 @@
+//! The whole of it: Debian's own kernel, a Debian root file system on a disk, a login.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod guest;
+
+use std::ffi::OsStr;
+
+use guest::tools::{fsck, host, read_from};
+use guest::{DEBIAN, Lab};
+
+#[test]
+fn debian_comes_up_to_a_login_works_and_turns_itself_off() {
+    let Some(lab) = Lab::open() else { return };
+    let root = lab.path("root.ext4");
+    let from = lab.asset(DEBIAN);
+    let words = ["--sparse=always", "--dereference"].map(OsStr::new);
+    host("cp", words.into_iter().chain([from.as_os_str(), root.as_os_str()]));
+
+    let mut guest = lab.guest().args("--cpus 2").disk(&root, "").start();
+    guest.wait_for("login: ");
+    let up = guest.console().len();
+    eprintln!("a login after {:.1?} and {up} bytes", guest.started().elapsed());
+    guest.type_line("root");
+    guest.wait_for("# ");
+    guest.type_line("echo \"answer-$((6 * 7)) of $(hostname)\" | tee /root/answer; sync");
+    guest.wait_for("answer-42 of husk");
+    guest.type_line("poweroff");
+    let done = guest.finish();
+    done.expect_status(0);
+    assert!(done.stderr.is_empty(), "{}", done.stderr);
+    fsck(&root);
+    assert_eq!(read_from(&root, "/root/answer"), b"answer-42 of husk\n");
+}

@@ -1,0 +1,23 @@
+//! Guests of a few hundred bytes of machine code on the host's real /dev/kvm.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a failure is a panic"
+)]
+
+#[path = "../fixture/mod.rs"]
+mod fixture;
+mod hold;
+mod interrupts;
+mod life;
+mod mmio;
+mod ports;
+mod virtio;
+
+#[test]
+fn these_tests_run_on_dev_kvm_or_say_that_they_were_skipped() {
+    needs_kvm!();
+}

@@ -1,0 +1,72 @@
+//! The guests' initramfs images. `resources/README.md` says what their /init does.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::cache;
+use crate::cpio::Cpio;
+use crate::kernels::Kernel;
+use crate::modules::Modules;
+
+const INIT: &str = include_str!("../../../resources/guest-init.sh");
+const BUTTON: &str = include_str!("../../../resources/guest-power-button.sh");
+
+/// What a guest on husk needs of its kernel.
+const MODULES: &[&str] =
+    &["virtio_mmio", "virtio_blk", "net_failover", "virtio_net", "virtio_rng", "ext4"];
+
+/// What makes it a better guest, where the kernel has it. crc32c: ext4 asks for it by name, which
+/// modules.dep does not know. button and evdev: the power button.
+const IF_PRESENT: &[&str] =
+    &["crc32c_generic", "pvpanic-mmio", "button", "evdev", "virtio_pci", "virtio_console"];
+
+/// busybox's acpid runs this at the press of the power button.
+const POWER_BUTTON: &str = "etc/acpi/PWRF/00000080";
+
+/// An image without any module: starts on any kernel, and fastest.
+pub fn tiny() -> Result<PathBuf> {
+    make("tiny", None)
+}
+
+/// An image with `kernel`'s modules for what husk emulates.
+pub fn full(name: &str, kernel: &Kernel) -> Result<PathBuf> {
+    make(name, Some(kernel))
+}
+
+fn make(name: &str, kernel: Option<&Kernel>) -> Result<PathBuf> {
+    let release = kernel.map_or("", |k| k.release.as_str());
+    let wanted = [MODULES, IF_PRESENT].concat();
+    let version = cache::fingerprint(&[
+        INIT.as_bytes(),
+        BUTTON.as_bytes(),
+        release.as_bytes(),
+        wanted.join(" ").as_bytes(),
+    ]);
+    let file = format!("initrd-{name}-{version}.cpio");
+    let dir = cache::guest_dir();
+    let made = cache::entry(&dir, &file, |fresh| {
+        let mut cpio = Cpio::with_skeleton();
+        cpio.file("init", 0o755, INIT.as_bytes());
+        cpio.executable("bin/busybox", &super::busybox()?)?;
+        cpio.symlink("bin/sh", "busybox");
+        for dir in ["etc/acpi", "etc/acpi/PWRF", "var", "var/log", "var/run"] {
+            cpio.dir(dir);
+        }
+        cpio.file(POWER_BUTTON, 0o755, BUTTON.as_bytes());
+        if let Some(kernel) = kernel {
+            let modules = Modules::open(&kernel.modules)?;
+            let mut order = String::new();
+            let names = [MODULES, &modules.present(IF_PRESENT)].concat();
+            for (name, data) in modules.closure(&names)? {
+                cpio.file(&format!("lib/{name}"), 0o644, &data);
+                order.push_str(&name);
+                order.push('\n');
+            }
+            cpio.file("lib/modules.order", 0o644, order.as_bytes());
+        }
+        Ok(std::fs::write(fresh, cpio.finish())?)
+    })?;
+    cache::forget_others(&dir, &format!("initrd-{name}-"), &[&file]);
+    Ok(made)
+}

@@ -1,0 +1,205 @@
+//! Who is compared, and with which words each is told the same machine.
+
+use std::path::Path;
+
+use super::startup::{arg, on_path};
+
+/// A VMM with its arguments.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// As it stands in the tables.
+    pub name: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+}
+
+impl Subject {
+    fn new(name: &str, command: &[&str]) -> Self {
+        Self { name: name.to_owned(), command: command.iter().map(|s| (*s).to_owned()).collect() }
+    }
+}
+
+/// A guest for everyone.
+pub struct Guest<'a> {
+    /// The ELF kernel.
+    pub vmlinux: &'a str,
+    /// The same kernel as a bzImage.
+    pub bzimage: &'a str,
+    /// The initramfs, if any.
+    pub initrd: Option<&'a str>,
+    /// The command line.
+    pub cmdline: &'a str,
+    /// A directory for configuration files.
+    pub scratch: &'a Path,
+}
+
+/// The memory of every guest.
+const MEMORY: &str = "512M";
+
+/// husk with the kernel in both shapes, and every rival on PATH.
+pub fn all(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
+    let mut subjects = Vec::new();
+    for (name, kernel, more) in [
+        ("husk, vmlinux", guest.vmlinux, None),
+        ("husk, bzImage (warm cache)", guest.bzimage, None),
+        ("husk, bzImage, --share-kernel", guest.bzimage, Some("--share-kernel")),
+    ] {
+        let mut subject = Subject::new(
+            name,
+            &[
+                &arg(husk),
+                "run",
+                "--memory",
+                MEMORY,
+                "--kernel",
+                kernel,
+                "--cmdline",
+                guest.cmdline,
+            ],
+        );
+        if let Some(initrd) = guest.initrd {
+            subject.command.extend(["--initrd".to_owned(), initrd.to_owned()]);
+        }
+        subject.command.extend(more.map(str::to_owned));
+        subjects.push(subject);
+    }
+    subjects.extend(qemu(guest));
+    subjects.extend(cloud_hypervisor(guest));
+    subjects.extend(firecracker(guest));
+    subjects.extend(kvmtool(guest));
+    subjects
+}
+
+fn qemu(guest: &Guest<'_>) -> Option<Subject> {
+    let program = arg(&on_path("qemu-system-x86_64")?);
+    let machine = "microvm,accel=kvm,pit=off,pic=off,rtc=on";
+    let mut subject = Subject::new(
+        "QEMU microvm, vmlinux",
+        &[
+            &program,
+            "-M",
+            machine,
+            "-cpu",
+            "host",
+            "-m",
+            MEMORY,
+            "-smp",
+            "1",
+            "-kernel",
+            guest.vmlinux,
+            "-append",
+            guest.cmdline,
+            "-nodefaults",
+            "-no-user-config",
+            "-nographic",
+            "-serial",
+            "stdio",
+            "-no-reboot",
+        ],
+    );
+    if let Some(initrd) = guest.initrd {
+        subject.command.extend(["-initrd".to_owned(), initrd.to_owned()]);
+    }
+    Some(subject)
+}
+
+fn cloud_hypervisor(guest: &Guest<'_>) -> Option<Subject> {
+    let program = arg(&on_path("cloud-hypervisor")?);
+    let mut subject = Subject::new(
+        "Cloud Hypervisor, vmlinux",
+        &[
+            &program,
+            "--kernel",
+            guest.vmlinux,
+            "--cmdline",
+            guest.cmdline,
+            "--cpus",
+            "boot=1",
+            "--memory",
+            "size=512M",
+            "--serial",
+            "tty",
+            "--console",
+            "off",
+        ],
+    );
+    if let Some(initrd) = guest.initrd {
+        subject.command.extend(["--initramfs".to_owned(), initrd.to_owned()]);
+    }
+    Some(subject)
+}
+
+fn firecracker(guest: &Guest<'_>) -> Option<Subject> {
+    let program = arg(&on_path("firecracker")?);
+    let mut source = serde_json::json!({
+        "kernel_image_path": guest.vmlinux,
+        "boot_args": format!("{} reboot=k", guest.cmdline),
+    });
+    if let (Some(initrd), Some(source)) = (guest.initrd, source.as_object_mut()) {
+        source.insert("initrd_path".to_owned(), initrd.into());
+    }
+    let config = serde_json::json!({
+        "boot-source": source,
+        "drives": [],
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": 512 },
+    });
+    let file = guest.scratch.join("firecracker.json");
+    std::fs::write(&file, config.to_string()).ok()?;
+    let command =
+        [&program, "--no-api", "--no-seccomp", "--level", "Off", "--config-file", &arg(&file)];
+    Some(Subject::new("Firecracker, vmlinux", &command))
+}
+
+fn kvmtool(guest: &Guest<'_>) -> Option<Subject> {
+    let program = arg(&on_path("lkvm")?);
+    let mut subject = Subject::new(
+        "kvmtool, bzImage",
+        &[
+            &program,
+            "run",
+            "-k",
+            guest.bzimage,
+            "-m",
+            "512",
+            "-c",
+            "1",
+            "-p",
+            guest.cmdline,
+            "--console",
+            "serial",
+            "--network",
+            "mode=none",
+        ],
+    );
+    if let Some(initrd) = guest.initrd {
+        subject.command.extend(["-i".to_owned(), initrd.to_owned()]);
+    }
+    Some(subject)
+}
+
+/// The subjects of the first part: the floor in both ways first, then everyone.
+pub fn first_run(husk: &Path, floor: &Path, assets: &Path) -> Vec<Subject> {
+    let file = |name: &str| {
+        // Where the links lead: husk's cache is keyed by the file itself.
+        let path = assets.join(name);
+        arg(&path.canonicalize().unwrap_or(path))
+    };
+    let (vmlinux, bzimage) = (file("vmlinux-cloud"), file("vmlinuz-cloud"));
+    let scratch = std::env::temp_dir();
+    let floor = arg(floor);
+    let mut subjects = vec![
+        Subject::new("floor, kernel mapped", &[&floor, &vmlinux, "512", "map"]),
+        Subject::new("floor, kernel read", &[&floor, &vmlinux, "512", "read"]),
+    ];
+    subjects.extend(all(
+        husk,
+        &Guest {
+            vmlinux: &vmlinux,
+            bzimage: &bzimage,
+            initrd: None,
+            cmdline: "console=ttyS0 quiet panic=-1",
+            scratch: &scratch,
+        },
+    ));
+    subjects
+}

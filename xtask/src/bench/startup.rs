@@ -1,0 +1,122 @@
+//! `cargo xtask bench startup`: how fast a machine starts, against a floor and against rivals.
+//!
+//! 1. exec → first KVM_RUN, on this machine's /dev/kvm, whatever it can run.
+//! 2. exec → a line from the guest's init, where KVM runs Linux: here or in the testbed.
+//! 3. memory of its own and CPU of an idle guest, likewise.
+//!
+//! Everything compared runs in one session, in an order shuffled anew for each round.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::guests;
+use super::rivals::{self, Subject};
+use super::stats::{Summary, shuffle};
+use crate::doctor::{self, Place};
+use crate::testbed;
+use crate::{assets, cache, cargo, host};
+
+/// `cargo xtask bench startup`
+#[derive(clap::Args)]
+pub struct Args {
+    /// Rounds; each runs every subject once
+    #[arg(long, default_value_t = 15, value_name = "N")]
+    rounds: usize,
+    /// Which parts: first-run, init, cost
+    #[arg(long, value_delimiter = ',', default_value = "first-run,init,cost")]
+    parts: Vec<String>,
+    /// In the testbed, make time a count of instructions
+    #[arg(long)]
+    icount: bool,
+    /// In the testbed, add what Firecracker wants of a CPU (all guests then boot with noxsave)
+    #[arg(long)]
+    xsave: bool,
+}
+
+/// Runs the parts that were asked for.
+pub fn main(args: &Args) -> Result<u8> {
+    let husk = cargo::build_husk()?;
+    let floor = cargo::build_bin("xtask", "kvm-floor")?;
+    let assets = assets::all()?;
+    let wanted = |part: &str| args.parts.iter().any(|p| p == part);
+    if wanted("first-run") {
+        first_run(&rivals::first_run(&husk, &floor, &assets), args.rounds)?;
+    }
+    if !wanted("init") && !wanted("cost") {
+        return Ok(0);
+    }
+    let inner = guests::Inner {
+        rounds: args.rounds,
+        husk: husk.clone(),
+        assets,
+        init: wanted("init"),
+        cost: wanted("cost"),
+        noxsave: args.xsave,
+    };
+    match doctor::ask(&husk) {
+        Place::Here => guests::main(&inner),
+        Place::Testbed(why) => {
+            host::say(format!("measuring guests in the testbed: {why}"));
+            let plan = cache::results_dir().join("bench.json");
+            std::fs::create_dir_all(cache::results_dir())?;
+            std::fs::write(&plan, serde_json::to_string(&inner)?)
+                .with_context(|| format!("writing {}", plan.display()))?;
+            let me = std::env::current_exe().context("finding xtask itself")?;
+            let command = [me.into(), "__bench-guests".into(), plan.into()].to_vec();
+            let mut options = testbed::Options::new(command)?;
+            options.icount = args.icount;
+            if args.xsave {
+                options.cpu = "qemu64,+svm,+npt,+xsave,+xsaveopt,+xgetbv1".to_owned();
+            }
+            options.timeout = Duration::from_secs(3600);
+            Ok(testbed::run(&options)?.end.status())
+        }
+    }
+}
+
+/// Part 1.
+fn first_run(subjects: &[Subject], rounds: usize) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(20);
+    host::say(format!("exec to first KVM_RUN: {} subjects, {rounds} rounds", subjects.len()));
+    let mut times = vec![Vec::new(); subjects.len()];
+    let mut faults = vec![Vec::new(); subjects.len()];
+    let mut order: Vec<usize> = (0..subjects.len()).collect();
+    for round in 0..=rounds {
+        shuffle(&mut order);
+        for &n in &order {
+            let Some(subject) = subjects.get(n) else { continue };
+            let run = super::first_run::measure(&subject.command, LIMIT)
+                .with_context(|| subject.name.clone())?;
+            // The first round warms the caches.
+            if let (1.., Some(times), Some(faults)) = (round, times.get_mut(n), faults.get_mut(n)) {
+                times.push(run.elapsed.as_secs_f64() * 1e3);
+                faults.push(run.faults as f64);
+            }
+        }
+    }
+    let base = times.first().map_or(1.0, |t| Summary::of(t).median);
+    println!("\nexec → first KVM_RUN, ms: 1 vCPU, 512 MiB, {rounds} rounds, in turn");
+    println!("{:<34} {:>8} {:>8} {:>8} {:>7} {:>8}", "", "median", "min", "max", "ratio", "faults");
+    for ((subject, times), faults) in subjects.iter().zip(&times).zip(&faults) {
+        let s = Summary::of(times);
+        let (ratio, faults) = (s.median / base, Summary::of(faults).median);
+        let name = &subject.name;
+        println!(
+            "{name:<34} {:>8.2} {:>8.2} {:>8.2} {ratio:>7.2} {faults:>8.0}",
+            s.median, s.min, s.max
+        );
+    }
+    Ok(())
+}
+
+/// A path as an argument.
+pub fn arg(path: &std::path::Path) -> String {
+    path.display().to_string()
+}
+
+/// The program `name` on PATH.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    host::find(name)
+}

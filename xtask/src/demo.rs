@@ -1,0 +1,137 @@
+//! `cargo xtask demo`: from nothing but cargo and apt to Debian at work in a husk. The set-up runs
+//! here; the machine runs here too where this machine's KVM can, and in the testbed otherwise.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::doctor::{self, Place};
+use crate::tap::Tap;
+use crate::{assets, cargo, host, limited, testbed};
+
+/// Debian takes seconds to come up; under two emulators a minute or two.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The part that runs beside the guest, in the testbed or not.
+#[derive(clap::Args)]
+pub struct Inner {
+    husk: PathBuf,
+    assets: PathBuf,
+}
+
+/// Runs `cargo xtask demo`; gives husk's exit status.
+pub fn main() -> Result<u8> {
+    let husk = cargo::build_husk()?;
+    let assets = assets::all()?;
+    let place = match doctor::ask(&husk) {
+        Place::Here if !host::is_root() => {
+            Place::Testbed("making a TAP interface here wants root".to_owned())
+        }
+        place => place,
+    };
+    let why = match place {
+        Place::Here => {
+            host::say("running on this machine's own KVM");
+            return inner(&Inner { husk, assets });
+        }
+        Place::Testbed(why) => why,
+    };
+    host::say(format!("running in the testbed: {why}"));
+    let xtask = std::env::current_exe().context("finding xtask's own executable")?;
+    let command = [xtask.into(), "__demo".into(), husk.into(), assets.into()];
+    let options = testbed::Options {
+        timeout: LIMIT + Duration::from_secs(120),
+        ..testbed::Options::new(command.to_vec())?
+    };
+    let outcome = testbed::run(&options)?;
+    if outcome.end == testbed::End::TimedOut {
+        bail!("the demo was not over after {} s", options.timeout.as_secs());
+    }
+    Ok(outcome.end.status())
+}
+
+/// Runs husk with a copy of the Debian image and a TAP interface.
+pub fn inner(args: &Inner) -> Result<u8> {
+    let dir = Scratch::new()?;
+    host::say("copying the guest's kernel and disk to memory");
+    let names = [assets::VMLINUZ_CLOUD, assets::INITRD_FULL, assets::DEBIAN];
+    assets::copy_to_ram(&args.assets, &names, &dir.0)?;
+    let husk = dir.0.join("husk");
+    std::fs::copy(&args.husk, &husk).with_context(|| format!("copying {}", args.husk.display()))?;
+    catch_signals();
+    let tap = Tap::create()?;
+
+    let mut command = host::command(&husk);
+    command.arg("run").arg("--kernel").arg(dir.0.join(assets::VMLINUZ_CLOUD));
+    command.arg("--initrd").arg(dir.0.join(assets::INITRD_FULL));
+    command.arg("--disk").arg(format!("path={},id=root", dir.0.join(assets::DEBIAN).display()));
+    command.arg("--net").arg(format!("tap={}", tap.name));
+    command.args(["--cpus", "2", "--memory", "512M", "--timeline", "--append"]);
+    command.arg(format!(
+        "quiet root=/dev/vda rw husk.demo husk.ip={}/30 husk.gw={}",
+        tap.guest(),
+        tap.host()
+    ));
+    host::say(words(&command));
+    let done = limited::run_until(&mut command, LIMIT, true, &STOP)?;
+    if let limited::Ended::TimedOut = done.ended {
+        host::say(format!("husk was not done after {} s, or was interrupted", LIMIT.as_secs()));
+    }
+    let status = done.status();
+    if status == 0 && !done.text().contains("HUSK-DEMO-PASSED") {
+        host::say(
+            "the demo failed: husk ended well, but the guest did not say that its checks passed",
+        );
+        return Ok(1);
+    }
+    if status == 0 {
+        host::say("the demo passed; the table above says where the time went");
+    } else {
+        host::say(format!("the demo failed: husk ended with status {status}"));
+    }
+    Ok(status)
+}
+
+fn words(command: &std::process::Command) -> String {
+    let quoted = |word: &std::ffi::OsStr| {
+        let word = word.to_string_lossy();
+        if word.contains(' ') { format!("'{word}'") } else { word.into_owned() }
+    };
+    let args = command.get_args().map(quoted);
+    format!("husk {}", args.collect::<Vec<_>>().join(" "))
+}
+
+/// A directory in RAM for this run, removed when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let ram = Path::new("/dev/shm");
+        let base = if ram.is_dir() { ram.to_owned() } else { std::env::temp_dir() };
+        let dir = base.join(format!("husk-demo-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // In RAM; what cannot be removed goes with the next start of the machine.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// An interrupted demo still takes its TAP interface down.
+fn catch_signals() {
+    extern "C" fn stop(_: libc::c_int) {
+        STOP.store(true, Ordering::Relaxed);
+    }
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic, which signal-safety(7) allows.
+        unsafe { libc::signal(signal, stop as *const () as libc::sighandler_t) };
+    }
+}

@@ -1,0 +1,129 @@
+//! The machine xtask runs on: running its commands with errors that name them, and getting the
+//! packages they come from through apt (when root; otherwise the error says what to install).
+//! Nothing here is assumed present: each tool is looked for first.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Tools live in these too, though a user's PATH often leaves them out.
+const SBIN: &str = "/usr/local/sbin:/usr/sbin:/sbin";
+
+/// Prints a progress line: what is being done now.
+pub fn say(what: impl std::fmt::Display) {
+    eprintln!("xtask: {what}");
+}
+
+/// PATH with the system directories appended.
+pub fn path_with_sbin() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    path.push(":");
+    path.push(SBIN);
+    path
+}
+
+/// A command that is also found in the system directories.
+pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env("PATH", path_with_sbin());
+    command
+}
+
+/// Runs `command` and gives its standard output; when it fails, the error carries its last words.
+pub fn output(command: &mut Command) -> Result<Vec<u8>> {
+    let out = command.output().map_err(|e| not_started(command, e))?;
+    if !out.status.success() {
+        let words = String::from_utf8_lossy(&out.stderr);
+        let tail: Vec<&str> = words.trim_end().lines().rev().take(12).collect();
+        let tail: Vec<&str> = tail.into_iter().rev().collect();
+        bail!("`{}` failed: {}\n{}", shown(command), out.status, tail.join("\n"));
+    }
+    Ok(out.stdout)
+}
+
+/// As [`output`], as text.
+pub fn text(command: &mut Command) -> Result<String> {
+    Ok(String::from_utf8_lossy(&output(command)?).into_owned())
+}
+
+fn not_started(command: &Command, error: std::io::Error) -> anyhow::Error {
+    let name = command.get_program().to_string_lossy().into_owned();
+    if error.kind() == ErrorKind::NotFound {
+        return anyhow::anyhow!("the command `{name}` is not installed here (not found in PATH)");
+    }
+    anyhow::Error::new(error).context(format!("starting `{name}`"))
+}
+
+fn shown(command: &Command) -> String {
+    let mut words = vec![command.get_program().to_string_lossy().into_owned()];
+    words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
+    words.join(" ")
+}
+
+/// Where `tool` is, if it is installed.
+pub fn find(tool: &str) -> Option<PathBuf> {
+    std::env::split_paths(&path_with_sbin()).map(|d| d.join(tool)).find(|p| is_executable(p))
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+/// True when this process may install packages and make TAP devices.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Makes sure every tool of `(tool, package)` is installed, through apt when root.
+pub fn need(tools: &[(&str, &str)]) -> Result<()> {
+    let mut packages: Vec<&str> =
+        tools.iter().filter(|(tool, _)| find(tool).is_none()).map(|(_, p)| *p).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if find("apt-get").is_none() {
+        bail!(
+            "not installed here: {list} (Debian's package names), and there is no apt-get to \
+             install them with; install them by this system's own means"
+        );
+    }
+    if !is_root() {
+        bail!("not installed here: {list}; run `sudo apt-get install -y {list}` and try again");
+    }
+    say(format!("installing {list} (apt-get install)"));
+    let install = || {
+        output(
+            command("apt-get")
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(["install", "-y", "-qq", "--no-install-recommends"])
+                .args(&packages),
+        )
+    };
+    if install().is_err() {
+        // The usual reason is package lists that are old or absent.
+        crate::apt::update()?;
+        install().with_context(|| {
+            format!("could not install {list}; check the network and /etc/apt/sources.list*")
+        })?;
+    }
+    Ok(())
+}
+
+/// Memory available on this machine now, in MiB.
+pub fn available_memory_mib() -> Result<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    info.lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:"))
+        .and_then(|l| l.split_whitespace().next())
+        .and_then(|n| n.parse::<u64>().ok())
+        .map(|kib| kib / 1024)
+        .context("/proc/meminfo has no MemAvailable line")
+}

@@ -1,0 +1,172 @@
+//! A child process with a time limit, whose output is passed on or kept as it comes. Its whole
+//! process group ends with it, so that a test cut short leaves no machine running.
+
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// How a child ended.
+pub enum Ended {
+    /// By itself.
+    With(ExitStatus),
+    /// Its time was up, or it was to stop; it was killed.
+    TimedOut,
+}
+
+/// A child's output and its end.
+pub struct Finished {
+    pub ended: Ended,
+    pub output: Vec<u8>,
+    pub took: Duration,
+}
+
+impl Finished {
+    /// The exit status as a shell gives it: 128 + n for a signal n, 124 when its time was up.
+    pub fn status(&self) -> u8 {
+        match &self.ended {
+            Ended::With(status) => shell_status(*status),
+            Ended::TimedOut => 124,
+        }
+    }
+
+    /// The output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.output).into_owned()
+    }
+}
+
+/// An exit status as a shell gives it.
+pub fn shell_status(status: ExitStatus) -> u8 {
+    use std::os::unix::process::ExitStatusExt;
+    let code = status.code().or_else(|| status.signal().map(|n| 128 + n));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(125)
+}
+
+/// Runs `command` for at most `limit`, standard input empty. Its output is kept whole, both
+/// streams in one; with `show` it is also passed on to ours as it comes.
+pub fn run(command: &mut Command, limit: Duration, show: bool) -> Result<Finished> {
+    run_until(command, limit, show, &AtomicBool::new(false))
+}
+
+/// As [`run`]; the child is also killed once `stop` is set.
+pub fn run_until(
+    command: &mut Command,
+    limit: Duration,
+    show: bool,
+    stop: &AtomicBool,
+) -> Result<Finished> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let (reader, writer) = std::io::pipe().context("making a pipe")?;
+    let second = writer.try_clone().context("sharing a pipe")?;
+    command.stdin(Stdio::null()).stdout(writer).stderr(second).process_group(0);
+    // SAFETY: prctl is a bare system call; nothing is allocated between fork and exec.
+    unsafe {
+        // Should we be killed, the child goes too.
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let started = Instant::now();
+    let child = command.spawn().with_context(|| format!("starting {name}"))?;
+    let mut group = Group(child);
+    // Our ends of the pipe are still in the command; the reader waits for all of them to close.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+
+    let (sender, pieces) = mpsc::channel();
+    thread::spawn(move || pump(reader, &sender));
+    let mut output = Vec::new();
+    let deadline = started + limit;
+    let mut ended = None;
+    loop {
+        // After the child's own end its descendants may still hold the pipe: only a moment more.
+        let tick = Duration::from_millis(if ended.is_some() { 200 } else { 50 });
+        match pieces.recv_timeout(tick) {
+            Ok(piece) => {
+                if show {
+                    // Nobody reading our output is no reason to stop a test.
+                    let _ = std::io::stdout().write_all(&piece);
+                    let _ = std::io::stdout().flush();
+                }
+                output.extend(piece);
+            }
+            Err(RecvTimeoutError::Timeout) if ended.is_some() => break,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) if ended.is_some() => break,
+            Err(RecvTimeoutError::Disconnected) => thread::sleep(tick),
+        }
+        if ended.is_none() {
+            ended = group.0.try_wait().with_context(|| format!("waiting for {name}"))?;
+            let up = Instant::now() > deadline || stop.load(Ordering::Relaxed);
+            if ended.is_none() && up {
+                drop(group);
+                return Ok(Finished { ended: Ended::TimedOut, output, took: started.elapsed() });
+            }
+        }
+    }
+    let ended = ended.context("a child without an end")?;
+    Ok(Finished { ended: Ended::With(ended), output, took: started.elapsed() })
+}
+
+fn pump(mut from: impl Read, to: &mpsc::Sender<Vec<u8>>) {
+    let mut buffer = vec![0; 16384];
+    while let Ok(got @ 1..) = from.read(&mut buffer) {
+        if to.send(buffer.get(..got).unwrap_or_default().to_vec()).is_err() {
+            return;
+        }
+    }
+}
+
+/// A child that leads its process group; what is left of the group is killed when this is dropped.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Ok(id) = libc::pid_t::try_from(self.0.id()) {
+            // SAFETY: kill touches no memory. The group's id stays taken until all of it is gone.
+            unsafe { libc::kill(-id, libc::SIGKILL) };
+        }
+        // Fails only when it has been waited for already.
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, limit: Duration) -> Finished {
+        run(Command::new("sh").args(["-c", script]), limit, false).unwrap()
+    }
+
+    #[test]
+    fn both_streams_and_the_status_come_back() {
+        let done = sh("echo a; echo b >&2; exit 3", Duration::from_secs(10));
+        assert_eq!(done.text(), "a\nb\n");
+        assert_eq!(done.status(), 3);
+        assert_eq!(sh("kill -9 $$", Duration::from_secs(10)).status(), 137);
+    }
+
+    #[test]
+    fn what_takes_too_long_is_killed_with_all_it_started() {
+        let done = sh("sleep 77 & echo $!; sleep 77", Duration::from_millis(300));
+        assert!(matches!(done.ended, Ended::TimedOut));
+        let child = done.text();
+        thread::sleep(Duration::from_millis(100));
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", child.trim()));
+        assert!(state.is_err() || state.unwrap().contains(" Z "));
+    }
+
+    #[test]
+    fn a_grandchild_that_keeps_the_pipe_does_not_keep_us() {
+        let done = sh("sleep 77 & exit 0", Duration::from_secs(20));
+        assert_eq!(done.status(), 0);
+        assert!(done.took < Duration::from_secs(10));
+    }
+}
