@@ -5,6 +5,7 @@
 
 mod image;
 mod job;
+mod monitor;
 mod qemu;
 mod session;
 mod stream;
@@ -126,6 +127,8 @@ pub struct Outcome {
     pub up: Option<Duration>,
     /// From the start of QEMU to its end.
     pub total: Duration,
+    /// Times that it stood still until it was woken.
+    pub revivals: u32,
     /// Some of our standard input has been read, so that a second run would not see it.
     pub stdin_consumed: bool,
 }
@@ -224,6 +227,7 @@ pub fn main(args: Args) -> Result<u8> {
         let up = outcome.up.map_or("never".to_owned(), |up| format!("{:.1} s", up.as_secs_f64()));
         let total = outcome.total.as_secs_f64();
         host::say(format!("the testbed was up after {up}, the whole run took {total:.1} s"));
+        host::say(format!("it stood still and had to be woken {} times", outcome.revivals));
     }
     Ok(outcome.end.status())
 }

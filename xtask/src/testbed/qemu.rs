@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use super::Options;
 use super::image::Image;
 use super::job::Job;
+use super::monitor::Monitor;
 use crate::host;
 
 /// Our ends of the command's streams. On a terminal, input and output are one stream.
@@ -26,6 +27,7 @@ pub struct Streams {
 /// A running QEMU; killed when dropped.
 pub struct Qemu {
     child: Child,
+    pub monitor: Monitor,
 }
 
 impl Qemu {
@@ -49,13 +51,19 @@ impl Qemu {
         command.args(["-device", "virtio-serial-pci"]);
 
         let mut inherited = Vec::new();
-        let mut port = |command: &mut Command, device: &str, name: &str| -> Result<UnixStream> {
+        let mut socket = |command: &mut Command, name: &str| -> Result<UnixStream> {
             let (ours, theirs) = UnixStream::pair().context("making a socket pair")?;
             let theirs = above_stdio(OwnedFd::from(theirs))?;
             let fd = theirs.as_raw_fd();
             command.arg("-chardev").arg(format!("socket,id={name},fd={fd}"));
-            command.arg("-device").arg(format!("{device},chardev={name},name=husk.{name}"));
             inherited.push(theirs);
+            Ok(ours)
+        };
+        let monitor = socket(&mut command, "monitor")?;
+        command.args(["-mon", "chardev=monitor,mode=control"]);
+        let mut port = |command: &mut Command, device: &str, name: &str| -> Result<UnixStream> {
+            let ours = socket(command, name)?;
+            command.arg("-device").arg(format!("{device},chardev={name},name=husk.{name}"));
             Ok(ours)
         };
         let streams = if tty {
@@ -91,7 +99,7 @@ impl Qemu {
         // A Ctrl-C at the terminal is for us alone.
         command.process_group(0);
         let child = command.spawn().context("starting qemu-system-x86_64")?;
-        Ok((Self { child }, streams))
+        Ok((Self { child, monitor: Monitor::new(monitor) }, streams))
     }
 
     /// True when QEMU has ended by itself.

@@ -37,6 +37,8 @@ struct Session<'a> {
     window: Option<(u16, u16)>,
     started: Instant,
     first_beat: Option<Duration>,
+    /// Times that it went on after it was woken.
+    revivals: u32,
     /// Bytes that came out.
     out: Arc<AtomicU64>,
     /// Bytes of our standard input that went in.
@@ -56,6 +58,7 @@ impl<'a> Session<'a> {
             window,
             started: Instant::now(),
             first_beat: None,
+            revivals: 0,
             out: Arc::default(),
             consumed: Arc::default(),
             hang_up: Arc::default(),
@@ -101,6 +104,7 @@ impl<'a> Session<'a> {
             stderr: stderr.map(captured).unwrap_or_default(),
             up: self.first_beat,
             total: self.started.elapsed(),
+            revivals: self.revivals,
             stdin_consumed: self.consumed.load(Ordering::Relaxed) > 0,
         })
     }
@@ -120,10 +124,18 @@ impl<'a> Session<'a> {
         if self.first_beat.is_none() && !beat.is_empty() {
             self.first_beat = Some(self.started.elapsed());
         }
-        life.sign((beat, self.out.load(Ordering::Relaxed)));
+        let revived = life.sign((beat, self.out.load(Ordering::Relaxed)));
+        self.revivals += u32::from(revived);
         if life.silence() > self.options.stall {
-            let silent = format!("no output and no heartbeat for {} s", life.silence().as_secs());
-            return Ok(Some(self.stalled(&silent)));
+            let state = self.qemu.monitor.state().unwrap_or_else(|error| format!("{error:#}\n"));
+            let silence = life.silence().as_secs();
+            return Ok(Some(self.stalled(&format!(
+                "no output and no heartbeat for {silence} s; its processors:\n{state}"
+            ))));
+        }
+        if self.first_beat.is_some() && life.wants_waking() {
+            // A monitor that is out of order as well is for the stall's report to say.
+            let _ = self.qemu.monitor.wake();
         }
         if self.window.is_some() {
             let now = terminal::window();
@@ -175,21 +187,34 @@ impl<'a> Session<'a> {
 struct Life {
     last: Instant,
     sign: (Vec<u8>, u64),
+    woken: bool,
 }
+
+/// A machine that is only slow gives its signs of life within this time; see [`super::monitor`].
+const SLEEPS: Duration = Duration::from_secs(4);
 
 impl Life {
     fn new(now: Instant) -> Self {
-        Self { last: now, sign: (Vec::new(), 0) }
+        Self { last: now, sign: (Vec::new(), 0), woken: false }
     }
 
-    fn sign(&mut self, sign: (Vec<u8>, u64)) {
-        if sign != self.sign {
-            self.sign = sign;
-            self.last = Instant::now();
+    /// Takes note of a sign; true if it is the first since the machine was woken.
+    fn sign(&mut self, sign: (Vec<u8>, u64)) -> bool {
+        if sign == self.sign {
+            return false;
         }
+        self.sign = sign;
+        self.last = Instant::now();
+        std::mem::take(&mut self.woken)
     }
 
     fn silence(&self) -> Duration {
         self.last.elapsed()
+    }
+
+    fn wants_waking(&mut self) -> bool {
+        let wants = self.silence() > SLEEPS;
+        self.woken |= wants;
+        wants
     }
 }
