@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::process::{cpu_ticks, memory, page_faults};
 use super::rivals::{self, Guest, Subject};
 use super::stats::{Summary, shuffle};
 use crate::cpio::Cpio;
+use crate::tap::Tap;
 use crate::{assets, host};
 
 /// What is run inside the testbed.
@@ -46,6 +48,11 @@ pub fn inner(args: &InnerArgs) -> Result<u8> {
 
 /// The first line of the guest's user space; behind it the guest's own clock in seconds.
 const MARKER: &str = "HUSK-BENCH-INIT";
+/// The size of the disk of a guest whose cost is measured, in bytes.
+const DISK: u64 = 64 << 20;
+/// What it does before it idles: both devices have been at work.
+const USE: &str =
+    "ifconfig eth0 up; dd if=/dev/vda of=/dev/null bs=64k; echo HUSK-BENCH-INIT; sleep 100000";
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs the benchmark here.
@@ -71,21 +78,30 @@ fn run(plan: &Inner, ram: &Path) -> Result<()> {
     let initrd = initrd.display().to_string();
     let extra = if plan.noxsave { " noxsave" } else { "" };
     let cmdline = format!("console=ttyS0 quiet panic=-1{extra}");
-    let subjects = rivals::all(
-        &husk,
-        &Guest {
-            vmlinux: &vmlinux,
-            bzimage: &bzimage,
-            initrd: Some(&initrd),
-            cmdline: &cmdline,
-            scratch: ram,
-        },
-    );
+    let bare = Guest {
+        vmlinux: &vmlinux,
+        bzimage: &bzimage,
+        initrd: Some(&initrd),
+        cmdline: &cmdline,
+        scratch: ram,
+        devices: None,
+    };
     if plan.init {
-        to_init(&subjects, plan.rounds)?;
+        to_init(&rivals::all(&husk, &bare), plan.rounds)?;
     }
     if plan.cost {
-        cost(&subjects)?;
+        let initrd = copy(&plan.assets.join(assets::INITRD_FULL), "initrd-full")?;
+        let disk = ram.join("disk").display().to_string();
+        std::fs::File::create(&disk).and_then(|file| file.set_len(DISK))?;
+        let tap = Tap::create()?;
+        let cmdline = format!("{cmdline} husk.cmd=\"{USE}\"");
+        let guest = Guest {
+            initrd: Some(&initrd),
+            cmdline: &cmdline,
+            devices: Some((&disk, &tap.name)),
+            ..bare
+        };
+        cost(&rivals::all(&husk, &guest))?;
     }
     Ok(())
 }
@@ -155,6 +171,7 @@ fn start(subject: &Subject) -> Result<Started> {
 fn to_init(subjects: &[Subject], rounds: usize) -> Result<()> {
     let mut times = vec![Vec::new(); subjects.len()];
     let mut outside = vec![Vec::new(); subjects.len()];
+    let mut faults = vec![Vec::new(); subjects.len()];
     let mut order: Vec<usize> = (0..subjects.len()).collect();
     let mut broken = vec![None; subjects.len()];
     for round in 0..=rounds {
@@ -170,11 +187,12 @@ fn to_init(subjects: &[Subject], rounds: usize) -> Result<()> {
                 Ok(run) => {
                     let elapsed = run.elapsed.as_secs_f64() * 1e3;
                     // The first round warms the caches.
-                    if let (1.., Some(times), Some(outside)) =
-                        (round, times.get_mut(n), outside.get_mut(n))
+                    if let (1.., Some(times), Some(outside), Some(faults)) =
+                        (round, times.get_mut(n), outside.get_mut(n), faults.get_mut(n))
                     {
                         times.push(elapsed);
                         outside.push(elapsed - run.guest_clock * 1e3);
+                        faults.push(page_faults(run.child.id())? as f64);
                     }
                 }
                 Err(e) => *broken = Some(e.to_string()),
@@ -188,8 +206,8 @@ fn to_init(subjects: &[Subject], rounds: usize) -> Result<()> {
         "\nexec → first line of the guest's init, ms: 1 vCPU, 512 MiB, {rounds} rounds, in turn"
     );
     println!(
-        "{:<30} {:>8} {:>8} {:>8} {:>11} {:>15} {:>11}",
-        "", "median", "min", "max", "husk/this", "outside clock", "husk/this"
+        "{:<30} {:>8} {:>8} {:>8} {:>11} {:>15} {:>11} {:>8}",
+        "", "median", "min", "max", "husk/this", "outside clock", "husk/this", "faults"
     );
     for (n, subject) in subjects.iter().enumerate() {
         if let Some(Some(why)) = broken.get(n) {
@@ -200,14 +218,15 @@ fn to_init(subjects: &[Subject], rounds: usize) -> Result<()> {
         let s = Summary::of(times.get(n).unwrap_or(&empty));
         let o = Summary::of(outside.get(n).unwrap_or(&empty));
         println!(
-            "{:<30} {:>8.0} {:>8.0} {:>8.0} {:>11.2} {:>15.0} {:>11.2}",
+            "{:<30} {:>8.0} {:>8.0} {:>8.0} {:>11.2} {:>15.0} {:>11.2} {:>8.0}",
             subject.name,
             s.median,
             s.min,
             s.max,
             base / s.median,
             o.median,
-            base_outside / o.median
+            base_outside / o.median,
+            Summary::of(faults.get(n).unwrap_or(&empty)).median
         );
     }
     Ok(())
@@ -215,7 +234,7 @@ fn to_init(subjects: &[Subject], rounds: usize) -> Result<()> {
 
 /// Memory of its own (everything that is not the guest's RAM mapping) and CPU while idle.
 fn cost(subjects: &[Subject]) -> Result<()> {
-    println!("\nwhile the guest idles");
+    println!("\nwhile the guest idles, having used its disk and its network card");
     println!("{:<30} {:>16} {:>14} {:>12}", "", "own memory, MiB", "guest RAM, MiB", "CPU, %");
     for subject in subjects {
         let started = match start(subject) {
@@ -242,72 +261,9 @@ fn cost(subjects: &[Subject]) -> Result<()> {
     Ok(())
 }
 
-/// utime + stime in clock ticks of 10 ms (`proc_pid_stat(5)`, fields 14 and 15).
-fn cpu_ticks(pid: u32) -> Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let rest = stat.rsplit_once(')').context("/proc/PID/stat")?.1;
-    let fields: Vec<u64> =
-        rest.split_whitespace().skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
-    Ok(fields.iter().sum())
-}
-
-/// PSS in KiB outside and inside guest RAM: the mapping of 512 MiB, and whatever file is mapped
-/// over parts of it.
-fn memory(pid: u32) -> Result<(u64, u64)> {
-    const GUEST: u64 = 512 << 20;
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
-    let range = |line: &str| -> Option<(u64, u64)> {
-        let (start, end) = line.split_whitespace().next()?.split_once('-')?;
-        Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
-    };
-    let pieces: Vec<(u64, u64)> = maps.lines().filter_map(range).collect();
-    let ram = find_ram(&pieces, GUEST).context("no guest memory found in /proc/PID/smaps")?;
-    let (mut own, mut guest, mut inside) = (0, 0, false);
-    for line in maps.lines() {
-        if let Some((start, end)) = range(line) {
-            inside = start >= ram.0 && end <= ram.1;
-        } else if let Some(pss) = line.strip_prefix("Pss:") {
-            let kib: u64 = pss.trim().trim_end_matches(" kB").parse().unwrap_or(0);
-            if inside { guest += kib } else { own += kib }
-        }
-    }
-    Ok((own, guest))
-}
-
-/// Where the guest's RAM is among the mappings: pieces that touch and have its size together, or
-/// else one that is larger because the kernel merged it with its neighbours.
-fn find_ram(pieces: &[(u64, u64)], size: u64) -> Option<(u64, u64)> {
-    for (n, &(start, _)) in pieces.iter().enumerate() {
-        let mut end = start;
-        for &(from, to) in pieces.iter().skip(n).take_while(|(from, _)| *from <= start + size) {
-            if from != end {
-                break;
-            }
-            end = to;
-            if end - start == size {
-                return Some((start, end));
-            }
-        }
-    }
-    pieces.iter().copied().filter(|(s, e)| e - s >= size).min_by_key(|(s, e)| e - s)
-}
-
 /// A fresh directory under `parent`.
 fn tempdir(parent: &str) -> Result<PathBuf> {
     let dir = Path::new(parent).join(format!("husk-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     Ok(dir)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn guest_memory_is_found_in_one_piece_in_many_or_merged_with_others() {
-        assert_eq!(find_ram(&[(0, 5), (10, 110), (110, 112)], 100), Some((10, 110)));
-        assert_eq!(find_ram(&[(0, 10), (10, 50), (50, 110), (110, 112)], 100), Some((10, 110)));
-        assert_eq!(find_ram(&[(0, 5), (10, 130)], 100), Some((10, 130)));
-        assert_eq!(find_ram(&[(0, 5)], 100), None);
-    }
 }

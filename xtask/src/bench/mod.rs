@@ -2,6 +2,7 @@
 
 mod first_run;
 mod guests;
+mod process;
 mod rivals;
 mod startup;
 mod stats;

@@ -17,6 +17,10 @@ impl Subject {
     fn new(name: &str, command: &[&str]) -> Self {
         Self { name: name.to_owned(), command: command.iter().map(|s| (*s).to_owned()).collect() }
     }
+
+    fn add<const N: usize>(&mut self, words: [&str; N]) {
+        self.command.extend(words.map(str::to_owned));
+    }
 }
 
 /// A guest for everyone.
@@ -31,6 +35,8 @@ pub struct Guest<'a> {
     pub cmdline: &'a str,
     /// A directory for configuration files.
     pub scratch: &'a Path,
+    /// A disk's image and a TAP interface, if it is to have them.
+    pub devices: Option<(&'a str, &'a str)>,
 }
 
 /// The memory of every guest.
@@ -58,7 +64,10 @@ pub fn all(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
             ],
         );
         if let Some(initrd) = guest.initrd {
-            subject.command.extend(["--initrd".to_owned(), initrd.to_owned()]);
+            subject.add(["--initrd", initrd]);
+        }
+        if let Some((disk, tap)) = guest.devices {
+            subject.add(["--disk", &format!("path={disk}"), "--net", &format!("tap={tap}")]);
         }
         subject.command.extend(more.map(str::to_owned));
         subjects.push(subject);
@@ -98,7 +107,13 @@ fn qemu(guest: &Guest<'_>) -> Option<Subject> {
         ],
     );
     if let Some(initrd) = guest.initrd {
-        subject.command.extend(["-initrd".to_owned(), initrd.to_owned()]);
+        subject.add(["-initrd", initrd]);
+    }
+    if let Some((disk, tap)) = guest.devices {
+        subject.add(["-drive", &format!("if=none,id=d,format=raw,file={disk}")]);
+        subject.add(["-device", "virtio-blk-device,drive=d"]);
+        subject.add(["-netdev", &format!("tap,id=n,ifname={tap},script=no,downscript=no")]);
+        subject.add(["-device", "virtio-net-device,netdev=n"]);
     }
     Some(subject)
 }
@@ -124,7 +139,10 @@ fn cloud_hypervisor(guest: &Guest<'_>) -> Option<Subject> {
         ],
     );
     if let Some(initrd) = guest.initrd {
-        subject.command.extend(["--initramfs".to_owned(), initrd.to_owned()]);
+        subject.add(["--initramfs", initrd]);
+    }
+    if let Some((disk, tap)) = guest.devices {
+        subject.add(["--disk", &format!("path={disk}"), "--net", &format!("tap={tap}")]);
     }
     Some(subject)
 }
@@ -138,12 +156,22 @@ fn firecracker(guest: &Guest<'_>) -> Option<Subject> {
     if let (Some(initrd), Some(source)) = (guest.initrd, source.as_object_mut()) {
         source.insert("initrd_path".to_owned(), initrd.into());
     }
+    let (mut drives, mut cards) = (Vec::new(), Vec::new());
+    if let Some((disk, tap)) = guest.devices {
+        drives.push(serde_json::json!({
+            "drive_id": "d", "path_on_host": disk, "is_root_device": false, "is_read_only": false,
+        }));
+        cards.push(serde_json::json!({ "iface_id": "n", "host_dev_name": tap }));
+    }
     let config = serde_json::json!({
         "boot-source": source,
-        "drives": [],
+        "drives": drives,
+        "network-interfaces": cards,
         "machine-config": { "vcpu_count": 1, "mem_size_mib": 512 },
     });
-    let file = guest.scratch.join("firecracker.json");
+    // Both sorts of guest may stand side by side.
+    let kind = if guest.devices.is_some() { "devices" } else { "bare" };
+    let file = guest.scratch.join(format!("firecracker-{kind}.json"));
     std::fs::write(&file, config.to_string()).ok()?;
     let command =
         [&program, "--no-api", "--no-seccomp", "--level", "Off", "--config-file", &arg(&file)];
@@ -167,12 +195,16 @@ fn kvmtool(guest: &Guest<'_>) -> Option<Subject> {
             guest.cmdline,
             "--console",
             "serial",
-            "--network",
-            "mode=none",
         ],
     );
     if let Some(initrd) = guest.initrd {
-        subject.command.extend(["-i".to_owned(), initrd.to_owned()]);
+        subject.add(["-i", initrd]);
+    }
+    match guest.devices {
+        Some((disk, tap)) => {
+            subject.add(["--disk", disk, "--network", &format!("mode=tap,tapif={tap}")]);
+        }
+        None => subject.add(["--network", "mode=none"]),
     }
     Some(subject)
 }
@@ -199,6 +231,7 @@ pub fn first_run(husk: &Path, floor: &Path, assets: &Path) -> Vec<Subject> {
             initrd: None,
             cmdline: "console=ttyS0 quiet panic=-1",
             scratch: &scratch,
+            devices: None,
         },
     ));
     subjects
