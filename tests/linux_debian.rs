@@ -7,12 +7,18 @@ mod guest;
 use std::ffi::OsStr;
 
 use guest::tools::{fsck, host, read_from};
-use guest::{DEBIAN, Lab};
+use guest::{DEBIAN, Lab, soak_rounds};
 
 #[test]
 fn debian_comes_up_to_a_login_works_and_turns_itself_off() {
     let Some(lab) = Lab::open() else { return };
-    let root = lab.path("root.ext4");
+    for round in 0..soak_rounds(1, 10) {
+        once(&lab, &format!("root{round}.ext4"));
+    }
+}
+
+fn once(lab: &Lab, name: &str) {
+    let root = lab.path(name);
     let from = lab.asset(DEBIAN);
     let words = ["--sparse=always", "--dereference"].map(OsStr::new);
     host("cp", words.into_iter().chain([from.as_os_str(), root.as_os_str()]));
@@ -31,4 +37,5 @@ fn debian_comes_up_to_a_login_works_and_turns_itself_off() {
     assert!(done.stderr.is_empty(), "{}", done.stderr);
     fsck(&root);
     assert_eq!(read_from(&root, "/root/answer"), b"answer-42 of husk\n");
+    std::fs::remove_file(root).unwrap();
 }
