@@ -240,7 +240,11 @@ fn a_triple_fault_ends_with_a_report_of_where_and_what() {
 fn a_second_cpu_that_faults_is_named() {
     needs_kvm!();
     let kernel = Kernel::pvh(|a| {
-        crate::fixture::interrupts::start_others(a, |ap| ap.ud2())?;
+        crate::fixture::interrupts::start_others(a, |ap| {
+            // A fault without a table of handlers to look in (four times zero is one without entries).
+            ap.lidt(fword_ptr(crate::fixture::interrupts::TRAMPOLINE + 0x800))?;
+            ap.ud2()
+        })?;
         a.spin()
     });
     let (outcome, _) = Guest::start_with(&kernel, |config| config.cpus = 2).end();

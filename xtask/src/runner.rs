@@ -126,8 +126,12 @@ fn judge(done: &Finished) -> State {
     }
 }
 
-/// libtest's own word. An executable that ran no test at all has not passed.
+/// libtest's own word. An executable that ran no test at all has not passed, and here nothing is
+/// missing for whose want a test may skip itself.
 fn verdict_of(text: &str) -> State {
+    if text.lines().any(|line| line.contains("SKIPPED ")) {
+        return State::Failed;
+    }
     let result = text.lines().rev().find(|line| line.contains("test result: ")).unwrap_or_default();
     if result.contains(" 1 passed") {
         State::Passed
@@ -168,5 +172,7 @@ mod tests {
         assert_eq!(verdict_of(&line("0 passed; 0 failed; 1 ignored")), State::Ignored);
         assert_eq!(verdict_of(&line("0 passed; 0 failed; 0 ignored")), State::Failed);
         assert_eq!(verdict_of("exited early"), State::Failed);
+        let skipped = format!("SKIPPED no /dev/kvm\n{}", line("1 passed; 0 failed; 0 ignored"));
+        assert_eq!(verdict_of(&skipped), State::Failed);
     }
 }
