@@ -7,6 +7,7 @@
 pub mod bus;
 mod complaints;
 pub mod platform;
+pub mod rate;
 pub mod serial;
 pub mod virtio;
 pub mod worker;

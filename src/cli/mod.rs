@@ -15,6 +15,7 @@ mod footprint;
 mod kernel;
 mod keyvalue;
 mod logging;
+mod net;
 mod run;
 mod signals;
 mod stderr;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use husk::config::{
-    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Size, VmConfig,
+    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Publish, Size,
+    VmConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
@@ -15,7 +16,7 @@ use log::LevelFilter;
 
 use super::keyvalue::KeyValues;
 use super::signals::Signals;
-use super::{Error, footprint, logging, terminal};
+use super::{Error, footprint, logging, net, terminal};
 
 /// Exit status: the time given with --timeout ran out.
 const TIMED_OUT: u8 = 124;
@@ -54,9 +55,15 @@ pub struct Run {
     /// A disk: path=FILE[,ro][,id=NAME]; may be repeated
     #[arg(long, value_name = "DISK", value_parser = parse_disk)]
     disk: Vec<DiskConfig>,
-    /// A network interface: tap=NAME or fd=N, [,mac=MAC][,id=NAME]; may be repeated
-    #[arg(long, value_name = "NET", value_parser = parse_net)]
+    /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,mac=MAC][,mtu=BYTES]
+    /// [,queues=N][,vhost=on|off|auto][,rx_bandwidth=SIZE][,tx_bandwidth=SIZE][,rx_ops=N]
+    /// [,tx_ops=N][,id=NAME]; may be repeated
+    #[arg(long, value_name = "NET", value_parser = net::parse)]
     net: Vec<NetConfig>,
+    /// With --net user, a port of the host that leads to the guest: [ADDRESS:]HOST:GUEST[/udp];
+    /// may be repeated
+    #[arg(long, value_name = "PORTS")]
+    publish: Vec<Publish>,
     /// Whether the guest has virtio-rng [default: on]
     #[arg(long, value_name = "on|off", value_parser = parse_switch)]
     rng: Option<bool>,
@@ -201,6 +208,11 @@ impl Run {
         }
         if !self.net.is_empty() {
             config.nets = self.net;
+        }
+        if !self.publish.is_empty() {
+            let user = config.nets.iter_mut().find(|net| net.user);
+            user.ok_or("--publish needs a network to publish from: --net user")?.publish =
+                self.publish;
         }
         config.rng = self.rng.unwrap_or(config.rng);
         config.console = self.console.unwrap_or(config.console);
@@ -368,18 +380,6 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
     Ok(DiskConfig {
         path: kv.value("path")?.ok_or("which file? --disk path=FILE")?.into(),
         readonly: kv.switch("ro")?,
-        id: kv.value("id")?.unwrap_or_default(),
-    })
-}
-
-fn parse_net(text: &str) -> Result<NetConfig, String> {
-    let mut kv = KeyValues::parse("--net", &["tap", "fd", "mac", "id"], text)?;
-    let fd = kv.value("fd")?;
-    let fd = fd.map(|fd| fd.parse().map_err(|_| format!("fd={fd} is no descriptor number")));
-    Ok(NetConfig {
-        tap: kv.value("tap")?,
-        fd: fd.transpose()?,
-        mac: kv.value("mac")?,
         id: kv.value("id")?.unwrap_or_default(),
     })
 }

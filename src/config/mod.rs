@@ -5,18 +5,19 @@
 //! found without opening anything; the rest is found by [`crate::Vm::new`].
 
 mod json;
+mod net;
 mod size;
 mod validate;
 
-use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 pub use json::ConfigFileError;
+pub(crate) use net::parse_mac;
+pub use net::{NetConfig, NetHost, Publish, PublishError, RateLimiter, TokenBucket, Vhost};
 pub use size::{Size, SizeError};
 pub use validate::ConfigError;
-pub(crate) use validate::parse_mac;
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -132,24 +133,6 @@ pub struct DiskConfig {
     /// Whether the guest may only read it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub readonly: bool,
-}
-
-/// A network interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetConfig {
-    /// Names the interface in messages; its MAC address is derived from it. Unique.
-    #[serde(default)]
-    pub id: String,
-    /// The host's TAP device, by name: an existing one, or one to be created for the VM's life.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tap: Option<String>,
-    /// The host's TAP device as a descriptor inherited from the caller.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fd: Option<RawFd>,
-    /// The guest's MAC address, `52:54:00:12:34:56`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<String>,
 }
 
 /// What the serial console is connected to.

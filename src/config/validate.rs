@@ -38,9 +38,22 @@ pub enum ConfigError {
     /// More devices than interrupts.
     #[error("{0} virtio devices, but there are interrupts for {max}", max = layout::VIRTIO_MAX)]
     TooManyDevices(usize),
-    /// A network interface without a host side, or with two.
-    #[error("network interface `{0}`: give it either tap=NAME or fd=N")]
+    /// A network interface without a network, or with two.
+    #[error("network interface `{0}`: give it one of tap=NAME, fd=N, user and link=NAME")]
     NetBackend(String),
+    /// An option of a network interface that cannot be.
+    #[error("network interface `{id}`: {option}: {why}")]
+    NetOption {
+        /// The interface.
+        id: String,
+        /// The option.
+        option: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A link's name that is no part of a file's name.
+    #[error("`{0}` is no name of a link: 1 to 32 letters, digits, `-`, `_` or `.`")]
+    LinkName(String),
     /// A TAP name Linux would refuse.
     #[error("`{0}` is no interface name: 1 to 15 bytes without `/`, `%` and spaces")]
     TapName(String),
@@ -95,15 +108,7 @@ impl VmConfig {
             return Err(ConfigError::TooManyDevices(devices));
         }
         for net in &self.nets {
-            if net.tap.is_some() == net.fd.is_some() {
-                return Err(ConfigError::NetBackend(net.id.clone()));
-            }
-            if let Some(tap) = net.tap.as_ref().filter(|name| !is_interface_name(name)) {
-                return Err(ConfigError::TapName(tap.clone()));
-            }
-            if let Some(mac) = &net.mac {
-                parse_mac(mac)?;
-            }
+            net.validate()?;
         }
         // The guest would find a device twice. To the kernel - and _ are the same in a name.
         let parameters = [self.cmdline.as_deref().unwrap_or_default(), &self.append];
@@ -135,26 +140,4 @@ impl VmConfig {
         }
         Ok(())
     }
-}
-
-/// `dev_valid_name` of Linux.
-fn is_interface_name(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%');
-    (1..16).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(allowed)
-}
-
-/// Reads a unicast MAC address.
-pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
-    let error = || ConfigError::Mac(text.to_owned());
-    let mut mac = [0; 6];
-    let mut parts = text.split([':', '-']);
-    for byte in &mut mac {
-        let part = parts.next().filter(|p| p.len() == 2).ok_or_else(error)?;
-        *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
-    }
-    let multicast = mac[0] & 1 != 0;
-    if parts.next().is_some() || multicast || mac == [0; 6] {
-        return Err(error());
-    }
-    Ok(mac)
 }

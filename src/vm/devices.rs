@@ -16,8 +16,6 @@ use husk_devices::virtio::blk::Blk;
 use husk_devices::virtio::blk::backend::DiskBackend;
 use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
-use husk_devices::virtio::net::Net;
-use husk_devices::virtio::net::tap::Tap;
 use husk_devices::virtio::rng::Rng;
 use husk_devices::worker::Worker;
 use vm_memory::GuestMemoryMmap;
@@ -25,7 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::console::{Console, Source};
 use super::error::{VmError, host};
-use crate::config::{NetConfig, VmConfig, parse_mac};
+use crate::config::VmConfig;
 use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
 use crate::x86_64::layout;
@@ -46,7 +44,7 @@ pub(super) struct Devices {
     console: Option<Console>,
     /// The VM's worker. After the devices that run in it.
     worker: Worker,
-    /// Those of devices that block.
+    /// Those of devices that block, or have several queues.
     _workers: Vec<Worker>,
 }
 
@@ -176,24 +174,11 @@ fn open_virtio(
         workers.push(own);
     }
     for net in &config.nets {
-        let mac = net.mac.as_deref().map(parse_mac).transpose()?;
-        devices.push((
-            net.id.clone(),
-            Box::new(Net::new(&net.id, open_tap(net)?, mac, worker.handle())),
-        ));
+        let card = super::net::open(net, config.cpus, worker, workers)?;
+        devices.push((net.id.clone(), Box::new(card)));
     }
     if config.rng {
         devices.push(("rng".to_owned(), Box::new(Rng::new(worker.handle()))));
     }
     Ok(devices)
-}
-
-fn open_tap(net: &NetConfig) -> Result<Tap, VmError> {
-    let tap = match (&net.tap, net.fd) {
-        (Some(name), _) => Tap::open(name),
-        (None, Some(fd)) => Tap::inherited(fd),
-        // Refused by VmConfig::validate.
-        (None, None) => return Err(crate::config::ConfigError::NetBackend(net.id.clone()).into()),
-    };
-    tap.map_err(|source| VmError::Tap { id: net.id.clone(), source })
 }

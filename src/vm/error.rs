@@ -32,6 +32,10 @@ pub enum VmError {
     Disk(#[from] husk_devices::virtio::blk::backend::DiskError),
     #[error("network interface {id}: {source}")]
     Tap { id: String, source: husk_devices::virtio::net::tap::TapError },
+    #[error("network interface {id}: {source}")]
+    Link { id: String, source: husk_devices::virtio::net::link::LinkError },
+    #[error("network interface {id}: {source}")]
+    Passt { id: String, source: husk_devices::virtio::net::passt::PasstError },
     #[error(transparent)]
     Bus(#[from] husk_devices::bus::BusError),
     #[error(transparent)]

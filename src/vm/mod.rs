@@ -17,6 +17,7 @@ mod firmware;
 mod machine;
 mod mailbox;
 mod making;
+mod net;
 mod outcome;
 mod running;
 

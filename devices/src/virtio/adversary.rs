@@ -16,8 +16,7 @@ use super::blk::Blk;
 use super::blk::backend::DiskBackend;
 use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
-use super::net::Net;
-use super::net::tap::Tap;
+use super::net::{Card, Net, Plain};
 use super::queue::{Answer, Queue, QueueState, Round};
 use super::rng::Rng;
 use super::testing::{
@@ -67,7 +66,8 @@ impl Subject {
                 ours.set_nonblocking(true).unwrap();
                 theirs.set_nonblocking(true).unwrap();
                 wire = Some(theirs);
-                Box::new(Net::new("net", Tap::plain(OwnedFd::from(ours)), None, worker.handle()))
+                let backend = Box::new(Plain(OwnedFd::from(ours)));
+                Box::new(Net::new("net", backend, Card::default(), worker.handle()))
             }
         };
         Subject { driver: Driver::idle(device), kind, wire, _worker: worker, _image: image }

@@ -272,6 +272,7 @@ impl Core {
     /// As after power-on: the device stopped, everything the guest set forgotten. A pause lasts.
     pub fn reset(&mut self) {
         self.halt();
+        self.device.reset();
         self.driver_features = 0;
         self.device_features_sel = 0;
         self.driver_features_sel = 0;

@@ -42,6 +42,10 @@ pub trait VirtioDevice: Send {
     /// order they were handed over. After it returns the device touches no guest memory and raises
     /// no interrupt. Idempotent: a device that is not started gives back an empty vector.
     fn stop(&mut self) -> Vec<QueueState>;
+
+    /// Forgets what the driver has set through a queue, as after power-on; called after `stop`. What
+    /// it set through registers the core forgets.
+    fn reset(&mut self) {}
 }
 
 /// What a device is given when it starts.

@@ -37,6 +37,12 @@ fn every_option_reaches_the_configuration() {
         "tap=tap0,mac=52:54:00:00:00:01",
         "--net",
         "fd=7,id=lan",
+        "--net",
+        "user",
+        "--publish",
+        "8080:80",
+        "--publish",
+        "53:53/udp",
         "--rng",
         "off",
         "--console",
@@ -59,8 +65,13 @@ fn every_option_reaches_the_configuration() {
     ];
     let mac = Some("52:54:00:00:00:01".into());
     wanted.nets = vec![
-        NetConfig { id: "".into(), tap: Some("tap0".into()), fd: None, mac },
-        NetConfig { id: "lan".into(), tap: None, fd: Some(7), mac: None },
+        NetConfig { tap: Some("tap0".into()), mac, ..NetConfig::default() },
+        NetConfig { id: "lan".into(), fd: Some(7), ..NetConfig::default() },
+        NetConfig {
+            user: true,
+            publish: vec!["8080:80".parse().unwrap(), "53:53/udp".parse().unwrap()],
+            ..NetConfig::default()
+        },
     ];
     wanted.rng = false;
     wanted.console = ConsoleConfig::File("/tmp/log".into());
@@ -77,6 +88,8 @@ fn mistyped_values_are_refused_with_the_way_out() {
         (["--disk", "ro"], "path=FILE"),
         (["--disk", "x,readonly"], "did you mean"),
         (["--net", "fd=x"], "descriptor"),
+        (["--publish", "80:80"], "--net user"),
+        (["--publish", "eighty"], "8080:80"),
         (["--console", "tty"], "stdio, none, file=PATH, pty"),
         (["--grace", "soon"], "seconds"),
         (["--cpus", "two"], "--cpus"),

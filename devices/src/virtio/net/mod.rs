@@ -1,73 +1,249 @@
-//! The network device (virtio 1.3 §5.1): a receive and a transmit queue over a TAP.
+//! The network device (virtio 1.3 §5.1): pairs of a receive and a transmit queue over a backend.
 //!
-//! Frames go between the TAP and guest memory in one system call, with no copy of ours. Nothing
-//! here blocks: the TAP is watched edge-triggered, and a direction that cannot go on waits for its
-//! doorbell (receive buffers) or for the TAP (room to send). A round is bounded and rings its own
-//! doorbell, so other tasks of the worker get their turn.
+//! ```text
+//! guest ─ rings ─ pair ─ TAP queue │ passt │ link            frames pass through a worker
+//!                      └ vhost ─ TAP queue                   frames pass through the host's kernel
+//!              ─ control queue                               with several pairs only
+//! ```
+//!
+//! Frames go between the host and guest memory in one system call, with no copy of ours. The config
+//! space and the features stand here; what moves frames is in [`pair`], [`rx`] and [`vhost`], and
+//! knows nothing of them.
 
+mod backend;
+mod control;
+mod limit;
+pub mod link;
+mod pair;
+pub mod passt;
 mod rx;
+mod stream;
 pub mod tap;
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
-use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
-use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::epoll::EventSet;
 
 use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
-use super::interrupt::Interrupt;
-use super::queue::{Answer, Chain, Queue, QueueState};
+use super::queue::{Queue, QueueState};
 use crate::worker::{Task, WorkerHandle};
+#[cfg(test)]
+pub use backend::Plain;
+pub use backend::{Backend, Received};
+use control::{Control, Switch};
+pub use limit::{Direction, Limits};
+use pair::{Pair, Parts, Status};
 use rx::Rx;
-use tap::Tap;
+use tap::{Tap, TapFrames};
 
 /// Device type 1, virtio 1.3 §5.
 const DEVICE_TYPE: u32 = 1;
-const QUEUE_SIZES: [u16; 2] = [256, 256];
-const RX: usize = 0;
-/// Chains of one transmit round.
-const TX_ROUND: u16 = 64;
+const QUEUE_SIZE: u16 = 256;
+/// Commands are few, and each is answered before the driver goes on.
+const CONTROL_SIZE: u16 = 64;
+/// The most pairs of queues husk gives a card.
+pub const MAX_PAIRS: u16 = 16;
 /// `virtio_net_hdr` with `num_buffers`: always that long for a virtio 1.x device (§5.1.6).
 pub(super) const HEADER_LEN: usize = 12;
 /// Header, Ethernet header with one VLAN tag, and the largest IP packet.
 pub(super) const MAX_FRAME: usize = HEADER_LEN + 18 + 65535;
+/// The smallest and the largest MTU a device may offer (virtio 1.3 §5.1.4.1).
+pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 68..=65535;
 
-const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
+const FEATURES: u64 =
+    1 << VIRTIO_NET_F_MRG_RXBUF | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS;
+/// What only a backend with headers can carry.
+const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_GUEST_CSUM
     | 1 << VIRTIO_NET_F_GUEST_TSO4
     | 1 << VIRTIO_NET_F_GUEST_TSO6
     | 1 << VIRTIO_NET_F_GUEST_ECN
     | 1 << VIRTIO_NET_F_HOST_TSO4
     | 1 << VIRTIO_NET_F_HOST_TSO6
-    | 1 << VIRTIO_NET_F_HOST_ECN
-    | 1 << VIRTIO_NET_F_MRG_RXBUF
-    | 1 << VIRTIO_NET_F_MAC
-    | 1 << VIRTIO_NET_F_STATUS;
+    | 1 << VIRTIO_NET_F_HOST_ECN;
 
-/// The device; it runs on a worker between start and stop.
+/// What a card is on the guest's side, beside its network.
+#[derive(Debug, Clone, Default)]
+pub struct Card {
+    /// Its address; without one it gets [`mac_of`] its id.
+    pub mac: Option<[u8; 6]>,
+    /// The largest packet, in bytes, that the driver is to send, within [`MTU_RANGE`]; without it
+    /// the driver takes 1500.
+    pub mtu: Option<u16>,
+    /// For each pair of queues.
+    pub limits: Limits,
+}
+
+/// The device; its pairs run on workers between start and stop.
 pub struct Net {
-    tap: Arc<Tap>,
-    /// `virtio_net_config`: the MAC address and the status (virtio 1.3 §5.1.4).
-    config: [u8; 8],
-    worker: WorkerHandle,
-    task: Option<Task<Serve>>,
+    features: u64,
+    queue_sizes: Vec<u16>,
+    mac: [u8; 6],
+    mtu: u16,
+    status: Status,
+    /// How many pairs the driver uses (virtio 1.3 §5.1.6.5.5).
+    pairs_used: Arc<AtomicU16>,
+    /// The queues of the TAP, one a pair; empty for other backends.
+    taps: Vec<Arc<Tap>>,
+    pairs: Vec<PairHome>,
+    control: Option<Task<Control>>,
+    /// The control queue's place, while it runs.
+    control_at: usize,
+    /// Queues that mean nothing with the features the driver accepted, and their places.
+    unserved: Vec<(usize, QueueState)>,
+    workers: Vec<WorkerHandle>,
+}
+
+/// A pair, and what it is made of while it does not run.
+struct PairHome {
+    /// `None` while it runs, and for good when its worker ended under it.
+    idle: Option<(Box<dyn Backend>, Limits)>,
+    used: Arc<AtomicBool>,
+    task: Option<Task<Pair>>,
+}
+
+impl PairHome {
+    fn new(backend: Box<dyn Backend>, limits: Limits) -> PairHome {
+        PairHome { idle: Some((backend, limits)), used: Arc::new(true.into()), task: None }
+    }
 }
 
 impl Net {
-    /// A network card called `id`, behind `tap`. Without a `mac` it gets [`mac_of`] its id.
-    pub fn new(id: &str, tap: Tap, mac: Option<[u8; 6]>, worker: WorkerHandle) -> Net {
-        let [a, b, c, d, e, f] = mac.unwrap_or_else(|| mac_of(id));
-        let [low, high] = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
-        Net { tap: Arc::new(tap), config: [a, b, c, d, e, f, low, high], worker, task: None }
+    /// A network card called `id` before `backend`, served by `worker`.
+    pub fn new(id: &str, backend: Box<dyn Backend>, card: Card, worker: WorkerHandle) -> Net {
+        let pairs = vec![PairHome::new(backend, card.limits.clone())];
+        Net::with(id, pairs, Vec::new(), &card, vec![worker])
+    }
+
+    /// A card that has a pair of queues for each of `taps`, which are queues of one TAP; the pairs
+    /// are spread over `workers`.
+    pub fn over_tap(id: &str, taps: Vec<Tap>, card: Card, workers: Vec<WorkerHandle>) -> Net {
+        let taps: Vec<_> = taps.into_iter().map(Arc::new).collect();
+        let pairs = taps.iter().map(|tap| {
+            PairHome::new(Box::new(TapFrames(tap.clone())) as Box<dyn Backend>, card.limits.clone())
+        });
+        Net::with(id, pairs.collect(), taps, &card, workers)
+    }
+
+    fn with(
+        id: &str,
+        pairs: Vec<PairHome>,
+        taps: Vec<Arc<Tap>>,
+        card: &Card,
+        workers: Vec<WorkerHandle>,
+    ) -> Net {
+        let first = pairs.first().and_then(|home| home.idle.as_ref()).map(|(backend, _)| backend);
+        let mut features = FEATURES;
+        if first.is_some_and(|backend| backend.has_headers()) {
+            features |= OFFLOADS;
+        }
+        if card.mtu.is_some() {
+            features |= 1 << VIRTIO_NET_F_MTU;
+        }
+        let mut queue_sizes = vec![QUEUE_SIZE; 2 * pairs.len()];
+        if pairs.len() > 1 {
+            features |= 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
+            queue_sizes.push(CONTROL_SIZE);
+        }
+        Net {
+            features,
+            queue_sizes,
+            mac: card.mac.unwrap_or_else(|| mac_of(id)),
+            mtu: card.mtu.unwrap_or_default(),
+            status: Arc::new(AtomicU16::new(VIRTIO_NET_S_LINK_UP as u16)),
+            pairs_used: Arc::new(1.into()),
+            taps,
+            pairs,
+            control: None,
+            control_at: 0,
+            unserved: Vec::new(),
+            workers,
+        }
+    }
+
+    /// `virtio_net_config` (virtio 1.3 §5.1.4): the MAC address, the status, the number of pairs,
+    /// the MTU.
+    fn config(&self) -> [u8; 12] {
+        let [a, b, c, d, e, f] = self.mac;
+        let [s0, s1] = self.status.load(Ordering::Acquire).to_le_bytes();
+        // At most MAX_PAIRS, so the cast keeps the number.
+        let [p0, p1] = (self.pairs.len() as u16).to_le_bytes();
+        let [m0, m1] = self.mtu.to_le_bytes();
+        [a, b, c, d, e, f, s0, s1, p0, p1, m0, m1]
+    }
+
+    /// Where the control queue is (virtio 1.3 §5.1.2): behind the pairs the driver knows of.
+    fn control_index(&self, features: u64) -> Option<usize> {
+        let has = |bit: u32| features & 1 << bit != 0;
+        let pairs = if has(VIRTIO_NET_F_MQ) { self.pairs.len() } else { 1 };
+        has(VIRTIO_NET_F_CTRL_VQ).then_some(2 * pairs)
+    }
+
+    fn begin(&mut self, activation: Activation) -> Result<(), StartError> {
+        let Activation { features, mut queues, memory, interrupt } = activation;
+        let host = |what| move |source| StartError::Host { what, source };
+        if let Some(tap) = self.taps.first() {
+            tap.set_offloads(features).map_err(host("TUNSETOFFLOAD"))?;
+        }
+        self.control_at = self.control_index(features).unwrap_or(usize::MAX);
+        let control = queues.get_mut(self.control_at).and_then(Option::take);
+        let beyond = queues.iter().enumerate().skip(2 * self.pairs.len());
+        self.unserved = beyond.filter_map(|(at, q)| Some((at, q.as_ref()?.state()))).collect();
+        let bell = |queue: &Queue| queue.doorbell().try_clone().map_err(host("eventfd"));
+        let bells: Vec<_> = queues
+            .chunks(2)
+            .map(|pair| pair.first().and_then(Option::as_ref).map(bell).transpose())
+            .collect::<Result<_, _>>()?;
+        // Before anybody receives, so that no frame waits where nobody looks.
+        let switches: Vec<_> = self
+            .taps
+            .iter()
+            .zip(&self.pairs)
+            .zip(bells)
+            .map(|((tap, home), bell)| Switch { tap: tap.clone(), used: home.used.clone(), bell })
+            .collect();
+        if switches.len() > 1 {
+            control::set_pairs(&switches, self.pairs_used.load(Ordering::Acquire))
+                .map_err(host("TUNSETQUEUE"))?;
+        }
+
+        let mergeable = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+        let mtu = (features & 1 << VIRTIO_NET_F_MTU != 0).then_some(self.mtu);
+        let mut queues = queues.into_iter();
+        let workers = self.workers.iter().cycle();
+        for (home, worker) in self.pairs.iter_mut().zip(workers) {
+            let (rx, tx) = (queues.next().flatten(), queues.next().flatten());
+            if rx.is_none() && tx.is_none() {
+                continue;
+            }
+            let gone = || std::io::Error::other("its worker ended");
+            let (backend, limits) = home.idle.take().ok_or_else(gone).map_err(host("network"))?;
+            let pair = Pair::new(Parts {
+                backend,
+                rx: rx.map(|queue| Rx::new(queue, mergeable, mtu)),
+                tx,
+                limits,
+                used: home.used.clone(),
+                status: self.status.clone(),
+                memory: memory.clone(),
+                interrupt: interrupt.clone(),
+            });
+            home.task = Some(worker.add(pair.map_err(host("timerfd"))?)?);
+        }
+        if let (Some(queue), Some(worker)) = (control, self.workers.first()) {
+            let pairs = self.pairs_used.clone();
+            let control = Control::new(queue, switches, pairs, memory, interrupt);
+            self.control = Some(worker.add(control)?);
+        }
+        Ok(())
     }
 }
 
@@ -88,150 +264,42 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        FEATURES
+        self.features
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+        read_config_bytes(&self.config(), offset, data);
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
-        let Activation { features, queues, memory, interrupt } = activation;
-        let offloads = self.tap.set_offloads(features);
-        offloads.map_err(|source| StartError::Host { what: "TUNSETOFFLOAD", source })?;
-        let mergeable = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
-        let (mut rx, mut tx) = (None, None);
-        for (index, queue) in queues.into_iter().enumerate() {
-            let Some(mut queue) = queue else { continue };
-            queue.ring();
-            if index == RX {
-                rx = Some(Rx::new(queue, self.tap.clone(), mergeable));
-            } else {
-                queue.set_budget(TX_ROUND);
-                tx = Some(Tx { queue, blocked: false, dropped: 0 });
-            }
+        let begun = self.begin(activation);
+        if begun.is_err() {
+            self.stop();
         }
-        let serve = Serve { tap: self.tap.clone(), rx, tx, memory, interrupt };
-        self.task = Some(self.worker.add(serve)?);
-        Ok(())
+        begun
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        let Some(task) = self.task.take().and_then(Task::take) else { return Vec::new() };
-        let rx = task.rx.as_ref().map(|rx| rx.queue.state());
-        let tx = task.tx.as_ref().map(|tx| tx.queue.state());
-        rx.into_iter().chain(tx).collect()
-    }
-}
-
-/// What runs in the worker.
-struct Serve {
-    tap: Arc<Tap>,
-    rx: Option<Rx>,
-    tx: Option<Tx>,
-    memory: GuestMemoryMmap,
-    interrupt: Interrupt,
-}
-
-impl MutEventSubscriber for Serve {
-    fn init(&mut self, ops: &mut EventOps) {
-        let bells = [
-            self.rx.as_ref().map(|rx| rx.queue.doorbell()),
-            self.tx.as_ref().map(|tx| tx.queue.doorbell()),
-        ];
-        let mut added = Ok(());
-        for bell in bells.into_iter().flatten() {
-            added = added.and_then(|()| ops.add(Events::new(bell, EventSet::IN)));
+        let mut states = std::mem::take(&mut self.unserved);
+        // First, so that nobody is turned on and off any more.
+        if let Some(control) = self.control.take().and_then(Task::take) {
+            states.push((self.control_at, control.state()));
         }
-        // One event for each change, so that neither a frame nobody can take nor a TAP that was
-        // deleted keeps the loop awake.
-        let edges = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        added = added.and_then(|()| ops.add(Events::new(&*self.tap, edges)));
-        if let Err(e) = added {
-            self.interrupt.needs_reset(&e);
+        for (n, home) in self.pairs.iter_mut().enumerate() {
+            let Some(pair) = home.task.take().and_then(Task::take) else { continue };
+            let (backend, limits, queues) = pair.dissolve();
+            home.idle = Some((backend, limits));
+            states.extend((2 * n..).zip(queues).filter_map(|(at, state)| Some((at, state?))));
         }
+        states.sort_by_key(|(at, _)| *at);
+        states.into_iter().map(|(_, state)| state).collect()
     }
 
-    fn process(&mut self, events: Events, _ops: &mut EventOps) {
-        let Serve { tap, rx, tx, memory, interrupt } = self;
-        let from_tap = events.fd() == tap.as_raw_fd();
-        if let Some(rx) = rx {
-            let rung = events.fd() == rx.queue.doorbell().as_raw_fd();
-            if rung {
-                rx.queue.quiet();
-                rx.refilled();
-            }
-            if rung || from_tap {
-                rx.run(memory, interrupt);
-            }
-        }
-        if let Some(tx) = tx {
-            let rung = events.fd() == tx.queue.doorbell().as_raw_fd();
-            if rung {
-                tx.queue.quiet();
-            }
-            if rung || from_tap && tx.blocked {
-                tx.run(tap, memory, interrupt);
-            }
-        }
+    fn reset(&mut self) {
+        self.pairs_used.store(1, Ordering::Release);
     }
-}
-
-/// From the guest to the TAP (virtio 1.3 §5.1.6.2).
-struct Tx {
-    queue: Queue,
-    /// The TAP had no room; its next event goes on.
-    blocked: bool,
-    dropped: u64,
-}
-
-impl Tx {
-    fn run(&mut self, tap: &Tap, memory: &GuestMemoryMmap, interrupt: &Interrupt) {
-        self.blocked = false;
-        let Tx { queue, blocked, dropped } = self;
-        queue.process(memory, interrupt, |chain| match send(tap, chain) {
-            Ok(()) => Answer::Done(0),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                *blocked = true;
-                Answer::Stop
-            }
-            // What the host will not have (a bad header, too long, no link, no TAP) is lost, as
-            // on a wire.
-            Err(_) => {
-                *dropped += 1;
-                Answer::Done(0)
-            }
-        });
-    }
-}
-
-impl Drop for Tx {
-    fn drop(&mut self) {
-        if self.dropped > 0 {
-            log::debug!("{} frames from the guest dropped", self.dropped);
-        }
-    }
-}
-
-fn send(tap: &Tap, chain: &mut Chain<'_>) -> io::Result<()> {
-    let len = chain.readable_len();
-    if !(HEADER_LEN..=MAX_FRAME).contains(&len) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let frame = chain.readable_iovecs(0, len).map_err(|_| io::ErrorKind::InvalidInput)?;
-    loop {
-        match tap.send(&frame) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            done => return done.map(drop),
-        }
-    }
-}
-
-/// Whether the host says that there is no such interface any more.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV))
 }

@@ -7,6 +7,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -14,6 +15,7 @@ use virtio_bindings::bindings::virtio_net::{
 };
 
 use super::HEADER_LEN;
+use super::backend::{Backend, Received, uninterrupted};
 use crate::virtio::queue::Iovecs;
 
 /// A TAP that cannot be used. Each names it and the way out.
@@ -45,6 +47,15 @@ pub enum TapError {
         /// What the user gave.
         name: String,
     },
+    /// It was made with one queue, or is no TAP.
+    #[error(
+        "TAP {name} has not the queues that are wanted; make it with `ip tuntap add {name} mode tap \
+         multi_queue`, or give queues=1"
+    )]
+    Queues {
+        /// What the user gave.
+        name: String,
+    },
     /// The descriptor is no TAP, or not set up as one that carries Ethernet frames and headers.
     #[error(
         "descriptor {fd} is not a TAP with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR; open it with these"
@@ -65,23 +76,47 @@ pub enum TapError {
     },
 }
 
-/// Fields of `struct ifreq` that are used here.
-#[repr(C)]
+/// `struct ifreq`: a name, and a union of which the first bytes are used here.
+#[repr(C, align(8))]
 struct IfReq {
     name: [u8; libc::IFNAMSIZ],
-    flags: libc::c_short,
-    rest: [u8; 22],
+    value: [u8; 24],
+}
+
+impl IfReq {
+    /// Of `name`, which has fewer than 16 bytes.
+    fn named(name: &str) -> IfReq {
+        let mut request = IfReq { name: [0; libc::IFNAMSIZ], value: [0; 24] };
+        for (to, from) in request.name.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        request
+    }
+
+    fn short(&self) -> libc::c_short {
+        let [low, high, ..] = self.value;
+        libc::c_short::from_ne_bytes([low, high])
+    }
+
+    fn set_short(&mut self, value: libc::c_short) {
+        for (to, from) in self.value.iter_mut().zip(value.to_ne_bytes()) {
+            *to = from;
+        }
+    }
+
+    fn int(&self) -> libc::c_int {
+        let [a, b, c, d, ..] = self.value;
+        libc::c_int::from_ne_bytes([a, b, c, d])
+    }
 }
 
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
-/// An open TAP. Closing it leaves a persistent interface in place.
+/// A queue of an open TAP; most have one. Closing it leaves a persistent interface in place.
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
     name: String,
-    /// Set only for what stands in for a TAP in tests, which takes no ioctl.
-    plain: bool,
 }
 
 impl Tap {
@@ -90,6 +125,25 @@ impl Tap {
     /// # Errors
     /// See [`TapError`].
     pub fn open(name: &str) -> Result<Tap, TapError> {
+        // A persistent one that was made with queues is opened only with that flag.
+        match Tap::attach(name, FLAGS) {
+            Err(TapError::Queues { .. }) => Tap::attach(name, FLAGS | libc::IFF_MULTI_QUEUE),
+            opened => opened,
+        }
+    }
+
+    /// The same with `count` queues; the host spreads connections over them.
+    ///
+    /// # Errors
+    /// See [`TapError`]; [`TapError::Queues`] when the TAP was made with one.
+    pub fn open_queues(name: &str, count: u16) -> Result<Vec<Tap>, TapError> {
+        if count <= 1 {
+            return Tap::open(name).map(|tap| vec![tap]);
+        }
+        (0..count).map(|_| Tap::attach(name, FLAGS | libc::IFF_MULTI_QUEUE)).collect()
+    }
+
+    fn attach(name: &str, flags: libc::c_int) -> Result<Tap, TapError> {
         let bad = |b: u8| b == b'/' || b == 0 || b == b'%' || b.is_ascii_whitespace();
         if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.bytes().any(bad) {
             return Err(TapError::Name(name.into()));
@@ -103,17 +157,17 @@ impl Tap {
             Ok(file) => OwnedFd::from(file),
             Err(source) => return Err(TapError::Device { name: name.into(), source }),
         };
-        let mut request = IfReq { name: [0; 16], flags: FLAGS as libc::c_short, rest: [0; 22] };
-        for (to, from) in request.name.iter_mut().zip(name.bytes()) {
-            *to = from;
-        }
+        let mut request = IfReq::named(name);
+        request.set_short(flags as libc::c_short);
         // SAFETY: TUNSETIFF reads and writes an ifreq, which IfReq is as long as.
         let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) };
         if done < 0 {
             let (name, source) = (name.to_string(), io::Error::last_os_error());
             return Err(match source.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => TapError::Permission { name },
-                Some(libc::EBUSY) => TapError::InUse { name },
+                Some(libc::EBUSY | libc::E2BIG) => TapError::InUse { name },
+                // What tun_set_iff says when the flag is not as the interface was made.
+                Some(libc::EINVAL) => TapError::Queues { name },
                 _ => TapError::Host { name, what: "TUNSETIFF", source },
             });
         }
@@ -142,10 +196,10 @@ impl Tap {
     /// # Errors
     /// See [`TapError`].
     pub fn from_fd(fd: OwnedFd) -> Result<Tap, TapError> {
-        let mut request = IfReq { name: [0; 16], flags: 0, rest: [0; 22] };
+        let mut request = IfReq::named("");
         // SAFETY: TUNGETIFF writes an ifreq, which IfReq is as long as.
         let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &mut request) };
-        if done < 0 || libc::c_int::from(request.flags) & FLAGS != FLAGS {
+        if done < 0 || libc::c_int::from(request.short()) & FLAGS != FLAGS {
             return Err(TapError::NotATap { fd: fd.as_raw_fd() });
         }
         let name = request.name.iter().take_while(|b| **b != 0).copied().collect();
@@ -162,14 +216,8 @@ impl Tap {
         Tap::prepare(fd, name)
     }
 
-    /// Frames over a socket that keeps their borders, for tests without a TAP.
-    #[cfg(test)]
-    pub(crate) fn plain(fd: OwnedFd) -> Tap {
-        Tap { fd, name: "plain".into(), plain: true }
-    }
-
     fn prepare(fd: OwnedFd, name: String) -> Result<Tap, TapError> {
-        let tap = Tap { fd, name, plain: false };
+        let tap = Tap { fd, name };
         let host = |what| {
             let name = tap.name.clone();
             move |source| TapError::Host { name, what, source }
@@ -187,15 +235,42 @@ impl Tap {
         &self.name
     }
 
+    /// The interface's largest packet, in bytes, if this process can see it.
+    pub fn mtu(&self) -> Option<u16> {
+        // SAFETY: a new descriptor, ours when the call succeeded, which is checked first.
+        let socket = unsafe {
+            let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+            (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))?
+        };
+        let mut request = IfReq::named(&self.name);
+        // SAFETY: SIOCGIFMTU reads and writes an ifreq, which IfReq is as long as.
+        let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &mut request) };
+        check(done).ok()?;
+        u16::try_from(request.int()).ok()
+    }
+
+    /// Gives the queue frames of the host, or none: for a TAP that was opened with several.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn set_queue(&self, on: bool) -> io::Result<()> {
+        let mut request = IfReq::named("");
+        let flag = if on { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        request.set_short(flag as libc::c_short);
+        // SAFETY: TUNSETQUEUE reads an ifreq, which IfReq is as long as.
+        match check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &request) }) {
+            // It was so already.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            done => done,
+        }
+    }
+
     /// Lets the host send what a guest that accepted these virtio `features` can take: frames
     /// without checksum, and larger than the wire's.
     ///
     /// # Errors
     /// The host's.
     pub fn set_offloads(&self, features: u64) -> io::Result<()> {
-        if self.plain {
-            return Ok(());
-        }
         let has = |bit: u32| features & 1 << bit != 0;
         let mut offloads = 0;
         if has(VIRTIO_NET_F_GUEST_CSUM) {
@@ -216,21 +291,30 @@ impl Tap {
         // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
         check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
     }
+}
 
-    /// Reads one frame; the bytes it has, or `WouldBlock`.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn receive(&self, to: &Iovecs<'_>) -> io::Result<usize> {
-        to.readv(self.fd.as_fd())
+/// The frames of one queue of a TAP.
+pub(super) struct TapFrames(pub(super) Arc<Tap>);
+
+impl Backend for TapFrames {
+    fn name(&self) -> String {
+        format!("TAP {}", self.0.name)
     }
 
-    /// Sends one frame, or says `WouldBlock`.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn send(&self, frame: &Iovecs<'_>) -> io::Result<usize> {
-        frame.writev(self.fd.as_fd())
+    fn descriptor(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    fn has_headers(&self) -> bool {
+        true
+    }
+
+    fn receive(&mut self, to: Iovecs<'_>) -> io::Result<Received> {
+        uninterrupted(|| to.readv(self.0.as_fd())).map(Received::Whole)
+    }
+
+    fn send(&mut self, frame: Iovecs<'_>) -> io::Result<()> {
+        uninterrupted(|| frame.writev(self.0.as_fd())).map(drop)
     }
 }
 

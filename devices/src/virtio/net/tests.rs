@@ -1,6 +1,8 @@
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use super::backend::Plain;
 use super::tap::TapError;
 use super::*;
 use crate::virtio::testing::{
@@ -30,7 +32,7 @@ impl Rig {
     fn new(features: u64, size: u16) -> Rig {
         let worker = Worker::spawn("net").unwrap();
         let (ours, wire) = socketpair();
-        let net = Net::new("net0", Tap::plain(ours), None, worker.handle());
+        let net = Net::new("net0", Box::new(Plain(ours)), Card::default(), worker.handle());
         Rig { driver: Driver::start(Box::new(net), features, size), wire, _worker: worker }
     }
 
@@ -268,7 +270,9 @@ fn the_address_follows_from_the_id_and_is_local_unicast() {
     assert_eq!(mac_of("net0")[0] & 3, 2);
     let rig = Rig::new(0, 16);
     assert_eq!(rig.driver.config(0, 6), mac_of("net0"));
-    assert_eq!(rig.driver.config(6, 4), [1, 0, 0, 0]);
+    // The link is up, there is one pair of queues, and no MTU.
+    assert_eq!(rig.driver.config(6, 8), [1, 0, 1, 0, 0, 0, 0, 0]);
+    assert_eq!(rig.driver.offered() & (1 << VIRTIO_NET_F_MTU | 1 << VIRTIO_NET_F_MQ), 0);
 }
 
 #[test]
@@ -331,12 +335,12 @@ fn raw_socket(name: &str) -> OwnedFd {
 fn a_real_tap_opens_once_and_refuses_frames_while_it_is_down() {
     let Some(tap) = real_tap("husktest0") else { return };
     assert_eq!(tap.name(), "husktest0");
-    tap.set_offloads(FEATURES).unwrap();
+    tap.set_offloads(FEATURES | OFFLOADS).unwrap();
     assert!(matches!(Tap::open("husktest0"), Err(TapError::InUse { .. })));
     let copy = Tap::from_fd(tap.as_fd().try_clone_to_owned().unwrap()).unwrap();
     assert_eq!(copy.name(), "husktest0");
     let worker = Worker::spawn("net").unwrap();
-    let net = Net::new("net0", tap, None, worker.handle());
+    let net = Net::over_tap("net0", vec![tap], Card::default(), vec![worker.handle()]);
     let mut driver = Driver::start(Box::new(net), MERGEABLE | EVENT_IDX, 16);
     driver.write(DATA, &frame(100));
     driver.send(1, &[Piece::Out(DATA, 100)]);
@@ -349,8 +353,12 @@ fn a_real_tap_carries_frames_both_ways() {
     let Some(tap) = real_tap("husktest1") else { return };
     let wire = raw_socket("husktest1");
     let worker = Worker::spawn("net").unwrap();
-    let net = Net::new("net0", tap, None, worker.handle());
-    let mut rig = Rig { driver: Driver::start(Box::new(net), FEATURES, 64), wire, _worker: worker };
+    let net = Net::over_tap("net0", vec![tap], Card::default(), vec![worker.handle()]);
+    let mut rig = Rig {
+        driver: Driver::start(Box::new(net), FEATURES | OFFLOADS, 64),
+        wire,
+        _worker: worker,
+    };
     for i in 0..32 {
         rig.driver.rings[0].push(&[Piece::In(DATA + 0x10000 + 0x800 * i, 0x800)]);
     }
@@ -382,7 +390,7 @@ fn a_tap_that_is_deleted_stops_receiving_and_nothing_else() {
     let Some(tap) = real_tap("husktest2") else { return };
     let wire = raw_socket("husktest2");
     let worker = Worker::spawn("net").unwrap();
-    let net = Net::new("net0", tap, None, worker.handle());
+    let net = Net::over_tap("net0", vec![tap], Card::default(), vec![worker.handle()]);
     let mut rig = Rig { driver: Driver::start(Box::new(net), 0, 16), wire, _worker: worker };
     rig.driver.send(0, &[Piece::In(DATA, 2000)]);
     let deleted = std::process::Command::new("ip").args(["link", "del", "husktest2"]).status();

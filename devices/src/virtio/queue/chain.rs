@@ -159,14 +159,8 @@ impl<'a> Chain<'a> {
     /// # Errors
     /// When the readable part ends before; then nothing useful is in `data`.
     pub fn copy_to(&self, offset: usize, data: &mut [u8]) -> Result<(), OutOfChain> {
-        let mut done = 0;
-        each(self.readable, offset, data.len(), |piece| {
-            // SAFETY: Chain::new's caller vouches for the memory, for 'a.
-            let piece = unsafe { piece.as_slice() };
-            if let Some(rest) = data.get_mut(done..) {
-                done += piece.copy_to(rest);
-            }
-        })
+        // SAFETY: Chain::new's caller vouches for the memory, for 'a.
+        unsafe { copy_out(self.readable, offset, data) }
     }
 
     /// A copy of the object at readable byte `offset`.
@@ -205,6 +199,25 @@ impl<'a> Chain<'a> {
         // SAFETY: Chain::new's caller vouches for the memory, for 'a, which outlives this borrow.
         unsafe { Iovecs::slice(self.writable, offset, len, self.scratch) }.ok_or(OutOfChain)
     }
+}
+
+/// Copies the bytes at `offset` of `segments` to `data`.
+///
+/// # Safety
+/// The memory of every segment must be mapped and readable.
+pub(super) unsafe fn copy_out(
+    segments: &[Segment],
+    offset: usize,
+    data: &mut [u8],
+) -> Result<(), OutOfChain> {
+    let mut done = 0;
+    each(segments, offset, data.len(), |piece| {
+        // SAFETY: the caller vouches for the memory.
+        let piece = unsafe { piece.as_slice() };
+        if let Some(rest) = data.get_mut(done..) {
+            done += piece.copy_to(rest);
+        }
+    })
 }
 
 /// Copies `data` to byte `offset` of `segments`.

@@ -105,6 +105,22 @@ impl<'a> Iovecs<'a> {
         self.len += buffer.len();
     }
 
+    /// Puts `buffer` before the rest.
+    pub fn prepend(&mut self, buffer: &'a mut [u8]) {
+        self.list.insert(self.first, Segment::new(buffer.as_mut_ptr(), buffer.len()));
+        self.len += buffer.len();
+    }
+
+    /// Copies what is left to the end of `buffer`.
+    pub fn append_to(&self, buffer: &mut Vec<u8>) {
+        for piece in self.list.iter().skip(self.first) {
+            let start = buffer.len();
+            buffer.resize(start + piece.len(), 0);
+            // SAFETY: the piece stays mapped for 'a (see the constructors).
+            unsafe { piece.as_slice() }.copy_to(buffer.get_mut(start..).unwrap_or_default());
+        }
+    }
+
     /// Bytes left.
     pub fn len(&self) -> usize {
         self.len
@@ -173,6 +189,17 @@ impl<'a> Iovecs<'a> {
         check(unsafe { libc::writev(fd.as_raw_fd(), list, count) })
     }
 
+    /// One `sendmsg` on a socket, which raises no SIGPIPE; the count is not passed over.
+    pub fn send(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let (list, count) = self.raw();
+        // SAFETY: all zeroes is a msghdr without an address and without control data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = list.cast_mut();
+        message.msg_iovlen = count as usize;
+        // SAFETY: `list` points to `count` pieces that stay mapped for 'a (see the constructors).
+        check(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL) })
+    }
+
     /// Fills the first piece from the host's random generator; the count is not passed over.
     pub fn getrandom(&self) -> io::Result<usize> {
         let Some(Segment(piece)) = self.list.get(self.first) else { return Ok(0) };
@@ -224,6 +251,19 @@ mod tests {
         iovecs.fill_zero();
         assert!(iovecs.is_empty());
         assert_eq!((a, b, c), ([1, 1, 1, 0], [0; 4], [0, 0, 3, 3]));
+    }
+
+    #[test]
+    fn a_piece_comes_before_the_rest_and_all_of_it_is_copied_out() {
+        let (mut a, mut b, mut c) = (*b"ab", *b"cde", *b"XY");
+        let mut list = IovecBuffer::default();
+        let mut buffers = [&mut a[..], &mut b[..]];
+        let mut iovecs = Iovecs::over(&mut buffers, &mut list);
+        iovecs.advance(3);
+        iovecs.prepend(&mut c);
+        let mut copy = b"1".to_vec();
+        iovecs.append_to(&mut copy);
+        assert_eq!((iovecs.len(), copy.as_slice()), (4, &b"1XYde"[..]));
     }
 
     #[test]

@@ -87,6 +87,16 @@ impl<'q> Lookahead<'q> {
         unsafe { chain::copy_into(&self.queue.segments, offset, data) }
     }
 
+    /// Copies the bytes at `offset` of the window to `data`: what has been put there, unless the
+    /// driver has written to its buffers since.
+    ///
+    /// # Errors
+    /// When the window ends before.
+    pub fn copy_to(&self, offset: usize, data: &mut [u8]) -> Result<(), OutOfChain> {
+        // SAFETY: walk put there only segments of `memory`, which is borrowed.
+        unsafe { chain::copy_out(&self.queue.segments, offset, data) }
+    }
+
     /// All bytes of the window, for a system call that fills them.
     pub fn iovecs(&mut self) -> Option<Iovecs<'_>> {
         let Queue { segments, scratch, .. } = &mut *self.queue;

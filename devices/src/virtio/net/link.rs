@@ -1,0 +1,377 @@
+//! A wire between two VMs of one user: a socket that keeps the borders of frames.
+//!
+//! Both know the wire by its name, which is a lock file and a socket in a directory of the user's
+//! own. Whoever has the lock listens, the other connects; a third is refused, because then there is a
+//! lock and no listener:
+//!
+//! ```text
+//!          lock free                     accepts
+//! apart ───────────────▶ listening ─────────────────▶ joined
+//!   ▲  └───────────────────────────────────────────────▲  │
+//!   │      lock taken: connects to whoever has it         │
+//!   └─────────────────────────────────────────────────────┘  the other has gone
+//! ```
+//!
+//! The kernel frees the lock of whoever ends, in whatever way: a socket without it is stale, and is
+//! replaced. While nobody is at the other end frames are lost, as on a cable that is not plugged in.
+//! What is watched is an epoll descriptor with whatever socket there is in it; nobody asks that one
+//! which, for every call tries whatever is next.
+
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::backend::{Backend, Received, uninterrupted, widen};
+use crate::virtio::queue::Iovecs;
+
+/// How long a newcomer waits for one that has the lock to listen: it is between two steps, or it has
+/// noticed just now that its other end has gone.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The first and the longest time between two attempts to find the other.
+const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
+
+/// A link that cannot be made. Each names it and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Two VMs have it.
+    #[error("link {name} has two VMs already; stop one of them, or use another name")]
+    Taken {
+        /// What the user gave.
+        name: String,
+    },
+    /// Somebody else could be at the other end.
+    #[error(
+        "{path}, where links are, is not a directory of yours alone (mode 0700); remove it, or set \
+         XDG_RUNTIME_DIR"
+    )]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A socket's address has 107 bytes.
+    #[error(
+        "the socket of the link would be {path}, which is too long; set a shorter XDG_RUNTIME_DIR"
+    )]
+    TooLong {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The host refused something.
+    #[error("link {name}: {what}: {source}")]
+    Host {
+        /// What the user gave.
+        name: String,
+        /// What was tried.
+        what: String,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+enum State {
+    Apart,
+    Listening(OwnedFd),
+    Joined(OwnedFd),
+}
+
+/// An end of the wire.
+pub struct Link {
+    name: String,
+    socket: PathBuf,
+    lock: File,
+    locked: bool,
+    state: State,
+    poll: Epoll,
+    timer: TimerFd,
+    retry: Duration,
+}
+
+impl Link {
+    /// An end of the link called `name`, a part of a file's name.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn open(name: &str) -> Result<Link, LinkError> {
+        let directory = directory().map_err(|(what, source)| LinkError::Host {
+            name: name.into(),
+            what,
+            source,
+        })?;
+        Link::open_in(&directory, name)
+    }
+
+    /// The same in `directory`, which must be the user's alone.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn open_in(directory: &Path, name: &str) -> Result<Link, LinkError> {
+        let host = |what: &str| {
+            let (name, what) = (name.to_owned(), what.to_owned());
+            move |source| LinkError::Host { name, what, source }
+        };
+        let found = directory.symlink_metadata().map_err(host("its directory"))?;
+        // SAFETY: geteuid takes nothing and cannot fail.
+        let user = unsafe { libc::geteuid() };
+        if !found.is_dir() || found.uid() != user || found.mode() & 0o077 != 0 {
+            return Err(LinkError::Unsafe { path: directory.to_owned() });
+        }
+        let socket = directory.join(format!("{name}.link"));
+        if address(&socket).is_none() {
+            return Err(LinkError::TooLong { path: socket });
+        }
+        let path = directory.join(format!("{name}.lock"));
+        let lock = File::options().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.map_err(host("its lock"))?;
+        let errno = |e: vmm_sys_util::errno::Error| io::Error::from_raw_os_error(e.errno());
+        let poll = Epoll::new().map_err(host("epoll"))?;
+        let timer = TimerFd::new().map_err(errno).map_err(host("timerfd"))?;
+        let mut link = Link {
+            name: name.to_owned(),
+            socket,
+            lock,
+            locked: false,
+            state: State::Apart,
+            poll,
+            timer,
+            retry: RETRY.0,
+        };
+        link.watch(link.timer.as_raw_fd()).map_err(host("epoll"))?;
+        let begun = Instant::now();
+        loop {
+            link.meet().map_err(host("its socket"))?;
+            if !matches!(link.state, State::Apart) {
+                return Ok(link);
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(LinkError::Taken { name: name.to_owned() });
+            }
+            std::thread::sleep(RETRY.0);
+        }
+    }
+
+    /// Takes the next step towards the other end, if there is one to be taken now.
+    fn meet(&mut self) -> io::Result<()> {
+        match &self.state {
+            State::Joined(_) => {}
+            State::Listening(listener) => {
+                if let Some(peer) = accept(listener)? {
+                    // A third must find nobody who listens.
+                    let _ = std::fs::remove_file(&self.socket);
+                    self.join(peer)?;
+                }
+            }
+            State::Apart => {
+                self.locked = self.locked || try_lock(&self.lock);
+                if self.locked {
+                    let listener = listen(&self.socket)?;
+                    self.watch(listener.as_raw_fd())?;
+                    self.state = State::Listening(listener);
+                } else if let Some(peer) = connect(&self.socket)? {
+                    self.join(peer)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, peer: OwnedFd) -> io::Result<()> {
+        widen(&peer);
+        self.watch(peer.as_raw_fd())?;
+        self.state = State::Joined(peer);
+        self.retry = RETRY.0;
+        Ok(())
+    }
+
+    /// The other end has gone, or whoever listened has not been found: what there is to do is done,
+    /// or tried again after a while.
+    fn part(&mut self) {
+        self.state = State::Apart;
+        self.seek();
+    }
+
+    fn seek(&mut self) {
+        let failed = self.meet().is_err();
+        if failed || matches!(self.state, State::Apart) {
+            // Fails for a wrong duration only.
+            let _ = self.timer.reset(self.retry, None);
+            self.retry = (self.retry * 2).min(RETRY.1);
+        }
+    }
+
+    fn watch(&self, fd: RawFd) -> io::Result<()> {
+        let edges = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        self.poll.ctl(ControlOperation::Add, fd, EpollEvent::new(edges, 0))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if matches!(self.state, State::Listening(_)) {
+            // Nobody is misled by one that stays.
+            let _ = std::fs::remove_file(&self.socket);
+        }
+    }
+}
+
+impl Backend for Link {
+    fn name(&self) -> String {
+        format!("link {}", self.name)
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.poll.as_raw_fd()
+    }
+
+    fn is_up(&self) -> bool {
+        matches!(self.state, State::Joined(_))
+    }
+
+    fn receive(&mut self, to: Iovecs<'_>) -> io::Result<Received> {
+        if let State::Joined(peer) = &self.state {
+            match uninterrupted(|| to.readv(peer.as_fd())) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(e),
+                // Nobody sends an empty frame.
+                Ok(len @ 1..) => return Ok(Received::Whole(len)),
+                Ok(0) | Err(_) => self.part(),
+            }
+        } else {
+            self.seek();
+        }
+        // A socket that is watched from now on has an event of its own.
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn send(&mut self, frame: Iovecs<'_>) -> io::Result<()> {
+        let State::Joined(peer) = &self.state else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        match uninterrupted(|| frame.send(peer.as_fd())) {
+            Ok(_) => Ok(()),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EMSGSIZE)) => Err(e),
+            Err(e) => {
+                self.part();
+                Err(io::Error::new(io::ErrorKind::NotConnected, e))
+            }
+        }
+    }
+}
+
+/// Where links are: a directory that is the user's alone, made if it is not there.
+fn directory() -> Result<PathBuf, (String, io::Error)> {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let path = match runtime.filter(|path| path.is_absolute()) {
+        Some(runtime) => runtime.join("husk"),
+        None => PathBuf::from(format!("/tmp/husk-{user}")),
+    };
+    match DirBuilder::new().mode(0o700).create(&path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            Err((format!("making {}", path.display()), e))
+        }
+        _ => Ok(path),
+    }
+}
+
+/// Takes the lock, unless somebody else has it: another process, or another link of this one.
+fn try_lock(file: &File) -> bool {
+    // SAFETY: flock takes no pointers.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 }
+}
+
+fn seqpacket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    owned(fd)
+}
+
+/// What a system call that makes a descriptor returned.
+fn owned(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the callers pass on what the kernel gave them just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The address of a socket at `path`, if it is short enough.
+fn address(path: &Path) -> Option<libc::sockaddr_un> {
+    // SAFETY: all zeroes is a sockaddr_un without a path.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = OsStr::as_bytes(path.as_os_str());
+    // The last byte stays 0.
+    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return None;
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    Some(address)
+}
+
+/// `bind` or `connect`.
+type Call =
+    unsafe extern "C" fn(libc::c_int, *const libc::sockaddr, libc::socklen_t) -> libc::c_int;
+
+fn with_address(call: Call, socket: &OwnedFd, path: &Path) -> io::Result<()> {
+    let address = address(path).ok_or(io::ErrorKind::InvalidFilename)?;
+    let len = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: both calls read an address that is as long as said and lives through the call.
+    if unsafe { call(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Listens at `path`, of which the caller has the lock: what is there is stale.
+fn listen(path: &Path) -> io::Result<OwnedFd> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let socket = seqpacket()?;
+    with_address(libc::bind, &socket, path)?;
+    // SAFETY: listen takes no pointers.
+    if unsafe { libc::listen(socket.as_raw_fd(), 1) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket)
+}
+
+/// Connects to whoever listens at `path`, if anybody does.
+fn connect(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let socket = seqpacket()?;
+    match with_address(libc::connect, &socket, path) {
+        Ok(()) => Ok(Some(socket)),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::ENOENT | libc::ECONNREFUSED | libc::EAGAIN) => Ok(None),
+            _ => Err(e),
+        },
+    }
+}
+
+/// Whoever has connected, if anybody has.
+fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let none = std::ptr::null_mut();
+    // SAFETY: accept4 may be given no place for the address.
+    let fd = unsafe { libc::accept4(listener.as_raw_fd(), none, none.cast(), flags) };
+    match owned(fd) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests;

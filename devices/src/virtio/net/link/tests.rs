@@ -1,0 +1,178 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::virtio::queue::IovecBuffer;
+
+/// A directory of our own.
+fn place() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    dir
+}
+
+fn open(dir: &tempfile::TempDir) -> Link {
+    Link::open_in(dir.path(), "wire").unwrap()
+}
+
+fn send(link: &mut Link, frame: &[u8]) -> io::Result<()> {
+    let (mut list, mut frame) = (IovecBuffer::default(), frame.to_vec());
+    let (head, tail) = frame.split_at_mut(7);
+    link.send(Iovecs::over(&mut [head, tail], &mut list))
+}
+
+fn receive(link: &mut Link) -> Option<Vec<u8>> {
+    let (mut list, mut frame) = (IovecBuffer::default(), vec![0; 70_000]);
+    let (head, tail) = frame.split_at_mut(10);
+    let got = link.receive(Iovecs::over(&mut [head, tail], &mut list));
+    match got {
+        Ok(Received::Whole(len)) => {
+            frame.truncate(len);
+            Some(frame)
+        }
+        Ok(Received::Part(_)) => panic!("a frame came in parts"),
+        Err(e) => {
+            assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+            None
+        }
+    }
+}
+
+/// Waits for an event of the link's descriptor, edge-triggered as the worker does; true when one came.
+struct Watcher(Epoll);
+
+impl Watcher {
+    fn new(link: &Link) -> Watcher {
+        let epoll = Epoll::new().unwrap();
+        let edges = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        let event = EpollEvent::new(edges, 0);
+        epoll.ctl(ControlOperation::Add, link.descriptor(), event).unwrap();
+        Watcher(epoll)
+    }
+
+    fn wait(&self, millis: i32) -> bool {
+        self.0.wait(millis, &mut [EpollEvent::default()]).unwrap() > 0
+    }
+
+    /// Receives at each event, and only then, until `done`.
+    fn until(
+        &self,
+        link: &mut Link,
+        what: &str,
+        mut done: impl FnMut(&Link, Option<Vec<u8>>) -> bool,
+    ) {
+        loop {
+            let frame = receive(link);
+            let more = frame.is_some();
+            if done(link, frame) {
+                return;
+            }
+            assert!(more || self.wait(10_000), "no {what}");
+        }
+    }
+}
+
+#[test]
+fn frames_go_both_ways_whole_whoever_came_first() {
+    let dir = place();
+    let (mut a, mut b) = (open(&dir), open(&dir));
+    assert!(!a.is_up() && b.is_up());
+    let watcher = Watcher::new(&a);
+    watcher.until(&mut a, "peer", |a, _| a.is_up());
+    for len in [14, 1514, 65_550] {
+        let frame: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+        send(&mut a, &frame).unwrap();
+        send(&mut b, &frame).unwrap();
+        assert_eq!(receive(&mut b), Some(frame.clone()));
+        assert_eq!(receive(&mut a), Some(frame));
+    }
+    assert_eq!(receive(&mut a), None);
+}
+
+#[test]
+fn either_may_leave_and_come_back() {
+    let dir = place();
+    let (mut a, mut b) = (open(&dir), open(&dir));
+    for round in 0..6u8 {
+        receive(&mut a);
+        // In turn the one that listened and the one that connected.
+        let (stays, leaves) = if round % 2 == 0 { (&mut a, &mut b) } else { (&mut b, &mut a) };
+        receive(stays);
+        let watcher = Watcher::new(stays);
+        let gone = std::mem::replace(leaves, open(&place()));
+        drop(gone);
+        watcher.until(stays, "farewell", |link, _| !link.is_up());
+        assert!(send(stays, &[0; 64]).is_err(), "nobody is there");
+        *leaves = open(&dir);
+        watcher.until(stays, "return", |link, _| link.is_up());
+        receive(leaves);
+        send(leaves, &[round; 64]).unwrap();
+        watcher.until(stays, "frame", |_, frame| frame.is_some_and(|f| f == [round; 64]));
+        send(stays, &[round; 20]).unwrap();
+        assert_eq!(receive(leaves), Some(vec![round; 20]));
+    }
+}
+
+#[test]
+fn a_third_is_refused_and_told_why() {
+    let dir = place();
+    let (mut a, b) = (open(&dir), open(&dir));
+    receive(&mut a);
+    assert!(a.is_up() && b.is_up());
+    let error = Link::open_in(dir.path(), "wire").err().unwrap();
+    assert!(matches!(error, LinkError::Taken { .. }), "{error}");
+    assert!(error.to_string().contains("another name"));
+    drop(a);
+    // The one that stays may not have noticed yet that it has to listen now.
+    let mut b = b;
+    receive(&mut b);
+    Link::open_in(dir.path(), "wire").unwrap();
+}
+
+#[test]
+fn a_socket_that_was_left_behind_is_replaced() {
+    let dir = place();
+    let left = listen(&dir.path().join("wire.link")).unwrap();
+    drop(left);
+    assert!(dir.path().join("wire.link").exists());
+    let mut a = open(&dir);
+    let b = open(&dir);
+    receive(&mut a);
+    assert!(a.is_up() && b.is_up());
+    drop((a, b));
+    assert!(!dir.path().join("wire.link").exists());
+}
+
+#[test]
+fn whoever_does_not_read_stops_the_other_and_lets_it_go_on() {
+    let dir = place();
+    let (mut a, mut b) = (open(&dir), open(&dir));
+    receive(&mut a);
+    let watcher = Watcher::new(&a);
+    while watcher.wait(0) {}
+    let mut sent = 0;
+    let full = loop {
+        match send(&mut a, &[7; 1514]) {
+            Ok(()) => sent += 1,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    assert!(sent > 10 && !watcher.wait(0));
+    for _ in 0..sent {
+        assert_eq!(receive(&mut b).map(|f| f.len()), Some(1514));
+    }
+    assert!(watcher.wait(10_000), "no event when there was room again");
+    send(&mut a, &[8; 20]).unwrap();
+    assert_eq!(receive(&mut b), Some(vec![8; 20]));
+}
+
+#[test]
+fn a_directory_that_others_could_use_is_refused() {
+    let dir = place();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o750)).unwrap();
+    let error = Link::open_in(dir.path(), "wire").err().unwrap();
+    assert!(matches!(error, LinkError::Unsafe { .. }), "{error}");
+    let long = place();
+    let error = Link::open_in(long.path(), &"x".repeat(100)).err().unwrap();
+    assert!(matches!(error, LinkError::TooLong { .. }), "{error}");
+}

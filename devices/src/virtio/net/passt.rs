@@ -1,0 +1,243 @@
+//! The host's own networks without privileges: passt, a process that turns a guest's frames into
+//! sockets of the host's (<https://passt.top>).
+//!
+//! husk starts it with one end of a socket pair and speaks to it as [`Stream`] does. It ends when the
+//! other end is closed, also when husk was killed, and is killed when the device goes. The guest's
+//! network is the same on every host:
+//!
+//! ```text
+//! guest 10.0.2.15/24   gateway 10.0.2.2 = the host, with what listens on its loopback
+//! DHCP, with the host's name servers; IPv4 only
+//! ```
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use super::backend::{Backend, Received};
+use super::stream::Stream;
+use crate::virtio::queue::Iovecs;
+
+/// The largest packet, in bytes: what passt itself proposes.
+pub const MTU: u16 = 65520;
+
+/// How long it may take to begin, in milliseconds.
+const PATIENCE: libc::c_int = 10_000;
+/// How much of what it says is kept.
+const LAST_WORDS: usize = 4096;
+/// What the guest sees; `-i` names the interface the rest would be copied from, so that passt needs
+/// no default route.
+const NETWORK: [&str; 11] = [
+    "--ipv4-only",
+    "-i",
+    "lo",
+    "-a",
+    "10.0.2.15",
+    "-n",
+    "24",
+    "-g",
+    "10.0.2.2",
+    "-M",
+    "52:55:0a:00:02:02",
+];
+
+/// A port of the host that leads to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// Which of the host's addresses; all of them without.
+    pub address: Option<IpAddr>,
+    /// The host's port.
+    pub host: u16,
+    /// The guest's.
+    pub guest: u16,
+    /// UDP instead of TCP.
+    pub udp: bool,
+}
+
+/// passt could not be started. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum PasstError {
+    /// There is no such program.
+    #[error(
+        "passt is not there: `apt install passt` (Debian, Ubuntu) or `dnf install passt` (Fedora) \
+         brings it; tap=NAME does without"
+    )]
+    Missing,
+    /// It ended at once.
+    #[error("passt does not start: {0}")]
+    Refused(String),
+    /// The host refused something.
+    #[error("starting passt: {0}")]
+    Host(#[from] io::Error),
+}
+
+/// A passt of our own, and the socket to it.
+pub struct Passt {
+    stream: Stream,
+    child: Child,
+    /// What it says. It does not wait for us to read it.
+    words: File,
+}
+
+impl Passt {
+    /// Starts one with an MTU in bytes.
+    ///
+    /// # Errors
+    /// See [`PasstError`]; a port that cannot be had is one.
+    pub fn start(mtu: u16, forwards: &[Forward]) -> Result<Passt, PasstError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        // It writes its process id when it is ready: as somebody else, if it was started by root.
+        let (started, ready) = pipe()?;
+        ready.set_permissions(PermissionsExt::from_mode(0o666))?;
+        let (words, say) = pipe()?;
+        let socket = theirs.as_raw_fd();
+        let mut command = Command::new("passt");
+        command.args(["--foreground", "--quiet", "--fd", &socket.to_string()]);
+        command.args(["--pid", "/dev/stdout", "--mtu", &mtu.to_string()]).args(NETWORK);
+        for (option, udp) in [("-t", false), ("-u", true)] {
+            let specs: Vec<_> = forwards.iter().filter(|f| f.udp == udp).map(spec).collect();
+            // It would else take ports of its own accord.
+            let none = specs.is_empty().then(|| "none".to_owned());
+            for spec in specs.into_iter().chain(none) {
+                command.args([option, &spec]);
+            }
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::from(ready)).stderr(Stdio::from(say));
+        // The terminal's Ctrl-C is husk's to answer, which may let the guest end in peace.
+        command.process_group(0);
+        // SAFETY: between fork and exec only a bare system call is made, which takes no pointer.
+        unsafe {
+            command.pre_exec(move || match libc::fcntl(socket, libc::F_SETFD, 0) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            });
+        }
+        let child = command.spawn().map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => PasstError::Missing,
+            _ => PasstError::Host(e),
+        })?;
+        // The ends of the pipes that are the child's.
+        drop((command, theirs));
+        let passt = Passt { stream: Stream::new(ours.into()), child, words };
+        if !says_something(&started)? {
+            let words = passt.last_words();
+            let words = if words.is_empty() { "it does not say why".to_owned() } else { words };
+            return Err(PasstError::Refused(words));
+        }
+        Ok(passt)
+    }
+
+    /// The process' id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has said since it was last asked, on one line.
+    fn last_words(&self) -> String {
+        let mut bytes = Vec::new();
+        // Ends with WouldBlock when it still runs.
+        let _ = (&self.words).take(LAST_WORDS as u64).read_to_end(&mut bytes);
+        let text = String::from_utf8_lossy(&bytes);
+        // That it changes to nobody, and has no system log, is as it should be.
+        let noise = ["to syslog", "Changing to nobody"];
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let lines: Vec<_> =
+            lines.filter(|line| !noise.iter().any(|noise| line.contains(noise))).collect();
+        lines.join("; ").replace(char::is_control, "\u{fffd}")
+    }
+}
+
+impl Drop for Passt {
+    fn drop(&mut self) {
+        // It would end by itself now, but perhaps not before somebody else wants its ports. An error
+        // means that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Backend for Passt {
+    fn name(&self) -> String {
+        match self.stream.is_open() {
+            true => "passt".to_owned(),
+            false => match self.last_words().as_str() {
+                "" => "passt".to_owned(),
+                words => format!("passt (last words: {words})"),
+            },
+        }
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.stream.descriptor()
+    }
+
+    fn is_up(&self) -> bool {
+        self.stream.is_open()
+    }
+
+    fn expects(&self) -> usize {
+        self.stream.expects()
+    }
+
+    fn receive(&mut self, to: Iovecs<'_>) -> io::Result<Received> {
+        self.stream.receive(to)
+    }
+
+    fn skip(&mut self) {
+        self.stream.skip();
+    }
+
+    fn send(&mut self, frame: Iovecs<'_>) -> io::Result<()> {
+        self.stream.send(frame)
+    }
+
+    fn is_sending(&self) -> bool {
+        self.stream.is_sending()
+    }
+
+    fn keep(&mut self, frame: Iovecs<'_>) {
+        self.stream.keep(frame);
+    }
+}
+
+/// As passt's `-t` and `-u` take it.
+fn spec(forward: &Forward) -> String {
+    let Forward { address, host, guest, .. } = forward;
+    match address {
+        Some(address) => format!("{address}/{host}:{guest}"),
+        None => format!("{host}:{guest}"),
+    }
+}
+
+/// A pipe whose ends do not block: (to read, to write).
+fn pipe() -> io::Result<(File, File)> {
+    let mut fds = [0; 2];
+    // SAFETY: fds has room for the two descriptors.
+    if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both are fresh and ours.
+    let [read, write] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok((read.into(), write.into()))
+}
+
+/// Waits for the other end of the pipe; false when it is closed without a word, or time is up.
+fn says_something(mut pipe: &File) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: poll is given one pollfd, which lives through the call.
+    let ready =
+        super::backend::uninterrupted(|| match unsafe { libc::poll(&mut poll, 1, PATIENCE) } {
+            ..0 => Err(io::Error::last_os_error()),
+            count => Ok(count),
+        })?;
+    Ok(ready > 0 && pipe.read(&mut [0; 32])? > 0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,87 @@
+//! Network interfaces: the network each is on opened, and a card put before it.
+
+use husk_devices::rate::Bucket;
+use husk_devices::virtio::net::link::Link;
+use husk_devices::virtio::net::passt::{self, Forward, Passt};
+use husk_devices::virtio::net::tap::{Tap, TapError};
+use husk_devices::virtio::net::{Card, Direction, Limits, Net};
+use husk_devices::worker::Worker;
+
+use super::error::VmError;
+use crate::config::{NetConfig, NetHost, Publish, RateLimiter, TokenBucket, parse_mac};
+
+/// Pairs of queues, unless the user says how many: more help only few guests.
+const QUEUES: u16 = 4;
+
+/// The card of `net`, for a guest with `cpus` vCPUs. It is served by `worker`, and by more of its own
+/// when it has several queues, which are added to `workers`.
+pub(super) fn open(
+    net: &NetConfig,
+    cpus: u32,
+    worker: &Worker,
+    workers: &mut Vec<Worker>,
+) -> Result<Net, VmError> {
+    let id = || net.id.clone();
+    let mac = net.mac.as_deref().map(parse_mac).transpose()?;
+    let mut card = Card { mac, mtu: net.mtu, limits: limits(net) };
+    let taps = match net.host()? {
+        NetHost::Tap(name) => {
+            let taps = open_queues(name, net.queues, cpus);
+            let taps = taps.map_err(|source| VmError::Tap { id: id(), source })?;
+            card.mtu =
+                card.mtu.or_else(|| taps.first().and_then(Tap::mtu).filter(|mtu| *mtu >= 68));
+            taps
+        }
+        NetHost::Fd(fd) => {
+            vec![Tap::inherited(fd).map_err(|source| VmError::Tap { id: id(), source })?]
+        }
+        NetHost::User => {
+            let mtu = *card.mtu.get_or_insert(passt::MTU);
+            let forwards: Vec<_> = net.publish.iter().map(forward).collect();
+            let passt = Passt::start(mtu, &forwards);
+            let passt = passt.map_err(|source| VmError::Passt { id: id(), source })?;
+            return Ok(Net::new(&net.id, Box::new(passt), card, worker.handle()));
+        }
+        NetHost::Link(name) => {
+            let link = Link::open(name).map_err(|source| VmError::Link { id: id(), source })?;
+            return Ok(Net::new(&net.id, Box::new(link), card, worker.handle()));
+        }
+    };
+    let mut handles = vec![worker.handle()];
+    for n in 1..taps.len() {
+        let own = Worker::spawn(format!("husk-{}.{n}", net.id))?;
+        handles.push(own.handle());
+        workers.push(own);
+    }
+    Ok(Net::over_tap(&net.id, taps, card, handles))
+}
+
+/// As many queues as the user wants, or as there are vCPUs to use them, if the TAP has them.
+fn open_queues(name: &str, wanted: Option<u16>, cpus: u32) -> Result<Vec<Tap>, TapError> {
+    if let Some(wanted) = wanted {
+        return Tap::open_queues(name, wanted);
+    }
+    let usual = u16::try_from(cpus).unwrap_or(QUEUES).clamp(1, QUEUES);
+    match Tap::open_queues(name, usual) {
+        Err(TapError::Queues { .. }) => Tap::open(name).map(|tap| vec![tap]),
+        opened => opened,
+    }
+}
+
+fn forward(publish: &Publish) -> Forward {
+    let Publish { address, host, guest, udp } = *publish;
+    Forward { address, host, guest, udp }
+}
+
+fn limits(net: &NetConfig) -> Limits {
+    // Both fit, as VmConfig::validate has seen.
+    let bucket = |bucket: TokenBucket| {
+        let rate = u128::from(bucket.size) * 1000 / u128::from(bucket.refill_time.max(1));
+        Bucket::new(bucket.size, u64::try_from(rate).unwrap_or(u64::MAX))
+    };
+    let direction = |limiter: Option<RateLimiter>| {
+        let RateLimiter { bandwidth, ops } = limiter.unwrap_or_default();
+        Direction::new(bandwidth.map(bucket), ops.map(bucket))
+    };
+    Limits { rx: direction(net.rx_rate_limiter), tx: direction(net.tx_rate_limiter) }
+}
