@@ -1,5 +1,5 @@
-//! Networks carry what is sent, both ways, through TAPs of every origin; in a network namespace of
-//! the test's own, so that the host's stays as it is.
+//! Networks carry what is sent, both ways: through TAPs of every origin, through passt, and between
+//! two guests; in a network namespace of the test's own, so that the host's stays as it is.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +13,7 @@ mod guest;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -192,4 +192,249 @@ exit 0
     let again = lab.guest().args("--net tap=another,id=given").script(script).run();
     again.expect_clean().expect_fact("mac", second);
     assert!(!exists("another"));
+}
+
+/// Answers every connection to a port of the host's loopback with a web page.
+fn serve(page: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // The request is known; whoever goes away early will not miss the answer.
+            let _ = stream.read(&mut [0; 1024]);
+            let length = page.len();
+            let _ = write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n{page}");
+        }
+    });
+    port
+}
+
+/// Fetches a page from a server that may still be starting.
+fn fetch(address: &str, path: &str) -> Vec<u8> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut answer = Vec::new();
+        let done = TcpStream::connect(address).and_then(|mut stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+            stream.read_to_end(&mut answer)
+        });
+        if done.is_ok() && !answer.is_empty() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{address} never answered: {done:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The passt processes whose parent is `pid`.
+fn passts(pid: u32) -> Vec<u32> {
+    let is_child = |stat: &str| {
+        let (name, rest) = stat.rsplit_once(')')?;
+        let parent: u32 = rest.split_whitespace().nth(1)?.parse().ok()?;
+        (name.contains("(passt") && parent == pid).then_some(())
+    };
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            stat.is_ok_and(|stat| is_child(&stat).is_some())
+        })
+        .collect()
+}
+
+fn wait_gone(pid: u32) {
+    let deadline = Instant::now() + PATIENCE;
+    while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(Instant::now() < deadline, "process {pid} is still there");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_guest_without_a_tap_reaches_the_host_and_is_reached_at_its_published_port() {
+    let Some(lab) = Lab::open() else { return };
+    enter_namespace();
+    let port = serve("a page of the host");
+    let script = format!(
+        r#"
+cat >/dhcp <<'EOF'
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ifconfig $interface $ip netmask $subnet up
+route add default gw $router
+echo "address=$ip/$subnet via $router"
+EOF
+chmod +x /dhcp
+ifconfig eth0 up
+udhcpc -i eth0 -n -q -f -s /dhcp >/dhcp.log 2>&1
+grep address= /dhcp.log || cat /dhcp.log
+echo "mtu=$(cat /sys/class/net/eth0/mtu)"
+echo "page=$(wget -q -O - http://10.0.2.2:{port}/)"
+mkdir /served
+dd if=/dev/urandom of=/served/data bs=1M count=16 2>/dev/null
+echo "hash=$(sha256sum /served/data | cut -d' ' -f1)"
+httpd -p 80 -h /served
+echo SERVING
+read line
+echo "carrier=$(cat /sys/class/net/eth0/carrier)"
+echo KILL-IT
+read line
+while [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do usleep 100000; done
+echo "after=$(cat /sys/class/net/eth0/carrier)"
+"#
+    );
+    let mut guest =
+        lab.guest().args("--net user --publish 127.0.0.1:18080:80").script(&script).start();
+    guest.wait_for("SERVING");
+    let data = fetch("127.0.0.1:18080", "/data");
+    let [passt] = passts(guest.pid())[..] else { panic!("there is not one passt") };
+    guest.type_line("go on");
+    // A passt that is killed is a cable that is pulled, and husk says so.
+    guest.wait_for("KILL-IT");
+    host("kill", ["-9", &passt.to_string()]);
+    guest.type_line("go on");
+    let done = guest.finish();
+    done.expect_status(0).expect("HUSK-EXIT 0").expect_stderr("passt");
+    done.expect_fact("address", "10.0.2.15/255.255.255.0 via 10.0.2.2");
+    done.expect_fact("mtu", "65520");
+    done.expect_fact("page", "a page of the host");
+    done.expect_fact("carrier", "1").expect_fact("after", "0");
+    let body = data.len() - (16 << 20);
+    assert_eq!(sha256(&data[body..]), done.fact("hash"), "{} bytes came", data.len());
+    wait_gone(passt);
+
+    // Nor does it stay when husk is killed.
+    let mut guest = lab.guest().args("--net user").script("echo UP; read line").start();
+    guest.wait_for("UP");
+    let [passt] = passts(guest.pid())[..] else { panic!("there is not one passt") };
+    guest.signal(libc::SIGKILL);
+    drop(guest);
+    wait_gone(passt);
+}
+
+#[test]
+fn two_guests_talk_over_a_link_and_either_may_come_back() {
+    let Some(lab) = Lab::open() else { return };
+    let script = |own: u8, other: u8| {
+        format!(
+            r#"
+ifconfig eth0 10.0.9.{own} netmask 255.255.255.0 up
+nc -l -p 5001 </dev/null >/data &
+nc=$!
+echo UP
+read line
+while ! ping -c 1 -W 2 10.0.9.{other} >/dev/null; do :; done
+echo "mtu=$(cat /sys/class/net/eth0/mtu)"
+echo PINGED
+read line
+if [ "$line" = send ]; then
+    dd if=/dev/urandom of=/sent bs=1M count=8 2>/dev/null
+    nc 10.0.9.{other} 5001 </sent
+    echo "hash=$(sha256sum /sent | cut -d' ' -f1)"
+fi
+if [ "$line" = receive ]; then
+    wait $nc
+    echo "hash=$(sha256sum /data | cut -d' ' -f1)"
+fi
+echo SETTLED
+read line
+echo "carrier=$(cat /sys/class/net/eth0/carrier)"
+while ! ping -c 1 -W 2 10.0.9.{other} >/dev/null; do :; done
+echo AGAIN
+read line
+exit 0
+"#
+        )
+    };
+    let net = format!("--net link=test-{},mtu=9000", std::process::id());
+    let start = |own, other| lab.guest().args(&net).script(&script(own, other)).start();
+    let (mut a, mut b) = (start(1, 2), start(2, 1));
+    for guest in [&mut a, &mut b] {
+        guest.wait_for("UP");
+        guest.type_line("ping");
+        guest.wait_for("PINGED");
+    }
+    b.type_line("receive");
+    a.type_line("send");
+    a.wait_for("SETTLED");
+    b.wait_for("SETTLED");
+    let third = lab.guest().args(&net).script("exit 0").run();
+    third.expect_status(125).expect_stderr("two VMs already");
+
+    // The one that listened leaves, without a farewell, and another takes its place.
+    a.signal(libc::SIGKILL);
+    let left = a.finish();
+    let mut a = start(1, 2);
+    a.wait_for("UP");
+    for guest in [&mut a, &mut b] {
+        guest.type_line("ping");
+    }
+    a.wait_for("PINGED");
+    b.wait_for("AGAIN");
+    a.signal(libc::SIGKILL);
+    b.type_line("that is all");
+    let done = b.finish();
+    done.expect_clean();
+    done.expect_fact("mtu", "9000");
+    done.expect_fact("hash", left.fact("hash"));
+}
+
+#[test]
+fn a_card_has_the_queues_and_the_mtu_of_its_tap() {
+    let Some(lab) = Lab::open() else { return };
+    enter_namespace();
+    ip("tuntap add dev many mode tap multi_queue");
+    ip("link set many mtu 1400");
+    ip("address add 10.0.0.1/24 dev many");
+    ip("link set many up");
+    ip("tuntap add dev single mode tap");
+    let script = r#"
+for n in 0 1 2; do
+    echo "queues$n=$(ls /sys/class/net/eth$n/queues | tr '\n' ' ')"
+    echo "mtu$n=$(cat /sys/class/net/eth$n/mtu)"
+done
+ifconfig eth0 10.0.0.2 netmask 255.255.255.0 up
+mkdir /served
+dd if=/dev/urandom of=/served/data bs=1M count=16 2>/dev/null
+echo "hash=$(sha256sum /served/data | cut -d' ' -f1)"
+httpd -p 80 -h /served
+echo SERVING
+read line
+echo "interrupts=$(grep -c virtio /proc/interrupts)"
+exit 0
+"#;
+    let mut guest = lab
+        .guest()
+        .args("--cpus 2 --memory 768M")
+        .args("--net tap=many,vhost=off --net tap=single,vhost=off")
+        .args("--net tap=own,queues=3,mtu=2000,vhost=off")
+        .script(script)
+        .start();
+    guest.wait_for("SERVING");
+    // Several connections, which the host spreads over the queues.
+    let fetchers: Vec<_> =
+        (0..6).map(|_| std::thread::spawn(|| sha256_of_page("10.0.0.2:80"))).collect();
+    let hashes: Vec<_> = fetchers.into_iter().map(|f| f.join().unwrap()).collect();
+    guest.type_line("that is all");
+    let done = guest.finish();
+    done.expect_clean();
+    for hash in hashes {
+        done.expect_fact("hash", &hash);
+    }
+    done.expect_fact("queues0", "rx-0 rx-1 tx-0 tx-1 ").expect_fact("mtu0", "1400");
+    done.expect_fact("queues1", "rx-0 tx-0 ").expect_fact("mtu1", "1500");
+    // Linux uses no more pairs than it has processors.
+    done.expect_fact("mtu2", "2000");
+    assert!(done.fact("queues2").contains("rx-1"), "{}", done.fact("queues2"));
+    let refused = lab.guest().args("--net tap=single,queues=2").script("exit 0").run();
+    refused.expect_status(125).expect_stderr("multi_queue");
+}
+
+fn sha256_of_page(address: &str) -> String {
+    let answer = fetch(address, "/data");
+    let body = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    sha256(&answer[body..])
 }

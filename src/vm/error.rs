@@ -36,6 +36,11 @@ pub enum VmError {
     Link { id: String, source: husk_devices::virtio::net::link::LinkError },
     #[error("network interface {id}: {source}")]
     Passt { id: String, source: husk_devices::virtio::net::passt::PasstError },
+    #[error(
+        "network interface {id}: vhost=on: /dev/vhost-net: {source}; try `modprobe vhost_net` and see \
+         that you may open it, or leave vhost=on out"
+    )]
+    Vhost { id: String, source: io::Error },
     #[error(transparent)]
     Bus(#[from] husk_devices::bus::BusError),
     #[error(transparent)]

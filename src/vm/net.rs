@@ -4,11 +4,14 @@ use husk_devices::rate::Bucket;
 use husk_devices::virtio::net::link::Link;
 use husk_devices::virtio::net::passt::{self, Forward, Passt};
 use husk_devices::virtio::net::tap::{Tap, TapError};
+use husk_devices::virtio::net::vhost::Vhost;
 use husk_devices::virtio::net::{Card, Direction, Limits, Net};
 use husk_devices::worker::Worker;
 
 use super::error::VmError;
-use crate::config::{NetConfig, NetHost, Publish, RateLimiter, TokenBucket, parse_mac};
+use crate::config::{
+    NetConfig, NetHost, Publish, RateLimiter, TokenBucket, Vhost as VhostChoice, parse_mac,
+};
 
 /// Pairs of queues, unless the user says how many: more help only few guests.
 const QUEUES: u16 = 4;
@@ -47,6 +50,13 @@ pub(super) fn open(
             return Ok(Net::new(&net.id, Box::new(link), card, worker.handle()));
         }
     };
+    let taps = match vhosts(net, taps.len())? {
+        Some(vhosts) => {
+            let taps = taps.into_iter().zip(vhosts).collect();
+            return Ok(Net::over_vhost(&net.id, taps, card, worker.handle()));
+        }
+        None => taps,
+    };
     let mut handles = vec![worker.handle()];
     for n in 1..taps.len() {
         let own = Worker::spawn(format!("husk-{}.{n}", net.id))?;
@@ -65,6 +75,25 @@ fn open_queues(name: &str, wanted: Option<u16>, cpus: u32) -> Result<Vec<Tap>, T
     match Tap::open_queues(name, usual) {
         Err(TapError::Queues { .. }) => Tap::open(name).map(|tap| vec![tap]),
         opened => opened,
+    }
+}
+
+/// One vhost-net for each of `count` queues; none where the user does not want it, or has left it open
+/// and it is not to be had.
+fn vhosts(net: &NetConfig, count: usize) -> Result<Option<Vec<Vhost>>, VmError> {
+    let wanted = net.vhost.unwrap_or_default();
+    if wanted == VhostChoice::Off || net.is_limited() {
+        return Ok(None);
+    }
+    match (0..count).map(|_| Vhost::open()).collect() {
+        Ok(vhosts) => Ok(Some(vhosts)),
+        Err(source) if wanted == VhostChoice::On => {
+            Err(VmError::Vhost { id: net.id.clone(), source })
+        }
+        Err(why) => {
+            log::info!("network interface {}: without vhost-net: {why}", net.id);
+            Ok(None)
+        }
     }
 }
 

@@ -44,6 +44,8 @@ pub fn run(wanted: &Wanted) -> Result<Count> {
         "payload",
     ])?;
     let husk = cargo::build_husk()?;
+    // What husk itself starts.
+    host::need(&[("passt", "passt")])?;
     let assets = assets::all()?;
     let place = doctor::ask(&husk);
     let emulated = matches!(place, Place::Testbed(_));

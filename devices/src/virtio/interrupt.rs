@@ -19,6 +19,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 struct Shared {
     name: Arc<str>,
     interrupt_status: AtomicU32,
+    /// Causes that count as pending all the time.
+    assumed: AtomicU32,
     device_status: AtomicU32,
     config_generation: AtomicU32,
     event: EventFd,
@@ -41,6 +43,7 @@ impl Interrupt {
             shared: Arc::new(Shared {
                 name: name.into(),
                 interrupt_status: AtomicU32::new(0),
+                assumed: AtomicU32::new(0),
                 device_status: AtomicU32::new(0),
                 config_generation: AtomicU32::new(0),
                 event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
@@ -98,7 +101,16 @@ impl Interrupt {
 
     /// The pending causes of interrupt: bit 0 used buffers, bit 1 configuration.
     pub fn interrupt_status(&self) -> u32 {
-        self.shared.interrupt_status.load(Ordering::Acquire)
+        let status = &self.shared.interrupt_status;
+        status.load(Ordering::Acquire) | self.shared.assumed.load(Ordering::Acquire)
+    }
+
+    /// Whether used buffers count as a cause of every interrupt: for as long as somebody raises the
+    /// line through [`Interrupt::event`] who cannot set the cause, such as the host's kernel. A driver
+    /// that looks for used buffers in vain has only looked.
+    pub fn assume_queue(&self, on: bool) {
+        let causes = if on { VIRTIO_MMIO_INT_VRING } else { 0 };
+        self.shared.assumed.store(causes, Ordering::Release);
     }
 
     /// The config space's generation (virtio 1.3 §2.5).
@@ -158,6 +170,17 @@ mod tests {
         line.acknowledge(1);
         assert_eq!(line.interrupt_status(), 2);
         assert_eq!(line.config_generation(), 1);
+    }
+
+    #[test]
+    fn whoever_raises_the_line_from_outside_has_a_cause_all_the_time() {
+        let line = Interrupt::new("d").unwrap();
+        line.assume_queue(true);
+        line.signal_config();
+        line.acknowledge(3);
+        assert_eq!(line.interrupt_status(), 1);
+        line.assume_queue(false);
+        assert_eq!(line.interrupt_status(), 0);
     }
 
     #[test]

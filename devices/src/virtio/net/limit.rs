@@ -46,9 +46,14 @@ impl Direction {
         self.wait
     }
 
-    /// Asks for a frame of which nothing is known yet; [`Direction::count`] follows.
+    /// Asks for a frame of which nothing is known yet: it passes if anything would, and
+    /// [`Direction::count`] says later what it was.
     pub(super) fn may_go(&mut self) -> Turn {
-        self.take(0, 0)
+        let turn = self.take(1, 1);
+        if turn == Turn::Go {
+            self.give_back(1);
+        }
+        turn
     }
 
     /// A frame of `len` bytes has passed that [`Direction::may_go`] let through.

@@ -21,6 +21,7 @@ mod stream;
 pub mod tap;
 #[cfg(test)]
 mod tests;
+pub mod vhost;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -33,6 +34,7 @@ use virtio_bindings::bindings::virtio_net::{
 };
 
 use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
+use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
 use crate::worker::{Task, WorkerHandle};
 #[cfg(test)]
@@ -43,6 +45,7 @@ pub use limit::{Direction, Limits};
 use pair::{Pair, Parts, Status};
 use rx::Rx;
 use tap::{Tap, TapFrames};
+use vhost::{Vhost, Watch};
 
 /// Device type 1, virtio 1.3 §5.
 const DEVICE_TYPE: u32 = 1;
@@ -99,6 +102,8 @@ pub struct Net {
     control_at: usize,
     /// Queues that mean nothing with the features the driver accepted, and their places.
     unserved: Vec<(usize, QueueState)>,
+    /// The interrupt line, while the host's kernel raises it.
+    vhost_line: Option<Interrupt>,
     workers: Vec<WorkerHandle>,
 }
 
@@ -108,11 +113,18 @@ struct PairHome {
     idle: Option<(Box<dyn Backend>, Limits)>,
     used: Arc<AtomicBool>,
     task: Option<Task<Pair>>,
+    /// Serves the pair instead of a task, with what watches it.
+    vhost: Option<(Vhost, Option<Task<Watch>>)>,
 }
 
 impl PairHome {
     fn new(backend: Box<dyn Backend>, limits: Limits) -> PairHome {
-        PairHome { idle: Some((backend, limits)), used: Arc::new(true.into()), task: None }
+        PairHome {
+            idle: Some((backend, limits)),
+            used: Arc::new(true.into()),
+            task: None,
+            vhost: None,
+        }
     }
 }
 
@@ -131,6 +143,16 @@ impl Net {
             PairHome::new(Box::new(TapFrames(tap.clone())) as Box<dyn Backend>, card.limits.clone())
         });
         Net::with(id, pairs.collect(), taps, &card, workers)
+    }
+
+    /// The same, with the host's kernel to serve each pair.
+    pub fn over_vhost(id: &str, taps: Vec<(Tap, Vhost)>, card: Card, worker: WorkerHandle) -> Net {
+        let (taps, vhosts): (Vec<_>, Vec<_>) = taps.into_iter().unzip();
+        let mut net = Net::over_tap(id, taps, card, vec![worker]);
+        for (home, vhost) in net.pairs.iter_mut().zip(vhosts) {
+            home.vhost = Some((vhost, None));
+        }
+        net
     }
 
     fn with(
@@ -165,6 +187,7 @@ impl Net {
             control: None,
             control_at: 0,
             unserved: Vec::new(),
+            vhost_line: None,
             workers,
         }
     }
@@ -218,10 +241,19 @@ impl Net {
         let mergeable = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
         let mtu = (features & 1 << VIRTIO_NET_F_MTU != 0).then_some(self.mtu);
         let mut queues = queues.into_iter();
+        let mut taps = self.taps.iter();
         let workers = self.workers.iter().cycle();
         for (home, worker) in self.pairs.iter_mut().zip(workers) {
             let (rx, tx) = (queues.next().flatten(), queues.next().flatten());
             if rx.is_none() && tx.is_none() {
+                continue;
+            }
+            if let (Some((vhost, watch)), Some(tap)) = (&mut home.vhost, taps.next()) {
+                let new = Watch::new(vhost, interrupt.clone()).map_err(host("eventfd"))?;
+                *watch = Some(worker.add(new)?);
+                interrupt.assume_queue(true);
+                self.vhost_line = Some(interrupt.clone());
+                vhost.start(features, [rx, tx], tap, &memory, &interrupt)?;
                 continue;
             }
             let gone = || std::io::Error::other("its worker ended");
@@ -290,10 +322,20 @@ impl VirtioDevice for Net {
             states.push((self.control_at, control.state()));
         }
         for (n, home) in self.pairs.iter_mut().enumerate() {
+            let mut keep = |queues: [Option<QueueState>; 2]| {
+                states.extend((2 * n..).zip(queues).filter_map(|(at, state)| Some((at, state?))));
+            };
+            if let Some((vhost, watch)) = &mut home.vhost {
+                keep(vhost.stop());
+                watch.take().and_then(Task::take);
+            }
             let Some(pair) = home.task.take().and_then(Task::take) else { continue };
             let (backend, limits, queues) = pair.dissolve();
             home.idle = Some((backend, limits));
-            states.extend((2 * n..).zip(queues).filter_map(|(at, state)| Some((at, state?))));
+            keep(queues);
+        }
+        if let Some(line) = self.vhost_line.take() {
+            line.assume_queue(false);
         }
         states.sort_by_key(|(at, _)| *at);
         states.into_iter().map(|(_, state)| state).collect()

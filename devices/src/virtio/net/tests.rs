@@ -1,3 +1,7 @@
+//! Frames, through a socket that stands for a network, and through real TAPs.
+
+mod card;
+
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;

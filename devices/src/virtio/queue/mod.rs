@@ -248,6 +248,26 @@ impl Queue {
         self.state
     }
 
+    /// Where the rings are in this process' memory, for somebody else who is to serve them:
+    /// descriptor table, available and used ring.
+    ///
+    /// # Errors
+    /// What the driver did wrong.
+    pub fn host_addresses(&self, memory: &GuestMemoryMmap) -> Result<[u64; 3], Malformed> {
+        Rings::resolve(memory, &self.state).map(|rings| rings.addresses())
+    }
+
+    /// Goes on where somebody else has left the rings, who would have taken the chain at position
+    /// `next_avail` next.
+    ///
+    /// # Errors
+    /// What the driver did wrong; nothing has changed then.
+    pub fn adopt(&mut self, memory: &GuestMemoryMmap, next_avail: u16) -> Result<(), Malformed> {
+        self.state.next_used = Rings::resolve(memory, &self.state)?.used_idx()?;
+        self.state.next_avail = next_avail;
+        Ok(())
+    }
+
     /// Gives the available chains to `f`, in order, and publishes its answers.
     pub fn process(
         &mut self,

@@ -111,6 +111,16 @@ impl<'m> Rings<'m> {
         self.used.write_obj(element, 4 + 8 * self.slot(index)).map_err(|_| Malformed::Host)
     }
 
+    /// `used.idx`, as somebody else has left it there. Acquire: with it its elements.
+    pub(super) fn used_idx(&self) -> Result<u16, Malformed> {
+        self.load(&self.used, 2, Ordering::Acquire)
+    }
+
+    /// Where the areas are in this process' memory: descriptor table, available and used ring.
+    pub(super) fn addresses(&self) -> [u64; 3] {
+        [&self.desc, &self.avail, &self.used].map(|area| area.ptr_guard().as_ptr() as u64)
+    }
+
     /// Moves `used.idx` to `index`. Release: the elements and the buffers are seen before it.
     pub(super) fn publish(&self, index: u16) -> Result<(), Malformed> {
         self.store(2, index, Ordering::Release)
