@@ -101,7 +101,12 @@ fn map(size: usize, file: Option<FileOffset>, huge: bool) -> Result<MmapRegion, 
         builder = builder.with_file_offset(file);
     }
     let _hole = AlignedHole::make(size);
-    builder.build()
+    let region = builder.build()?;
+    // A child of ours (passt) has no use for it, and while it had a copy every page the guest writes to
+    // would have to be copied. If the host will not, it is that slow.
+    // SAFETY: the range is the mapping just made; no access to it changes.
+    unsafe { libc::madvise(region.as_ptr().cast(), size, libc::MADV_DONTFORK) };
+    Ok(region)
 }
 
 /// A hole of the right size at the right alignment, which the next mapping falls into.

@@ -14,7 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use fixture::Emit;
-use fixture::husk::{Running, Sandbox, refuses, refuses_run};
+use fixture::husk::{Running, Sandbox, refuses, refuses_run, wait_for_text};
 use fixture::kernel::image;
 
 #[test]
@@ -80,6 +80,61 @@ fn a_network_descriptor_that_is_no_tap_is_refused() {
 }
 
 #[test]
+fn without_passt_or_vhost_net_the_way_out_is_named() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let mut husk = sandbox.husk(&["run", "--kernel", "kernel", "--net", "user,id=lan"]);
+    husk.env("PATH", sandbox.path());
+    refuses(&sandbox, husk, &["lan", "apt install passt"]);
+    if std::path::Path::new("/dev/vhost-net").exists() {
+        fixture::skipped("there is a /dev/vhost-net here");
+        return;
+    }
+    // The TAP comes before it.
+    let script = "ip tuntap add husktap mode tap";
+    let allowed = Command::new("unshare").args(["--net", "sh", "-c", script]).output();
+    if !allowed.is_ok_and(|done| done.status.success()) {
+        fixture::skipped("no TAP can be made here");
+        return;
+    }
+    let script = format!(r#"{script}; exec "$0" "$@" --net tap=husktap,vhost=on"#);
+    let husk = env!("CARGO_BIN_EXE_husk");
+    let args = ["--net", "sh", "-ec", &script, husk, "run", "--kernel", "kernel"];
+    refuses(&sandbox, sandbox.program("unshare", &args), &["vhost=on", "modprobe vhost_net"]);
+}
+
+#[test]
+fn a_link_has_two_ends() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    let spin = image(32, |a| {
+        a.say("up")?;
+        a.spin()
+    });
+    sandbox.file("kernel", spin);
+    let runtime = tempfile::tempdir().unwrap();
+    let husk = |console: &str| {
+        let args = ["run", "--kernel", "kernel", "--console", console, "--net", "link=lab"];
+        let mut husk = sandbox.husk(&args);
+        husk.env("XDG_RUNTIME_DIR", runtime.path());
+        husk
+    };
+    let mut first = Running::start(&mut husk("file=first"));
+    wait_for_text(&sandbox.path().join("first"), "up");
+    let mut second = Running::start(&mut husk("file=second"));
+    wait_for_text(&sandbox.path().join("second"), "up");
+    refuses(&sandbox, husk("none"), &["link lab", "two VMs", "another name"]);
+    first.child.kill().unwrap();
+    first.status();
+    let mut third = Running::start(&mut husk("file=third"));
+    wait_for_text(&sandbox.path().join("third"), "up");
+    for running in [&mut second, &mut third] {
+        running.child.kill().unwrap();
+        running.status();
+    }
+}
+
+#[test]
 fn without_permission_a_tap_and_a_disk_are_refused_by_name() {
     needs_kvm!();
     let sandbox = Sandbox::with_kernel();
@@ -108,6 +163,13 @@ fn without_permission_a_tap_and_a_disk_are_refused_by_name() {
         if let Some(command) = in_mount_namespace(&sandbox, &script(args)) {
             refuses(&sandbox, command, words);
         }
+    }
+    // The host's own networks need none.
+    if Command::new("passt").arg("--version").output().is_err() {
+        fixture::skipped("there is no passt here");
+    } else if let Some(mut command) = in_mount_namespace(&sandbox, &script("--net user")) {
+        let finished = Running::start(&mut command).finish();
+        assert_eq!(finished.status, 0, "{finished:?}");
     }
     let taps = std::fs::read_to_string("/proc/net/dev").unwrap();
     assert!(!taps.contains("husk-no-such"), "an interface was left behind");

@@ -110,10 +110,10 @@ exit 0
     let mut guest = lab
         .guest()
         .args("--cpus 2 --memory 768M")
-        .args("--net tap=byname")
+        .args("--net tap=byname,vhost=off")
         .arg("--net")
-        .arg(format!("fd={},id=given", inherited.as_raw_fd()))
-        .args("--net tap=husksown,mac=52:54:00:12:34:56")
+        .arg(format!("fd={},id=given,vhost=off", inherited.as_raw_fd()))
+        .args("--net tap=husksown,mac=52:54:00:12:34:56,vhost=off")
         .inherit(inherited.as_raw_fd())
         .script(script)
         .start();
@@ -322,22 +322,21 @@ fn two_guests_talk_over_a_link_and_either_may_come_back() {
         format!(
             r#"
 ifconfig eth0 10.0.9.{own} netmask 255.255.255.0 up
-nc -l -p 5001 </dev/null >/data &
-nc=$!
 echo UP
 read line
 while ! ping -c 1 -W 2 10.0.9.{other} >/dev/null; do :; done
 echo "mtu=$(cat /sys/class/net/eth0/mtu)"
 echo PINGED
 read line
-if [ "$line" = send ]; then
-    dd if=/dev/urandom of=/sent bs=1M count=8 2>/dev/null
-    nc 10.0.9.{other} 5001 </sent
-    echo "hash=$(sha256sum /sent | cut -d' ' -f1)"
+if [ "$line" = serve ]; then
+    mkdir /served
+    dd if=/dev/urandom of=/served/data bs=1M count=8 2>/dev/null
+    echo "hash=$(sha256sum /served/data | cut -d' ' -f1)"
+    httpd -p 80 -h /served
 fi
-if [ "$line" = receive ]; then
-    wait $nc
-    echo "hash=$(sha256sum /data | cut -d' ' -f1)"
+if [ "$line" = fetch ]; then
+    wget -q -O /data http://10.0.9.{other}/data
+    echo "fetched=$? $(sha256sum /data | cut -d' ' -f1)"
 fi
 echo SETTLED
 read line
@@ -357,9 +356,9 @@ exit 0
         guest.type_line("ping");
         guest.wait_for("PINGED");
     }
-    b.type_line("receive");
-    a.type_line("send");
+    a.type_line("serve");
     a.wait_for("SETTLED");
+    b.type_line("fetch");
     b.wait_for("SETTLED");
     let third = lab.guest().args(&net).script("exit 0").run();
     third.expect_status(125).expect_stderr("two VMs already");
@@ -379,7 +378,7 @@ exit 0
     let done = b.finish();
     done.expect_clean();
     done.expect_fact("mtu", "9000");
-    done.expect_fact("hash", left.fact("hash"));
+    done.expect_fact("fetched", &format!("0 {}", left.fact("hash")));
 }
 
 #[test]
@@ -398,12 +397,11 @@ for n in 0 1 2; do
 done
 ifconfig eth0 10.0.0.2 netmask 255.255.255.0 up
 mkdir /served
-dd if=/dev/urandom of=/served/data bs=1M count=16 2>/dev/null
+dd if=/dev/urandom of=/served/data bs=1M count=4 2>/dev/null
 echo "hash=$(sha256sum /served/data | cut -d' ' -f1)"
 httpd -p 80 -h /served
 echo SERVING
 read line
-echo "interrupts=$(grep -c virtio /proc/interrupts)"
 exit 0
 "#;
     let mut guest = lab
@@ -424,13 +422,90 @@ exit 0
     for hash in hashes {
         done.expect_fact("hash", &hash);
     }
-    done.expect_fact("queues0", "rx-0 rx-1 tx-0 tx-1 ").expect_fact("mtu0", "1400");
-    done.expect_fact("queues1", "rx-0 tx-0 ").expect_fact("mtu1", "1500");
+    done.expect_fact("queues0", "rx-0 rx-1 tx-0 tx-1").expect_fact("mtu0", "1400");
+    done.expect_fact("queues1", "rx-0 tx-0").expect_fact("mtu1", "1500");
     // Linux uses no more pairs than it has processors.
     done.expect_fact("mtu2", "2000");
     assert!(done.fact("queues2").contains("rx-1"), "{}", done.fact("queues2"));
     let refused = lab.guest().args("--net tap=single,queues=2").script("exit 0").run();
     refused.expect_status(125).expect_stderr("multi_queue");
+}
+
+/// How many descriptors of `path` a process has.
+fn count_open(pid: u32, path: &str) -> usize {
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links = fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+    links.filter(|link| link.to_str() == Some(path)).count()
+}
+
+#[test]
+fn the_hosts_kernel_moves_the_frames_and_goes_on_after_a_reboot() {
+    let Some(lab) = Lab::open() else { return };
+    enter_namespace();
+    let script = r#"
+for n in 0 1; do ifconfig eth$n 10.0.$n.2 netmask 255.255.255.0 up; done
+echo CARDS-UP
+read line
+ping -c 2 -W 10 10.0.1.1 >/dev/null; echo "ping$line=$?"
+mkdir /served
+dd if=/dev/urandom of=/served/data bs=1M count=4 2>/dev/null
+echo "hash$line=$(sha256sum /served/data | cut -d' ' -f1)"
+nc -l -p 5001 </dev/null >/data &
+nc=$!
+httpd -p 80 -h /served
+echo SERVING
+wait $nc
+echo "got$line=$(sha256sum /data | cut -d' ' -f1)"
+echo RECEIVED
+read line
+[ "$line" = reboot ] && reboot -f
+echo "queues=$(ls /sys/class/net/eth0/queues | tr '\n' ' ')"
+exit 0
+"#;
+    // An inherited one has one queue.
+    let inherited = open_tap("given");
+    ip("address add 10.0.1.1/24 dev given");
+    ip("link set given up");
+    let mut guest = lab
+        .guest()
+        .args("--cpus 2 --memory 768M --net tap=kernels,vhost=on")
+        .arg("--net")
+        .arg(format!("fd={},vhost=on", inherited.as_raw_fd()))
+        .inherit(inherited.as_raw_fd())
+        .script(script)
+        .start();
+    let sent = noise().split_off(AMOUNT - (16 << 20));
+    let hash = sha256(&sent);
+    let mut served = Vec::new();
+    for round in 0..2 {
+        guest.wait_for("CARDS-UP");
+        assert_eq!(count_open(guest.pid(), "/dev/vhost-net"), 3);
+        if round == 0 {
+            ip("address add 10.0.0.1/24 dev kernels");
+            ip("link set kernels up");
+        }
+        guest.type_line(&round.to_string());
+        guest.wait_for("SERVING");
+        let mut stream = TcpStream::connect("10.0.0.2:5001").unwrap();
+        stream.write_all(&sent).unwrap();
+        drop(stream);
+        let fetchers: Vec<_> =
+            (0..4).map(|_| std::thread::spawn(|| sha256_of_page("10.0.0.2:80"))).collect();
+        let hashes: Vec<_> = fetchers.into_iter().map(|f| f.join().unwrap()).collect();
+        served.push(hashes);
+        guest.wait_for("RECEIVED");
+        guest.type_line(if round < 1 { "reboot" } else { "that is all" });
+    }
+    let done = guest.finish();
+    done.expect_clean();
+    done.expect_fact("queues", "rx-0 rx-1 tx-0 tx-1");
+    for (round, hashes) in served.iter().enumerate() {
+        done.expect_fact(&format!("got{round}"), &hash);
+        done.expect_fact(&format!("ping{round}"), "0");
+        for served in hashes {
+            done.expect_fact(&format!("hash{round}"), served);
+        }
+    }
 }
 
 fn sha256_of_page(address: &str) -> String {

@@ -4,9 +4,9 @@
 //! that is not the guest's (which stands between forbidden pages, see `testing`); a malformed ring
 //! ends in `DEVICE_NEEDS_RESET`; and after a reset the device serves a well-behaved driver.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -16,7 +16,7 @@ use super::blk::Blk;
 use super::blk::backend::DiskBackend;
 use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
-use super::net::{Card, Net, Plain};
+use super::net::{Card, Net, Plain, Stream};
 use super::queue::{Answer, Queue, QueueState, Round};
 use super::rng::Rng;
 use super::testing::{
@@ -32,9 +32,15 @@ const INDIRECT_DESC: u64 = 1 << 28;
 struct Subject {
     driver: Driver,
     kind: Kind,
-    wire: Option<UnixDatagram>,
+    wire: Wire,
     _worker: Worker,
     _image: Option<tempfile::NamedTempFile>,
+}
+
+enum Wire {
+    None,
+    Datagrams(UnixDatagram),
+    Stream(UnixStream),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -42,16 +48,17 @@ enum Kind {
     Rng,
     Blk,
     Net,
+    NetStream,
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::Rng), Just(Kind::Blk), Just(Kind::Net)]
+    prop_oneof![Just(Kind::Rng), Just(Kind::Blk), Just(Kind::Net), Just(Kind::NetStream)]
 }
 
 impl Subject {
     fn new(kind: Kind) -> Subject {
         let worker = Worker::spawn("subject").unwrap();
-        let (mut image, mut wire) = (None, None);
+        let (mut image, mut wire) = (None, Wire::None);
         let device: Box<dyn VirtioDevice> = match kind {
             Kind::Rng => Box::new(Rng::new(worker.handle())),
             Kind::Blk => {
@@ -65,8 +72,16 @@ impl Subject {
                 let (ours, theirs) = UnixDatagram::pair().unwrap();
                 ours.set_nonblocking(true).unwrap();
                 theirs.set_nonblocking(true).unwrap();
-                wire = Some(theirs);
+                wire = Wire::Datagrams(theirs);
                 let backend = Box::new(Plain(OwnedFd::from(ours)));
+                Box::new(Net::new("net", backend, Card::default(), worker.handle()))
+            }
+            Kind::NetStream => {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                ours.set_nonblocking(true).unwrap();
+                theirs.set_nonblocking(true).unwrap();
+                wire = Wire::Stream(theirs);
+                let backend = Box::new(Stream::new(ours.into()));
                 Box::new(Net::new("net", backend, Card::default(), worker.handle()))
             }
         };
@@ -75,10 +90,19 @@ impl Subject {
 
     /// Frames come and go on the far side.
     fn stir(&self) {
-        if let Some(wire) = &self.wire {
-            // A wire that is full or empty is as good.
-            let _ = wire.send(&[0; 3000]);
-            let _ = wire.recv(&mut [0; 100]);
+        // A wire that is full or empty is as good.
+        match &self.wire {
+            Wire::None => {}
+            Wire::Datagrams(wire) => {
+                let _ = wire.send(&[0; 3000]);
+                let _ = wire.recv(&mut [0; 100]);
+            }
+            Wire::Stream(wire) => {
+                // Lengths and frames, and not always whole ones.
+                let mut wire = wire;
+                let _ = wire.write(&[0, 0, 3, 0].repeat(500));
+                let _ = wire.read(&mut [0; 1000]);
+            }
         }
     }
 
@@ -87,7 +111,7 @@ impl Subject {
         let driver = &mut self.driver;
         driver.transport.resume();
         driver.transport.reset();
-        if let Some(wire) = &self.wire {
+        if let Wire::Datagrams(wire) = &self.wire {
             while wire.recv(&mut [0; 1]).is_ok() {}
         }
         driver.bring_up(INDIRECT_DESC, SIZE);
@@ -103,7 +127,11 @@ impl Subject {
                 assert_eq!(driver.wait_used(0, 1), [(0, 513)]);
                 assert_eq!(driver.read(DATA + 0x800, 1), [0]);
             }
-            Kind::Net => {
+            Kind::Net | Kind::NetStream => {
+                if let Wire::Stream(wire) = &self.wire {
+                    let mut wire = wire;
+                    while wire.read(&mut [0; 65536]).is_ok() {}
+                }
                 driver.send(1, &[Piece::Out(DATA, 77)]);
                 assert_eq!(driver.wait_used(1, 1), [(0, 0)]);
             }
@@ -296,7 +324,7 @@ proptest! {
         event_idx in any::<bool>(),
     ) {
         let mut subject = Subject::new(kind);
-        let mergeable = if matches!(kind, Kind::Net) { 1 << 15 } else { 0 };
+        let mergeable = if matches!(kind, Kind::Net | Kind::NetStream) { 1 << 15 } else { 0 };
         let features = INDIRECT_DESC | mergeable | if event_idx { EVENT_IDX } else { 0 };
         subject.driver.bring_up(features, SIZE);
         for (ring, hostile) in subject.driver.rings.iter_mut().zip(&rings) {

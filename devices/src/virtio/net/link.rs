@@ -341,8 +341,9 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
     }
     let socket = seqpacket()?;
     with_address(libc::bind, &socket, path)?;
+    // One may wait to be accepted, which is when this VM's driver is up; a third is turned away.
     // SAFETY: listen takes no pointers.
-    if unsafe { libc::listen(socket.as_raw_fd(), 1) } < 0 {
+    if unsafe { libc::listen(socket.as_raw_fd(), 0) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(socket)

@@ -38,12 +38,14 @@ use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
 use crate::worker::{Task, WorkerHandle};
 #[cfg(test)]
-pub use backend::Plain;
+pub(super) use backend::Plain;
 pub use backend::{Backend, Received};
 use control::{Control, Switch};
 pub use limit::{Direction, Limits};
 use pair::{Pair, Parts, Status};
 use rx::Rx;
+#[cfg(test)]
+pub(super) use stream::Stream;
 use tap::{Tap, TapFrames};
 use vhost::{Vhost, Watch};
 

@@ -164,7 +164,7 @@ impl Drop for Passt {
 
 impl Backend for Passt {
     fn name(&self) -> String {
-        match self.stream.is_open() {
+        match self.stream.is_up() {
             true => "passt".to_owned(),
             false => match self.last_words().as_str() {
                 "" => "passt".to_owned(),
@@ -178,7 +178,7 @@ impl Backend for Passt {
     }
 
     fn is_up(&self) -> bool {
-        self.stream.is_open()
+        self.stream.is_up()
     }
 
     fn expects(&self) -> usize {

@@ -12,7 +12,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-use super::backend::{ETHERNET_HEADER, Received, uninterrupted, widen};
+use super::backend::{Backend, ETHERNET_HEADER, Received, uninterrupted, widen};
 use super::{HEADER_LEN, MAX_FRAME};
 use crate::virtio::queue::{IovecBuffer, Iovecs};
 
@@ -21,7 +21,8 @@ const PREFIX: usize = 4;
 /// The longest frame there is.
 const LONGEST: usize = MAX_FRAME - HEADER_LEN;
 
-pub(super) struct Stream {
+/// One end of such a socket.
+pub struct Stream {
     socket: OwnedFd,
     /// The other end has closed it.
     closed: bool,
@@ -42,7 +43,7 @@ pub(super) struct Stream {
 
 impl Stream {
     /// A connected, non-blocking socket.
-    pub(super) fn new(socket: OwnedFd) -> Stream {
+    pub fn new(socket: OwnedFd) -> Stream {
         widen(&socket);
         Stream {
             socket,
@@ -56,92 +57,6 @@ impl Stream {
             tail: Vec::new(),
             list: IovecBuffer::default(),
         }
-    }
-
-    pub(super) fn descriptor(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        !self.closed
-    }
-
-    pub(super) fn expects(&self) -> usize {
-        if self.skipping { 0 } else { self.left }
-    }
-
-    pub(super) fn skip(&mut self) {
-        self.skipping = self.left > 0;
-    }
-
-    pub(super) fn receive(&mut self, to: Iovecs<'_>) -> io::Result<Received> {
-        while self.left == 0 || self.skipping {
-            self.advance()?;
-        }
-        let Stream { socket, prefix, left, .. } = self;
-        // From here on only as long as the length's place is borrowed.
-        let mut to = to;
-        to.truncate(*left);
-        let whole = to.len() == *left;
-        if whole {
-            to.push(prefix);
-        }
-        let got = uninterrupted(|| to.readv(socket.as_fd()));
-        let got = self.open(got)?;
-        if !whole || got < self.left {
-            self.left -= got;
-            return Ok(Received::Part(got));
-        }
-        let len = std::mem::take(&mut self.left);
-        self.have = got - len;
-        self.begin();
-        Ok(Received::Whole(len))
-    }
-
-    pub(super) fn send(&mut self, frame: Iovecs<'_>) -> io::Result<()> {
-        self.flush()?;
-        if self.sent > 0 && frame.len() != self.sending {
-            // The driver has changed it. What is owed to the stream are its bytes, of whatever kind.
-            self.tail.resize(PREFIX + self.sending - self.sent, 0);
-            self.sent = 0;
-            self.flush()?;
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        self.sending = frame.len();
-        // A frame has at most MAX_FRAME bytes, so the cast keeps the number.
-        let mut prefix = (frame.len() as u32).to_be_bytes();
-        // From here on only as long as its length is there.
-        let mut frame = frame;
-        frame.prepend(&mut prefix);
-        frame.advance(self.sent);
-        while !frame.is_empty() {
-            let sent = uninterrupted(|| frame.send(self.socket.as_fd()));
-            let sent = self.open(sent)?;
-            self.sent += sent;
-            frame.advance(sent);
-        }
-        self.sent = 0;
-        Ok(())
-    }
-
-    pub(super) fn is_sending(&self) -> bool {
-        self.sent > 0
-    }
-
-    pub(super) fn keep(&mut self, mut frame: Iovecs<'_>) {
-        let Some(gone) = self.sent.checked_sub(PREFIX) else {
-            // Not even all of its length has gone.
-            let prefix = (self.sending as u32).to_be_bytes();
-            self.tail.extend_from_slice(prefix.get(self.sent..).unwrap_or_default());
-            self.sent = PREFIX;
-            return self.keep(frame);
-        };
-        let owed = self.tail.len() + self.sending.saturating_sub(gone);
-        frame.advance(gone);
-        frame.append_to(&mut self.tail);
-        // Should the driver have changed it.
-        self.tail.resize(owed, 0);
-        self.sent = 0;
     }
 
     /// Sends what must go first.
@@ -203,6 +118,98 @@ impl Stream {
                 Err(io::ErrorKind::BrokenPipe.into())
             }
         }
+    }
+}
+
+impl Backend for Stream {
+    fn name(&self) -> String {
+        "stream".to_owned()
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    fn is_up(&self) -> bool {
+        !self.closed
+    }
+
+    fn expects(&self) -> usize {
+        if self.skipping { 0 } else { self.left }
+    }
+
+    fn receive(&mut self, to: Iovecs<'_>) -> io::Result<Received> {
+        while self.left == 0 || self.skipping {
+            self.advance()?;
+        }
+        let Stream { socket, prefix, left, .. } = self;
+        // From here on only as long as the length's place is borrowed.
+        let mut to = to;
+        to.truncate(*left);
+        let whole = to.len() == *left;
+        if whole {
+            to.push(prefix);
+        }
+        let got = uninterrupted(|| to.readv(socket.as_fd()));
+        let got = self.open(got)?;
+        if !whole || got < self.left {
+            self.left -= got;
+            return Ok(Received::Part(got));
+        }
+        let len = std::mem::take(&mut self.left);
+        self.have = got - len;
+        self.begin();
+        Ok(Received::Whole(len))
+    }
+
+    fn skip(&mut self) {
+        self.skipping = self.left > 0;
+    }
+
+    fn send(&mut self, frame: Iovecs<'_>) -> io::Result<()> {
+        self.flush()?;
+        if self.sent > 0 && frame.len() != self.sending {
+            // The driver has changed it. What is owed to the stream are its bytes, of whatever kind.
+            self.tail.resize(PREFIX + self.sending - self.sent, 0);
+            self.sent = 0;
+            self.flush()?;
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.sending = frame.len();
+        // A frame has at most MAX_FRAME bytes, so the cast keeps the number.
+        let mut prefix = (frame.len() as u32).to_be_bytes();
+        // From here on only as long as its length is there.
+        let mut frame = frame;
+        frame.prepend(&mut prefix);
+        frame.advance(self.sent);
+        while !frame.is_empty() {
+            let sent = uninterrupted(|| frame.send(self.socket.as_fd()));
+            let sent = self.open(sent)?;
+            self.sent += sent;
+            frame.advance(sent);
+        }
+        self.sent = 0;
+        Ok(())
+    }
+
+    fn is_sending(&self) -> bool {
+        self.sent > 0
+    }
+
+    fn keep(&mut self, mut frame: Iovecs<'_>) {
+        let Some(gone) = self.sent.checked_sub(PREFIX) else {
+            // Not even all of its length has gone.
+            let prefix = (self.sending as u32).to_be_bytes();
+            self.tail.extend_from_slice(prefix.get(self.sent..).unwrap_or_default());
+            self.sent = PREFIX;
+            return self.keep(frame);
+        };
+        let owed = self.tail.len() + self.sending.saturating_sub(gone);
+        frame.advance(gone);
+        frame.append_to(&mut self.tail);
+        // Should the driver have changed it.
+        self.tail.resize(owed, 0);
+        self.sent = 0;
     }
 }
 

@@ -116,6 +116,9 @@ fn either_may_leave_and_come_back() {
 fn a_third_is_refused_and_told_why() {
     let dir = place();
     let (mut a, b) = (open(&dir), open(&dir));
+    // Also while nobody serves the first.
+    let error = Link::open_in(dir.path(), "wire").err().unwrap();
+    assert!(matches!(error, LinkError::Taken { .. }), "{error}");
     receive(&mut a);
     assert!(a.is_up() && b.is_up());
     let error = Link::open_in(dir.path(), "wire").err().unwrap();

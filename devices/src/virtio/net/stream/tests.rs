@@ -191,9 +191,9 @@ fn a_driver_that_changes_a_frame_on_its_way_spoils_that_frame_only() {
 fn the_end_of_the_other_is_noticed_both_ways() {
     let (mut stream, peer) = pair();
     drop(peer);
-    assert!(stream.is_open());
+    assert!(stream.is_up());
     assert_eq!(send(&mut stream, &frame(64, 0)).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-    assert!(!stream.is_open());
+    assert!(!stream.is_up());
     let (mut stream, peer) = pair();
     drop(peer);
     let (mut list, mut buffer) = (IovecBuffer::default(), [0; 100]);

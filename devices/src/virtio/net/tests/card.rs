@@ -9,7 +9,6 @@ use super::super::limit::Direction;
 use super::super::stream::Stream;
 use super::*;
 use crate::rate::Bucket;
-use crate::virtio::queue::Iovecs;
 
 const MTU: u64 = 1 << VIRTIO_NET_F_MTU;
 const MQ: u64 = 1 << VIRTIO_NET_F_MQ;
@@ -111,44 +110,11 @@ fn what_a_limit_held_back_comes_when_its_time_has_come() {
     rig.driver.wait_used(1, 60);
 }
 
-/// A stream between two frames and in their midst, without a process at its end.
-struct Bare(Stream);
-
-impl Backend for Bare {
-    fn name(&self) -> String {
-        "stream".to_owned()
-    }
-    fn descriptor(&self) -> std::os::fd::RawFd {
-        self.0.descriptor()
-    }
-    fn is_up(&self) -> bool {
-        self.0.is_open()
-    }
-    fn expects(&self) -> usize {
-        self.0.expects()
-    }
-    fn receive(&mut self, to: Iovecs<'_>) -> io::Result<Received> {
-        self.0.receive(to)
-    }
-    fn skip(&mut self) {
-        self.0.skip();
-    }
-    fn send(&mut self, frame: Iovecs<'_>) -> io::Result<()> {
-        self.0.send(frame)
-    }
-    fn is_sending(&self) -> bool {
-        self.0.is_sending()
-    }
-    fn keep(&mut self, frame: Iovecs<'_>) {
-        self.0.keep(frame);
-    }
-}
-
 fn stream_rig(features: u64) -> (Driver, UnixStream, Worker) {
     let worker = Worker::spawn("net").unwrap();
     let (ours, wire) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    let backend = Box::new(Bare(Stream::new(ours.into())));
+    let backend = Box::new(Stream::new(ours.into()));
     let net = Net::new("net0", backend, Card::default(), worker.handle());
     (Driver::start(Box::new(net), features, 64), wire, worker)
 }
