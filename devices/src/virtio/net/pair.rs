@@ -22,7 +22,7 @@ use super::limit::{Direction, Limits, Turn};
 use super::rx::{End, Rx};
 use super::{HEADER_LEN, MAX_FRAME};
 use crate::virtio::interrupt::Interrupt;
-use crate::virtio::queue::{Answer, Chain, Queue, QueueState};
+use crate::virtio::queue::{Answer, Chain, IovecBuffer, Iovecs, Queue, QueueState};
 
 /// Chains of one transmit round.
 const TX_ROUND: u16 = 64;
@@ -83,6 +83,7 @@ impl Pair {
         let (due, gone, up) = (None, false, status.load(Ordering::Acquire) & UP != 0);
         let pair =
             Pair { backend, rx, tx, limits, timer, due, gone, up, used, status, memory, interrupt };
+        // Fails only where it rings already.
         pair.doorbells().for_each(|bell| drop(bell.write(1)));
         Ok(pair)
     }
@@ -277,6 +278,10 @@ impl Tx {
             }
             Answer::Done(0)
         });
+        if backend.is_sending() {
+            // The driver has spoilt the ring meanwhile: of the frame there is nothing more.
+            backend.keep(Iovecs::over(&mut [], &mut IovecBuffer::default()));
+        }
     }
 }
 

@@ -174,6 +174,49 @@ fn a_stream_stays_in_step_over_resets_and_pauses_in_the_midst_of_frames() {
     }
 }
 
+/// Fills the stream from the guest until a frame is cut, does `what` to the device, and reads it all:
+/// the stream is a row of whole frames, and the driver's new one comes last.
+fn cut_short(what: impl Fn(&mut Driver)) {
+    use std::io::Read;
+    let (mut driver, mut wire, _worker) = stream_rig(0);
+    for _ in 0..63 {
+        driver.rings[1].push(&[Piece::Out(DATA, 60_000)]);
+    }
+    driver.ring(1);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(driver.rings[1].used().len() < 63, "the socket holds more than was thought");
+    what(&mut driver);
+    driver.write(DATA, &[0x77; 100]);
+    driver.send(1, &[Piece::Out(DATA, 100)]);
+    wire.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    loop {
+        let mut len = [0; 4];
+        wire.read_exact(&mut len).unwrap();
+        let mut frame = vec![0; u32::from_be_bytes(len) as usize];
+        wire.read_exact(&mut frame).unwrap();
+        if frame == [0x77; 88] {
+            return;
+        }
+        assert_eq!(frame.len(), 60_000 - HEADER_LEN, "out of step");
+    }
+}
+
+#[test]
+fn a_stream_stays_in_step_when_a_frame_of_the_guest_is_cut_short() {
+    cut_short(|driver| {
+        driver.transport.pause();
+        driver.transport.resume();
+    });
+    cut_short(|driver| driver.bring_up(0, 64));
+    cut_short(|driver| {
+        driver.rings[1].set_avail_idx(40_000);
+        driver.ring(1);
+        driver.transport.pause();
+        driver.transport.resume();
+        driver.bring_up(0, 64);
+    });
+}
+
 #[test]
 fn the_driver_is_told_when_the_other_end_goes() {
     let (mut driver, wire, _worker) = stream_rig(0);
