@@ -358,3 +358,73 @@ fn a_tap_of_one_queue_is_refused_for_more_and_its_mtu_is_known() {
     assert_eq!(tap.mtu(), Some(1500));
     assert!(matches!(Tap::open_queues("husktest5", 2), Err(TapError::Queues { .. })));
 }
+
+/// A card whose two pairs the host's kernel serves, where it can.
+fn kernels(name: &str, features: u64) -> Option<(Driver, OwnedFd, Worker)> {
+    drop(real_tap(name)?);
+    let vhosts: Vec<_> = match (0..2).map(|_| Vhost::open()).collect() {
+        Ok(vhosts) => vhosts,
+        Err(e) => {
+            let e: io::Error = e;
+            eprintln!("NOT TESTED: no vhost-net: {e}");
+            return None;
+        }
+    };
+    let taps = Tap::open_queues(name, 2).unwrap().into_iter().zip(vhosts).collect();
+    let wire = raw_socket(name);
+    let worker = Worker::spawn("net").unwrap();
+    let net = Net::over_vhost("net0", taps, Card::default(), worker.handle());
+    Some((Driver::start(Box::new(net), features, 16), wire, worker))
+}
+
+#[test]
+fn the_hosts_kernel_serves_the_rings_and_gives_them_back() {
+    let features = MERGEABLE | MQ | CTRL_VQ;
+    let Some((mut driver, wire, _worker)) = kernels("husktest6", features) else { return };
+    for round in 0..40u64 {
+        // The kernel's interrupts have a cause, and no other comes with them.
+        assert_eq!(driver.get(0x60), 1);
+        let refill = |driver: &mut Driver| {
+            driver.rings[0].push(&[Piece::In(DATA + 0x1000, 0x100)]);
+            driver.ring(0);
+        };
+        (0..8).for_each(|_| refill(&mut driver));
+        flows(&wire, 2);
+        let mut got = 0;
+        wait_until(&format!("frames in round {round}"), || {
+            // Besides ours there is what the host has to say by itself.
+            for (_, len) in driver.rings[0].used() {
+                got += usize::from(len == 72);
+                refill(&mut driver);
+            }
+            got >= 2
+        });
+        driver.bring_up(features, 16);
+        driver.write(DATA, &frame(100));
+        for _ in 0..=round % 5 {
+            driver.send(1, &[Piece::Out(DATA, 100)]);
+            driver.wait_used(1, 1);
+            driver.transport.pause();
+            driver.send(1, &[Piece::Out(DATA, 100)]);
+            assert_eq!(driver.get(0x60) & 2, 0);
+            driver.transport.resume();
+            driver.wait_used(1, 1);
+        }
+        assert_eq!(command(&mut driver, 4, &[4, 0, 2, 0]), 0);
+        assert_eq!(driver.status(), 15);
+        driver.bring_up(features, 16);
+    }
+}
+
+#[test]
+fn a_ring_the_hosts_kernel_finds_malformed_breaks_the_device_until_a_reset() {
+    let Some((mut driver, _wire, _worker)) = kernels("husktest7", 0) else { return };
+    driver.rings[1].set_avail_idx(1000);
+    driver.ring(1);
+    driver.wait_broken();
+    driver.bring_up(0, 16);
+    driver.write(DATA, &frame(100));
+    driver.send(1, &[Piece::Out(DATA, 100)]);
+    driver.wait_used(1, 1);
+    assert_eq!(driver.status(), 15);
+}
