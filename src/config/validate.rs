@@ -15,6 +15,9 @@ const ID_MAX: usize = 20;
 /// A configuration that no host can run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
+    /// No kernel.
+    #[error("the VM has no kernel: name one")]
+    NoKernel,
     /// Number of vCPUs.
     #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = layout::VCPUS_MAX)]
     Cpus(u32),
@@ -71,6 +74,9 @@ impl VmConfig {
 
     /// Checks everything that can be checked without the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.kernel.as_os_str().is_empty() {
+            return Err(ConfigError::NoKernel);
+        }
         if self.cpus == 0 || self.cpus > layout::VCPUS_MAX {
             return Err(ConfigError::Cpus(self.cpus));
         }
