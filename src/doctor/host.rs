@@ -4,7 +4,6 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
 
 use super::{Check, Report};
 use crate::kernels;
@@ -18,10 +17,9 @@ pub fn examine(report: &mut Report) {
     checks.push(cpu(cpu_flag()));
     checks.push(kernel(&report.host_kernel));
     checks.push(guest_kernel());
-    checks.push(tap(open("/dev/net/tun"), has_net_admin()));
-    checks.push(vhost_net(open("/dev/vhost-net")));
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop);
+    checks.push(tap(tun, has_net_admin()));
     checks.push(huge_pages(&fs::read_to_string("/proc/meminfo").unwrap_or_default()));
-    checks.push(userfaultfd(open("/dev/userfaultfd").is_ok() || can_create_userfaultfd()));
 }
 
 /// The host's kernel release, as `uname -r` prints it.
@@ -39,10 +37,6 @@ fn flag_in(cpuinfo: &str) -> Option<&'static str> {
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
     let mut words = flags.split_whitespace();
     words.find_map(|word| ["vmx", "svm"].into_iter().find(|flag| *flag == word))
-}
-
-fn open(path: &str) -> io::Result<()> {
-    OpenOptions::new().read(true).write(true).open(path).map(drop)
 }
 
 fn cpu(flag: Option<&str>) -> Check {
@@ -118,23 +112,6 @@ fn tap(device: io::Result<()>, admin: bool) -> Check {
     }
 }
 
-fn vhost_net(device: io::Result<()>) -> Check {
-    const NAME: &str = "/dev/vhost-net";
-    match device {
-        Ok(()) => Check::ok(NAME, "can be opened"),
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Check::warn(
-            NAME,
-            "no permission to open it",
-            "join the group that owns it (`sudo usermod -aG kvm $USER`), then log in again",
-        ),
-        Err(_) => Check::warn(
-            NAME,
-            "not there; husk does without it",
-            "load it with `sudo modprobe vhost_net`",
-        ),
-    }
-}
-
 fn huge_pages(meminfo: &str) -> Check {
     const NAME: &str = "huge pages";
     let field = |name: &str| -> Option<u64> {
@@ -158,30 +135,6 @@ fn huge_pages(meminfo: &str) -> Check {
             "do without --memory …,hugepages, or run a kernel with CONFIG_HUGETLBFS",
         ),
     }
-}
-
-fn can_create_userfaultfd() -> bool {
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    // SAFETY: the call takes flags only, and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-    match i32::try_from(fd) {
-        // SAFETY: the descriptor is new and nobody else's; it is closed here.
-        Ok(fd) if fd >= 0 => unsafe { drop(OwnedFd::from_raw_fd(fd)) },
-        _ => return false,
-    }
-    true
-}
-
-fn userfaultfd(works: bool) -> Check {
-    const NAME: &str = "userfaultfd";
-    if works {
-        return Check::ok(NAME, "guest memory can be filled on demand");
-    }
-    Check::warn(
-        NAME,
-        "not for this user: guest memory cannot be filled on demand",
-        "`sudo sysctl vm.unprivileged_userfaultfd=1`, or give this user /dev/userfaultfd",
-    )
 }
 
 #[cfg(test)]

@@ -9,18 +9,11 @@ use super::{Check, Report, host};
 use crate::hypervisor::REQUIRED;
 use crate::x86_64::layout;
 
-/// Capabilities that husk, or a guest, is better off with, and what each is good for.
-const USEFUL: [(Cap, &str, &str); 10] = [
+/// Capabilities husk uses where they are there, and what for.
+const USED: [(Cap, &str, &str); 3] = [
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER", "cheap guest timers"),
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ", "a guest that need not calibrate its clock"),
     (Cap::KvmclockCtrl, "KVM_CAP_KVMCLOCK_CTRL", "a pause without alarms in the guest"),
-    (Cap::Xsave, "KVM_CAP_XSAVE", "AVX in the guest"),
-    (Cap::Xcrs, "KVM_CAP_XCRS", "AVX in the guest"),
-    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP", "an I/O APIC outside KVM"),
-    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI", "message-signalled interrupts"),
-    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM", "read-only guest memory"),
-    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS", "snapshots"),
-    (Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG", "debugging a guest kernel"),
 ];
 
 /// The first Linux with all of [`REQUIRED`] (KVM_CAP_IMMEDIATE_EXIT came last).
@@ -64,7 +57,7 @@ pub fn examine(report: &mut Report) -> bool {
             Check::fail(name, "missing, and husk needs it", remedy)
         });
     }
-    for (cap, name, purpose) in USEFUL {
+    for (cap, name, purpose) in USED {
         report.checks.push(if kvm.check_extension(cap) {
             Check::ok(name, format!("there, for {purpose}"))
         } else {

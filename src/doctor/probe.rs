@@ -70,6 +70,7 @@ pub fn examine(report: &mut Report) {
     if host_has_cmpxchg16b() {
         instruction(report, &hypervisor, "CMPXCHG16B in ring 0", &payload::CMPXCHG16B);
     }
+    instruction(report, &hypervisor, "XRSTOR in ring 0", &payload::XRSTOR);
 }
 
 fn verdict(name: &str, speed: &Speed) -> Check {
