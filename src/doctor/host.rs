@@ -7,6 +7,7 @@ use std::io;
 
 use super::{Check, Report};
 use crate::kernels;
+use crate::memory::Meminfo;
 
 /// CAP_NET_ADMIN of `include/uapi/linux/capability.h`.
 const CAP_NET_ADMIN: u32 = 12;
@@ -19,7 +20,7 @@ pub fn examine(report: &mut Report) {
     checks.push(guest_kernel());
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop);
     checks.push(tap(tun, has_net_admin()));
-    checks.push(huge_pages(&fs::read_to_string("/proc/meminfo").unwrap_or_default()));
+    checks.push(huge_pages(&Meminfo::read()));
 }
 
 /// The host's kernel release, as `uname -r` prints it.
@@ -112,14 +113,10 @@ fn tap(device: io::Result<()>, admin: bool) -> Check {
     }
 }
 
-fn huge_pages(meminfo: &str) -> Check {
+fn huge_pages(host: &Meminfo) -> Check {
     const NAME: &str = "huge pages";
-    let field = |name: &str| -> Option<u64> {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
-    let (total, free) = (field("HugePages_Total"), field("HugePages_Free"));
-    let mib = field("Hugepagesize").unwrap_or(2048) / 1024;
+    let (total, free) = (host.field("HugePages_Total"), host.field("HugePages_Free"));
+    let mib = host.field("Hugepagesize").unwrap_or(2048) / 1024;
     match (total, free) {
         (Some(total), Some(free)) if free > 0 => {
             Check::ok(NAME, format!("{free} of {total} pages of {mib} MiB are free"))
@@ -169,6 +166,7 @@ mod tests {
     #[test]
     fn huge_pages_are_counted_free_of_total() {
         let meminfo = "HugePages_Total:      64\nHugePages_Free:       10\nHugepagesize:   2048 kB";
+        let huge_pages = |text: &str| huge_pages(&Meminfo(text.to_owned()));
         let check = huge_pages(meminfo);
         assert_eq!(
             (check.status, check.detail.as_str()),

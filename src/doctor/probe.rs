@@ -45,16 +45,9 @@ enum Trouble {
 }
 
 /// Adds what running kernel code shows.
-pub fn examine(report: &mut Report) {
+pub fn examine(report: &mut Report, hypervisor: &Hypervisor) {
     const NAME: &str = "kernel code runs natively";
-    let hypervisor = match Hypervisor::open() {
-        Ok(hypervisor) => hypervisor,
-        Err(e) => {
-            let remedy = "see the kernel's log (`sudo dmesg | grep -i kvm`)";
-            return report.checks.push(Check::fail(NAME, e.to_string(), remedy));
-        }
-    };
-    match measure(&hypervisor) {
+    match measure(hypervisor) {
         Ok(speed) => {
             report.speed = Some(speed);
             report.native = Some(speed.is_native());
@@ -66,11 +59,11 @@ pub fn examine(report: &mut Report) {
             report.checks.push(Check::fail(NAME, trouble.to_string(), remedy(&trouble)));
         }
     }
-    instruction(report, &hypervisor, "INT3 in ring 0", &payload::INT3);
+    instruction(report, hypervisor, "INT3 in ring 0", &payload::INT3);
     if host_has_cmpxchg16b() {
-        instruction(report, &hypervisor, "CMPXCHG16B in ring 0", &payload::CMPXCHG16B);
+        instruction(report, hypervisor, "CMPXCHG16B in ring 0", &payload::CMPXCHG16B);
     }
-    instruction(report, &hypervisor, "XRSTOR in ring 0", &payload::XRSTOR);
+    instruction(report, hypervisor, "XRSTOR in ring 0", &payload::XRSTOR);
 }
 
 fn verdict(name: &str, speed: &Speed) -> Check {

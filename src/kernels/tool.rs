@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use super::fetch::FetchError;
+use super::error::FetchError;
 
 /// How soon a running tool is ended after its fetch was given up.
 const TICK: Duration = Duration::from_millis(50);
