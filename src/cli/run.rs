@@ -1,5 +1,7 @@
 //! `husk run`: boot a kernel, be its console, end with its status.
 
+mod values;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -7,15 +9,18 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use husk::config::{
-    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Size, VmConfig,
+    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, VmConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
-use super::keyvalue::KeyValues;
 use super::signals::Signals;
 use super::{Error, footprint, logging, terminal};
+use values::{
+    parse_console, parse_cpus, parse_disk, parse_memory, parse_net, parse_on_reboot,
+    parse_protocol, parse_seconds, parse_switch,
+};
 
 /// Exit status: the time given with --timeout ran out.
 const TIMED_OUT: u8 = 124;
@@ -39,8 +44,8 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// The kernel command line [default: console=ttyS0 pci=off, and root=/dev/vda when there
-    /// is a disk; panic=-1 is added unless panic= is set]. Without pci=off Linux looks for a PCI
-    /// bus and says "PCI: Fatal: No config space access function found", which is harmless
+    /// is a disk; panic=-1 is added unless panic= is set]. Without pci=off Linux says "PCI: Fatal:
+    /// No config space access function found", which is harmless
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// Added to the kernel command line, after what --config adds; may be repeated
@@ -76,7 +81,7 @@ pub struct Run {
     /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew
     #[arg(long)]
     share_kernel: bool,
-    /// On SIGTERM or SIGINT, seconds between the power button and a hard stop
+    /// On SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds between the power button and a hard stop
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     grace: Duration,
     /// End the VM after this many seconds, with status 124
@@ -369,83 +374,6 @@ fn report_timeline(show: bool, vm: &RunningVm) {
     if show {
         tell!("{}", vm.timeline());
     }
-}
-
-fn parse_cpus(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| "a number of vCPUs is wanted, such as 2".to_owned())
-}
-
-fn parse_memory(text: &str) -> Result<MemoryConfig, String> {
-    let mut kv = KeyValues::parse("--memory", &["size", "shared", "hugepages"], text)?;
-    let size = kv.value("size")?.ok_or("how much? --memory 512M")?;
-    let size: Size = size.parse().map_err(|e: husk::config::SizeError| e.to_string())?;
-    Ok(MemoryConfig { size, shared: kv.switch("shared")?, hugepages: kv.switch("hugepages")? })
-}
-
-fn parse_disk(text: &str) -> Result<DiskConfig, String> {
-    let mut kv = KeyValues::parse("--disk", &["path", "ro", "id"], text)?;
-    Ok(DiskConfig {
-        path: kv.value("path")?.ok_or("which file? --disk path=FILE")?.into(),
-        readonly: kv.switch("ro")?,
-        id: kv.value("id")?.unwrap_or_default(),
-    })
-}
-
-fn parse_net(text: &str) -> Result<NetConfig, String> {
-    if text.split(',').next() == Some("user") {
-        let words = "user-mode networking is not there yet; give tap=NAME or fd=N (and a TAP that \
-                     is called `user` as tap=user)";
-        return Err(words.to_owned());
-    }
-    let mut kv = KeyValues::parse("--net", &["tap", "fd", "mac", "id"], text)?;
-    let fd = kv.value("fd")?;
-    let fd = fd.map(|fd| fd.parse().map_err(|_| format!("fd={fd} is no descriptor number")));
-    Ok(NetConfig {
-        tap: kv.value("tap")?,
-        fd: fd.transpose()?,
-        mac: kv.value("mac")?,
-        id: kv.value("id")?.unwrap_or_default(),
-    })
-}
-
-fn parse_console(text: &str) -> Result<ConsoleConfig, String> {
-    match text.split_once('=').unwrap_or((text, "")) {
-        ("stdio", "") => Ok(ConsoleConfig::Stdio),
-        ("none", "") => Ok(ConsoleConfig::None),
-        ("pty", "") => Ok(ConsoleConfig::Pty),
-        ("file", path) if !path.is_empty() => Ok(ConsoleConfig::File(path.into())),
-        _ => Err("it is one of stdio, none, file=PATH, pty".to_owned()),
-    }
-}
-
-fn parse_on_reboot(text: &str) -> Result<OnReboot, String> {
-    match text {
-        "exit" => Ok(OnReboot::Exit),
-        "restart" => Ok(OnReboot::Restart),
-        _ => Err("it is exit or restart".to_owned()),
-    }
-}
-
-fn parse_protocol(text: &str) -> Result<BootProtocol, String> {
-    match text {
-        "auto" => Ok(BootProtocol::Auto),
-        "pvh" => Ok(BootProtocol::Pvh),
-        "linux64" => Ok(BootProtocol::Linux64),
-        _ => Err("it is auto, pvh or linux64".to_owned()),
-    }
-}
-
-fn parse_switch(text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err("it is on or off".to_owned()),
-    }
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.ok_or_else(|| "a number of seconds is wanted, such as 10 or 0.5".to_owned())
 }
 
 #[cfg(test)]

@@ -93,11 +93,11 @@ fn explain(message: &str) -> String {
     let Some((found, expected)) = message.rsplit_once(", expected ") else {
         return message.to_owned();
     };
-    let (expected, place) = expected.split_once(" at line ").unwrap_or((expected, ""));
+    let (expected, place) = expected.split_at(expected.find(" at line ").unwrap_or(expected.len()));
     let words = match EXPECTED.iter().find(|(serdes, _)| *serdes == expected) {
         Some((_, ours)) => ours,
         None if expected.starts_with("struct ") => "an object in {braces}",
         None => return message.to_owned(),
     };
-    format!("{found}, expected {words} at line {place}")
+    format!("{found}, expected {words}{place}")
 }
