@@ -49,7 +49,7 @@ pub(crate) fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Hy
 }
 
 /// Capabilities husk cannot do without, by the names of `Documentation/virt/kvm/api.rst`.
-pub const REQUIRED: [(Cap, &str); 8] = [
+pub(crate) const REQUIRED: [(Cap, &str); 8] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
@@ -60,37 +60,62 @@ pub const REQUIRED: [(Cap, &str); 8] = [
     (Cap::MpState, "KVM_CAP_MP_STATE"),
 ];
 
-/// An open /dev/kvm that has all husk needs.
+/// An open /dev/kvm.
 pub struct Hypervisor {
     kvm: Kvm,
 }
 
 impl Hypervisor {
-    /// Opens /dev/kvm and checks it.
+    /// Opens /dev/kvm and checks that it has all husk needs.
     pub fn open() -> Result<Self, HypervisorError> {
+        let hypervisor = Self::open_unchecked()?;
+        hypervisor.check()?;
+        Ok(hypervisor)
+    }
+
+    /// Opens /dev/kvm, whatever it is: for [`crate::doctor`], which looks closer.
+    pub(crate) fn open_unchecked() -> Result<Self, HypervisorError> {
         let kvm = Kvm::new().map_err(|e| match e.errno() {
             libc::ENOENT | libc::ENXIO | libc::ENODEV => HypervisorError::Absent,
             libc::EACCES | libc::EPERM => HypervisorError::Permission,
             errno => HypervisorError::Open(io::Error::from_raw_os_error(errno)),
         })?;
-        let version = kvm.get_api_version();
-        if version != KVM_API_VERSION as i32 {
-            return Err(HypervisorError::ApiVersion(version));
-        }
-        if let Some((_, name)) = REQUIRED.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-            return Err(HypervisorError::Missing(name));
-        }
         Ok(Self { kvm })
+    }
+
+    fn check(&self) -> Result<(), HypervisorError> {
+        self.check_api_version()?;
+        match REQUIRED.into_iter().find(|(cap, _)| !self.has(*cap)) {
+            Some((_, name)) => Err(HypervisorError::Missing(name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that it speaks the API husk knows, and returns its version.
+    pub(crate) fn check_api_version(&self) -> Result<i32, HypervisorError> {
+        let version = self.kvm.get_api_version();
+        let fits = i64::from(version) == i64::from(KVM_API_VERSION);
+        if fits { Ok(version) } else { Err(HypervisorError::ApiVersion(version)) }
+    }
+
+    /// Whether it has a capability.
+    pub(crate) fn has(&self, capability: Cap) -> bool {
+        self.kvm.check_extension(capability)
     }
 
     /// The most vCPUs a VM can have here.
     pub fn max_vcpus(&self) -> u32 {
-        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(layout::VCPUS_MAX)
+        self.kvm_max_vcpus().min(layout::VCPUS_MAX)
+    }
+
+    /// The most vCPUs KVM itself allows a VM.
+    pub(crate) fn kvm_max_vcpus(&self) -> u32 {
+        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)
     }
 
     /// Whether the local APIC has TSC-deadline mode.
     pub fn has_tsc_deadline(&self) -> bool {
-        self.kvm.check_extension(Cap::TscDeadlineTimer)
+        self.has(Cap::TscDeadlineTimer)
     }
 
     /// CPUID leaves KVM can give a guest.

@@ -158,6 +158,22 @@ fn memfd(size: u64, huge: bool) -> io::Result<File> {
     Ok(file)
 }
 
+/// What the host says of its memory (`proc_meminfo(5)`).
+pub(crate) struct Meminfo(pub String);
+
+impl Meminfo {
+    /// Of this moment; without a single field where there is no /proc.
+    pub fn read() -> Self {
+        Self(std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
+    }
+
+    /// The number of the field called `name`: in KiB, or of pages if it is `HugePages_…`.
+    pub fn field(&self, name: &str) -> Option<u64> {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+}
+
 /// Memory is mapped without reserving it, so that too much would only be noticed by the OOM killer.
 fn check_host(config: &MemoryConfig) -> Result<(), MemoryError> {
     let wanted = config.size;
@@ -165,13 +181,10 @@ fn check_host(config: &MemoryConfig) -> Result<(), MemoryError> {
     if config.hugepages {
         return Ok(());
     }
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| -> Option<u64> {
-        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
-    if let Some(total) = field("MemTotal") {
-        let present = Size((total + field("SwapTotal").unwrap_or(0)) << 10);
+    let host = Meminfo::read();
+    if let Some(total) = host.field("MemTotal") {
+        let kib = total.saturating_add(host.field("SwapTotal").unwrap_or(0));
+        let present = Size(kib.saturating_mul(1024));
         if wanted > present {
             return Err(MemoryError::MoreThanHost { wanted, present });
         }

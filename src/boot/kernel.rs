@@ -14,19 +14,18 @@ use vm_memory::GuestMemoryMmap;
 
 use super::bzimage::{self, HeaderError, SetupHeader};
 use super::cache::{Cache, Key, Stamp};
+use super::carried;
 use super::elf::{Elf, ElfError, Segment};
 use super::image::Image;
 use super::load::{self, LoadError, LoadMethod};
 use super::relayout;
-use super::unpack::{self, Compression, UnpackError};
+use super::unpack::{Compression, UnpackError};
 
 /// The longest command line of an x86 Linux, in bytes without the NUL (`COMMAND_LINE_SIZE` 2048).
 pub const LINUX_CMDLINE_MAX: usize = 2047;
 /// The highest address of an initrd's last byte that every x86-64 Linux takes
 /// (`initrd_addr_max` in `arch/x86/boot/header.S`).
 pub const LINUX_INITRD_MAX: u64 = 0x7fff_ffff;
-/// No `bzImage` is longer, in bytes (the largest carry their initramfs).
-const MAX_BZIMAGE: u64 = 1 << 30;
 /// A longer `vmlinux` is read as it is each time, in bytes: hashing and copying what is mostly
 /// debugging information would cost more than it saves.
 const MAX_CACHED_ELF: u64 = 128 << 20;
@@ -185,7 +184,7 @@ impl Kernel {
         }
         let header = SetupHeader::parse(&head, len)
             .map_err(|source| KernelError::Header { path: path.to_owned(), source })?;
-        let (image, body) = match carried(path, &image, &header, stamp, cache)? {
+        let (image, body) = match packed(path, &image, &header, stamp, cache)? {
             Some((image, elf)) => (image, Body::Elf(elf)),
             None => (image, Body::Code(code_segment(path, &header)?)),
         };
@@ -372,7 +371,7 @@ fn read_settled(
 
 /// The Linux ELF a `bzImage` carries: from the cache, or unpacked now. `None` if it carries none, or
 /// none that husk can unpack.
-fn carried(
+fn packed(
     path: &Path,
     image: &Image,
     header: &SetupHeader,
@@ -385,37 +384,27 @@ fn carried(
     let magic_len = magic.len().min(usize::try_from(payload.len).unwrap_or(usize::MAX));
     let magic = magic.get_mut(..magic_len).unwrap_or_default();
     image.read_exact_at(magic, payload.offset).map_err(read_error)?;
-    let Some(compression) = Compression::detect(magic) else {
+    if Compression::detect(magic).is_none() {
         log::info!(
             "{}: its payload is packed in an unknown way: it unpacks itself",
             path.display()
         );
         return Ok(None);
-    };
+    }
     if let Some(found) = cache.find_unread(&stamp) {
         return Ok(Some(found));
     }
 
-    let (packed, stamp) = read_settled(path, image, stamp)?;
-    let key = Key::of(&packed);
+    let (whole, stamp) = read_settled(path, image, stamp)?;
+    let key = Key::of(&whole);
     if let Some(found) = cache.find(&key, &stamp) {
         return Ok(Some(found));
     }
 
-    let start = usize::try_from(payload.offset).unwrap_or(usize::MAX);
-    let bytes = packed.get(start..).unwrap_or_default();
-    let bytes = bytes.get(..usize::try_from(payload.len).unwrap_or(usize::MAX));
-    let limit = match header.init_size {
-        0 => unpack::MAX_UNPACKED,
-        init_size => u64::from(init_size),
-    };
-    let unpacked = unpack::unpack(bytes.unwrap_or_default(), compression, limit)
+    let unpacked = carried::vmlinux(&whole, header)
         .map_err(|source| KernelError::Unpack { path: path.to_owned(), source })?;
-    drop(packed);
-    if !Elf::is_elf(&unpacked) {
-        return Ok(None);
-    }
-    let unpacked = Image::Bytes(unpacked);
+    drop(whole);
+    let Some(unpacked) = unpacked.map(Image::Bytes) else { return Ok(None) };
     let elf = Elf::parse(&unpacked)
         .map_err(|source| KernelError::Carried { path: path.to_owned(), source })?;
     let elf = relayout::without_zeros(&elf, &unpacked);
@@ -423,7 +412,7 @@ fn carried(
 }
 
 fn read_whole(image: &Image) -> io::Result<Vec<u8>> {
-    if image.len() > MAX_BZIMAGE {
+    if image.len() > bzimage::MAX_LEN {
         return Err(io::Error::other("the file is longer than 1 GiB"));
     }
     let len = usize::try_from(image.len()).map_err(io::Error::other)?;

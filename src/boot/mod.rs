@@ -15,6 +15,7 @@
 
 pub mod bzimage;
 pub mod cache;
+pub(crate) mod carried;
 pub mod cmdline;
 pub mod elf;
 mod host;

@@ -5,6 +5,8 @@
 //! found without opening anything; the rest is found by [`crate::Vm::new`].
 
 mod json;
+mod memory;
+mod nearest;
 mod size;
 mod validate;
 
@@ -14,6 +16,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use json::ConfigFileError;
+pub use memory::MemoryConfig;
+pub use nearest::nearest;
 pub use size::{Size, SizeError};
 pub use validate::ConfigError;
 pub(crate) use validate::parse_mac;
@@ -22,7 +26,9 @@ pub(crate) use validate::parse_mac;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
-    /// The kernel: a bzImage (`vmlinuz`) or an ELF `vmlinux`.
+    /// The kernel: a bzImage (`vmlinuz`) or an ELF `vmlinux`. JSON need not name one, so that
+    /// whoever reads it can; an empty path is none, and no VM runs without.
+    #[serde(default)]
     pub kernel: PathBuf,
     /// The initial RAM file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,28 +102,8 @@ impl VmConfig {
     }
 }
 
-/// Guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MemoryConfig {
-    /// How much, a multiple of 4 KiB.
-    pub size: Size,
-    /// Backed by a memfd that other processes can map (vhost-user), instead of private memory.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub shared: bool,
-    /// Taken from the host's pool of 2 MiB huge pages.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub hugepages: bool,
-}
-
 fn is_false(value: &bool) -> bool {
     !value
-}
-
-impl Default for MemoryConfig {
-    fn default() -> Self {
-        Self { size: Size::mib(512), shared: false, hugepages: false }
-    }
 }
 
 /// A disk.

@@ -37,10 +37,51 @@ fn an_unknown_key_is_answered_with_the_nearest_one() {
 
 #[test]
 fn malformed_json_and_wrong_types_name_the_place() {
-    for text in ["", "{", "[]", r#"{"kernel": 1}"#, r#"{"kernel": "k", "cpus": "two"}"#, r#"{}"#] {
+    for text in ["", "{", "[]", r#"{"kernel": 1}"#, r#"{"kernel": "k", "cpus": "two"}"#] {
         let error = VmConfig::from_json(text).unwrap_err();
-        assert!(error.contains("line 1") || error.contains("EOF"), "{text}: {error}");
+        assert!(error.contains("line 1"), "{text}: {error}");
+        for rust in ["u32", "struct", "VmConfig"] {
+            assert!(!error.contains(rust), "{text}: {error}");
+        }
     }
+}
+
+#[test]
+fn what_is_expected_is_said_in_words() {
+    for (text, words) in [
+        (r#"{"cpus": "two"}"#, "string \"two\", expected a whole number at line 1"),
+        (r#"{"disks": 1}"#, "expected a list"),
+        (r#"{"disks": [1]}"#, "expected an object"),
+        (r#"{"append": 1}"#, "expected a text"),
+        (r#"{"rng": "on"}"#, "expected true or false"),
+        (r#"{"memory": true}"#, "expected a size such as \"512M\""),
+    ] {
+        let error = VmConfig::from_json(text).unwrap_err();
+        assert!(error.contains(words), "{text}: {error}");
+    }
+}
+
+#[test]
+fn memory_is_an_object_or_just_a_size() {
+    let memory = |json: &str| {
+        let config = VmConfig::from_json(&format!(r#"{{"kernel": "k", "memory": {json}}}"#));
+        config.map(|config| config.memory)
+    };
+    let gib = MemoryConfig::from(Size::mib(1024));
+    for json in [r#""1G""#, "1073741824", r#"{"size": "1G"}"#, r#"{"size": 1073741824}"#] {
+        assert_eq!(memory(json), Ok(gib), "{json}");
+    }
+    let shared = MemoryConfig { shared: true, ..gib };
+    assert_eq!(memory(r#"{"size": "1G", "shared": true}"#), Ok(shared));
+    for json in [r#""1X""#, "-1", "1.5", "{}", r#"["1G"]"#, r#"{"size": "1G", "shraed": true}"#] {
+        assert!(memory(json).is_err(), "{json}");
+    }
+}
+
+#[test]
+fn a_vm_without_a_kernel_can_be_read_and_not_run() {
+    let config = VmConfig::from_json("{}").unwrap();
+    assert_eq!(config.validate(), Err(ConfigError::NoKernel));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use husk_devices::virtio::net::tap::{INTERFACE_NAME, is_interface_name};
+
 use super::{Size, VmConfig};
 use crate::x86_64::layout;
 
@@ -15,6 +17,9 @@ const ID_MAX: usize = 20;
 /// A configuration that no host can run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
+    /// No kernel.
+    #[error("the VM has no kernel: name one")]
+    NoKernel,
     /// Number of vCPUs.
     #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = layout::VCPUS_MAX)]
     Cpus(u32),
@@ -42,7 +47,7 @@ pub enum ConfigError {
     #[error("network interface `{0}`: give it either tap=NAME or fd=N")]
     NetBackend(String),
     /// A TAP name Linux would refuse.
-    #[error("`{0}` is no interface name: 1 to 15 bytes without `/`, `%` and spaces")]
+    #[error("{0:?} is not the name of a network interface: {INTERFACE_NAME}")]
     TapName(String),
     /// A MAC address that cannot be used.
     #[error(
@@ -71,6 +76,9 @@ impl VmConfig {
 
     /// Checks everything that can be checked without the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.kernel.as_os_str().is_empty() {
+            return Err(ConfigError::NoKernel);
+        }
         if self.cpus == 0 || self.cpus > layout::VCPUS_MAX {
             return Err(ConfigError::Cpus(self.cpus));
         }
@@ -135,12 +143,6 @@ impl VmConfig {
         }
         Ok(())
     }
-}
-
-/// `dev_valid_name` of Linux.
-fn is_interface_name(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%');
-    (1..16).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(allowed)
 }
 
 /// Reads a unicast MAC address.

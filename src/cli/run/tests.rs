@@ -1,6 +1,7 @@
 use super::super::{Cli, Command};
 use super::*;
 use clap::{CommandFactory, Parser};
+use husk::config::Size;
 
 fn config(args: &[&str]) -> Result<VmConfig, String> {
     let args = ["husk", "run", "--kernel", "k"].iter().chain(args);
@@ -75,11 +76,13 @@ fn mistyped_values_are_refused_with_the_way_out() {
     for (args, hint) in [
         (["--memory", "lots"], "512M"),
         (["--disk", "ro"], "path=FILE"),
-        (["--disk", "x,readonly"], "did you mean"),
+        (["--disk", "x,readonly"], "path, ro, id"),
+        (["--net", "user"], "user-mode networking is not there yet"),
         (["--net", "fd=x"], "descriptor"),
         (["--console", "tty"], "stdio, none, file=PATH, pty"),
         (["--grace", "soon"], "seconds"),
-        (["--cpus", "two"], "--cpus"),
+        (["--cpus", "two"], "a number of vCPUs is wanted"),
+        (["--timeout", "-1"], "a number of seconds is wanted"),
     ] {
         let error = config(&args).unwrap_err();
         assert!(error.contains(hint), "{args:?}: {error}");
