@@ -20,6 +20,7 @@ pub mod doctor;
 pub mod hypervisor;
 pub mod kernels;
 mod memory;
+mod size;
 pub mod timeline;
 pub mod vcpu;
 mod vm;

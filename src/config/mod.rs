@@ -5,7 +5,6 @@
 //! found without opening anything; the rest is found by [`crate::Vm::new`].
 
 mod json;
-mod size;
 mod validate;
 
 use std::os::fd::RawFd;
@@ -13,10 +12,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::size::{Size, SizeError};
 pub use json::ConfigFileError;
-pub use size::{Size, SizeError};
-pub use validate::ConfigError;
 pub(crate) use validate::parse_mac;
+pub use validate::{CPUS_MAX, ConfigError, VIRTIO_DEVICES_MAX};
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,7 +32,7 @@ pub struct VmConfig {
     /// Added to the end of the command line.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub append: String,
-    /// Number of vCPUs, 1 to 64.
+    /// Number of vCPUs, 1 to [`CPUS_MAX`].
     #[serde(default = "default_cpus")]
     pub cpus: u32,
     /// Guest memory.

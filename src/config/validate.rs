@@ -3,8 +3,12 @@
 use std::collections::HashSet;
 
 use super::{Size, VmConfig};
-use crate::x86_64::layout;
 
+/// The most vCPUs a configuration can ask for.
+pub const CPUS_MAX: u32 = 64;
+/// The most virtio devices a configuration can have, the entropy source included: each has an
+/// interrupt of its own. That the machine has as many is checked where it is made.
+pub const VIRTIO_DEVICES_MAX: usize = 18;
 /// Less memory than this boots no Linux.
 const MEMORY_MIN: Size = Size::mib(32);
 /// 16 TiB: more than any host husk was thought for has.
@@ -16,7 +20,7 @@ const ID_MAX: usize = 20;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Number of vCPUs.
-    #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = layout::VCPUS_MAX)]
+    #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = CPUS_MAX)]
     Cpus(u32),
     /// Amount of memory.
     #[error("--memory {size}: {why}")]
@@ -36,7 +40,7 @@ pub enum ConfigError {
         id: String,
     },
     /// More devices than interrupts.
-    #[error("{0} virtio devices, but there are interrupts for {max}", max = layout::VIRTIO_MAX)]
+    #[error("{0} virtio devices, but there are interrupts for {max}", max = VIRTIO_DEVICES_MAX)]
     TooManyDevices(usize),
     /// A network interface without a host side, or with two.
     #[error("network interface `{0}`: give it either tap=NAME or fd=N")]
@@ -71,7 +75,7 @@ impl VmConfig {
 
     /// Checks everything that can be checked without the host.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.cpus == 0 || self.cpus > layout::VCPUS_MAX {
+        if self.cpus == 0 || self.cpus > CPUS_MAX {
             return Err(ConfigError::Cpus(self.cpus));
         }
         self.validate_memory()?;
@@ -91,7 +95,7 @@ impl VmConfig {
             }
         }
         let devices = self.disks.len() + self.nets.len() + usize::from(self.rng);
-        if devices > layout::VIRTIO_MAX {
+        if devices > VIRTIO_DEVICES_MAX {
             return Err(ConfigError::TooManyDevices(devices));
         }
         for net in &self.nets {

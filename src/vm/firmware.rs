@@ -6,10 +6,11 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::VmError;
 use crate::boot::params::{self, BootInfo, E820_RAM, E820_RESERVED, E820Entry};
-use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded, Protocol};
+use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded};
 use crate::config::{BootProtocol, VmConfig};
 use crate::memory;
 use crate::x86_64::acpi::{self, VirtioSlot};
+use crate::x86_64::entry::Protocol;
 use crate::x86_64::{layout, mptable, reset};
 
 /// The command line when the user gives none. There is no PCI to be looked for.
@@ -126,7 +127,7 @@ fn memory_map(memory: &GuestMemoryMmap) -> Vec<E820Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, MemoryConfig, Size};
+    use crate::config::{DiskConfig, Size};
 
     fn firmware(config: &VmConfig) -> String {
         let slots = [VirtioSlot { base: 0xd000_0000, gsi: 6 }];
@@ -163,8 +164,8 @@ mod tests {
 
     #[test]
     fn the_memory_map_leaves_out_the_legacy_areas_and_the_hole() {
-        let config = MemoryConfig { size: Size::mib(5 << 10), shared: false, hugepages: false };
-        let memory = memory::allocate(&config).unwrap();
+        let spec = memory::Spec { size: Size::mib(5 << 10), shared: false, hugepages: false };
+        let memory = memory::allocate(spec).unwrap();
         let ram: Vec<_> = memory_map(&memory)
             .iter()
             .filter(|e| e.kind == E820_RAM)

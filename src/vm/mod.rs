@@ -27,10 +27,11 @@ use husk_devices::platform::EventSink;
 use husk_devices::serial::ConsoleStreams;
 
 use crate::boot::{Cache, Initrd, Kernel};
-use crate::config::VmConfig;
+use crate::config::{self, VmConfig};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
 use crate::timeline::{Phase, Timeline};
+use crate::x86_64::layout;
 use console::Source;
 use controller::Controller;
 use devices::Devices;
@@ -46,6 +47,10 @@ pub use running::{Ended, RunningVm};
 
 /// Bytes of stack of the threads of this floor.
 const STACK: usize = 256 << 10;
+
+// What a configuration may ask for, the machine has.
+const _: () = assert!(config::CPUS_MAX <= layout::VCPUS_MAX);
+const _: () = assert!(config::VIRTIO_DEVICES_MAX <= layout::VIRTIO_MAX);
 
 /// A VM that has everything it needs and does not run yet.
 pub struct Vm {
@@ -76,7 +81,7 @@ impl Vm {
             return Err(VmError::TooManyCpus { wanted: config.cpus, max });
         }
         timeline.mark(Phase::Configured);
-        let memory = memory::allocate(&config.memory)?;
+        let memory = memory::allocate(memory_spec(&config))?;
         timeline.mark(Phase::MemoryMapped);
         let making = Making::begin(&hypervisor, &memory)?;
         let software = Software {
@@ -126,4 +131,10 @@ impl Vm {
         running.controller = Some(thread);
         Ok(running)
     }
+}
+
+/// The memory that `config` asks for.
+fn memory_spec(config: &VmConfig) -> memory::Spec {
+    let config::MemoryConfig { size, shared, hugepages } = config.memory;
+    memory::Spec { size, shared, hugepages }
 }
