@@ -172,11 +172,6 @@ impl Kernel {
         Ok(Kernel { path: path.to_owned(), image, body, header: Some(header) })
     }
 
-    /// The path it was opened by.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether it is a `bzImage` that carries no Linux husk could see: memtest86+, say.
     pub fn is_opaque(&self) -> bool {
         matches!(self.body, Body::Code(_))

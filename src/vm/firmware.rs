@@ -49,6 +49,12 @@ impl Firmware<'_> {
             memory_is_zero,
         };
         let loaded = software.kernel.load(memory, options)?;
+        if options.method == LoadMethod::Map && loaded.method != LoadMethod::Map {
+            log::warn!(
+                "the kernel cannot be shared with other VMs: that takes husk's cache, memory that is \
+                 private, and pages of 4 KiB"
+            );
+        }
         let initrd = match &software.initrd {
             Some(initrd) => Some(initrd.load(
                 memory,
