@@ -67,6 +67,9 @@ pub struct Hypervisor {
 
 impl Hypervisor {
     /// Opens /dev/kvm and checks it.
+    ///
+    /// # Errors
+    /// Why it cannot be used, and what may be done about it.
     pub fn open() -> Result<Self, HypervisorError> {
         let kvm = Kvm::new().map_err(|e| match e.errno() {
             libc::ENOENT | libc::ENXIO | libc::ENODEV => HypervisorError::Absent,
@@ -94,6 +97,9 @@ impl Hypervisor {
     }
 
     /// CPUID leaves KVM can give a guest.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
     pub fn supported_cpuid(&self) -> Result<CpuId, HypervisorError> {
         self.kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -101,6 +107,9 @@ impl Hypervisor {
     }
 
     /// A VM without memory, with the in-kernel interrupt controllers.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
     pub fn create_vm(&self) -> Result<VmFd, HypervisorError> {
         let vm = loop {
             match self.kvm.create_vm() {
@@ -119,6 +128,9 @@ impl Hypervisor {
 
 /// Gives `vm` a PC's interval timer (8254), with port 0x61, through which its third channel is
 /// started and read.
+///
+/// # Errors
+/// [`HypervisorError::Call`].
 pub(crate) fn add_timer(vm: &VmFd) -> Result<(), HypervisorError> {
     let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(config).map_err(failed("KVM_CREATE_PIT2"))

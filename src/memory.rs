@@ -205,6 +205,9 @@ fn too_few_huge_pages(wanted: Size) -> MemoryError {
 
 /// Empties all guest memory: it reads as it was first mapped, zero or, where a kernel is shared, that
 /// kernel, and takes no room of its own. For a reboot in place.
+///
+/// # Errors
+/// The host's.
 pub fn discard(memory: &GuestMemoryMmap) -> io::Result<()> {
     for region in memory.iter() {
         let len = usize::try_from(region.len()).map_err(io::Error::other)?;

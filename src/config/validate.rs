@@ -74,6 +74,9 @@ impl VmConfig {
     }
 
     /// Checks everything that can be checked without the host.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.cpus == 0 || self.cpus > CPUS_MAX {
             return Err(ConfigError::Cpus(self.cpus));
@@ -148,6 +151,9 @@ fn is_interface_name(name: &str) -> bool {
 }
 
 /// Reads a unicast MAC address.
+///
+/// # Errors
+/// [`ConfigError::Mac`].
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
     let error = || ConfigError::Mac(text.to_owned());
     let mut mac = [0; 6];

@@ -30,6 +30,9 @@ pub(super) struct Firmware<'a> {
 
 impl Firmware<'_> {
     /// Fills guest memory and returns how the kernel is entered.
+    ///
+    /// # Errors
+    /// When the kernel, its initrd or its command line does not fit, or cannot be read.
     pub fn load(
         &self,
         software: &Software,
@@ -90,6 +93,9 @@ impl Firmware<'_> {
     }
 
     /// The kernel's command line: the user's, and what this machine needs.
+    ///
+    /// # Errors
+    /// What is wrong with the user's.
     fn cmdline(&self) -> Result<Cmdline, VmError> {
         let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE))?;
         cmdline.append(&self.config.append)?;

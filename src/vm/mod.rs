@@ -62,12 +62,18 @@ pub struct Vm {
 
 impl Vm {
     /// Checks `config` and opens everything it names: KVM, kernel, memory, disks, interfaces.
+    ///
+    /// # Errors
+    /// What is wrong with `config`, or what cannot be had on this host. Then nothing stays open.
     pub fn new(config: VmConfig) -> Result<Self, VmError> {
         Self::with(config, None, Arc::default())
     }
 
     /// As [`Vm::new`], with the console connected to `console`, if given, instead of what the
     /// configuration says, and the phases of the start marked in `timeline`.
+    ///
+    /// # Errors
+    /// As [`Vm::new`].
     pub fn with(
         mut config: VmConfig,
         console: Option<ConsoleStreams>,
@@ -105,6 +111,10 @@ impl Vm {
     }
 
     /// Loads the kernel and lets the guest run.
+    ///
+    /// # Errors
+    /// When the kernel does not fit the machine, KVM or the host refuses, or the console cannot be
+    /// opened. Then everything is closed again.
     pub fn start(self) -> Result<RunningVm, VmError> {
         let Self { making, mut controller, console } = self;
         // Before there is a RunningVm: when dropped it waits for the answer of its controller.

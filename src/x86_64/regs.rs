@@ -96,6 +96,9 @@ fn write_tables(
 
 /// Writes the boot tables and returns the registers with which vCPU 0 enters the kernel at
 /// `entry`; `sregs` are those KVM reset it to.
+///
+/// # Errors
+/// When there is no guest memory for the tables.
 pub fn boot_registers(
     memory: &GuestMemoryMmap,
     protocol: Protocol,
