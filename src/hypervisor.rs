@@ -67,6 +67,9 @@ pub struct Hypervisor {
 
 impl Hypervisor {
     /// Opens /dev/kvm and checks that it has all husk needs.
+    ///
+    /// # Errors
+    /// Why it cannot be used, and what may be done about it.
     pub fn open() -> Result<Self, HypervisorError> {
         let hypervisor = Self::open_unchecked()?;
         hypervisor.check()?;
@@ -119,6 +122,9 @@ impl Hypervisor {
     }
 
     /// CPUID leaves KVM can give a guest.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
     pub fn supported_cpuid(&self) -> Result<CpuId, HypervisorError> {
         self.kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -126,6 +132,9 @@ impl Hypervisor {
     }
 
     /// A VM without memory, with the in-kernel interrupt controllers.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
     pub fn create_vm(&self) -> Result<VmFd, HypervisorError> {
         let vm = loop {
             match self.kvm.create_vm() {
@@ -144,6 +153,9 @@ impl Hypervisor {
 
 /// Gives `vm` a PC's interval timer (8254), with port 0x61, through which its third channel is
 /// started and read.
+///
+/// # Errors
+/// [`HypervisorError::Call`].
 pub(crate) fn add_timer(vm: &VmFd) -> Result<(), HypervisorError> {
     let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(config).map_err(failed("KVM_CREATE_PIT2"))

@@ -15,10 +15,21 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion,
 };
 
-use crate::config::{MemoryConfig, Size};
+use crate::size::Size;
 use crate::x86_64::layout;
 
 const HUGE_PAGE: usize = 2 << 20;
+
+/// What guest memory is to be made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Spec {
+    /// How much, a multiple of a page of its kind.
+    pub size: Size,
+    /// Backed by a memfd that other processes can map.
+    pub shared: bool,
+    /// Taken from the host's pool of 2 MiB huge pages.
+    pub hugepages: bool,
+}
 
 /// Memory that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -54,16 +65,19 @@ pub enum MemoryError {
     },
 }
 
-/// Maps guest memory as `config` says.
-pub fn allocate(config: &MemoryConfig) -> Result<GuestMemoryMmap, MemoryError> {
-    let wanted = config.size;
+/// Maps guest memory as `spec` says.
+///
+/// # Errors
+/// When the host has not that much, or refuses.
+pub fn allocate(spec: Spec) -> Result<GuestMemoryMmap, MemoryError> {
+    let wanted = spec.size;
     let failed = |source| MemoryError::Map { wanted, source };
-    check_host(config)?;
+    check_host(spec)?;
 
     let low = wanted.0.min(layout::MMIO_HOLE);
     let parts = [(0, low), (layout::MMIO_HOLE_END, wanted.0 - low)];
-    let memfd = match config.shared {
-        true => Some(Arc::new(memfd(wanted.0, config.hugepages).map_err(failed)?)),
+    let memfd = match spec.shared {
+        true => Some(Arc::new(memfd(wanted.0, spec.hugepages).map_err(failed)?)),
         false => None,
     };
     let mut regions = Vec::with_capacity(parts.len());
@@ -71,8 +85,8 @@ pub fn allocate(config: &MemoryConfig) -> Result<GuestMemoryMmap, MemoryError> {
     for (base, len) in parts.into_iter().filter(|(_, len)| *len > 0) {
         let size = usize::try_from(len).map_err(|e| failed(io::Error::other(e)))?;
         let file = memfd.as_ref().map(|f| FileOffset::from_arc(f.clone(), offset));
-        let mapping = map(size, file, config.hugepages).map_err(|e| match e {
-            MmapRegionError::Mmap(_) if config.hugepages => too_few_huge_pages(wanted),
+        let mapping = map(size, file, spec.hugepages).map_err(|e| match e {
+            MmapRegionError::Mmap(_) if spec.hugepages => too_few_huge_pages(wanted),
             other => failed(io::Error::other(other)),
         })?;
         // The addresses are constants below 2^44; they cannot wrap.
@@ -175,10 +189,10 @@ impl Meminfo {
 }
 
 /// Memory is mapped without reserving it, so that too much would only be noticed by the OOM killer.
-fn check_host(config: &MemoryConfig) -> Result<(), MemoryError> {
-    let wanted = config.size;
+fn check_host(spec: Spec) -> Result<(), MemoryError> {
+    let wanted = spec.size;
     // Huge pages are counted when they are mapped.
-    if config.hugepages {
+    if spec.hugepages {
         return Ok(());
     }
     let host = Meminfo::read();
@@ -204,6 +218,9 @@ fn too_few_huge_pages(wanted: Size) -> MemoryError {
 
 /// Empties all guest memory: it reads as it was first mapped, zero or, where a kernel is shared, that
 /// kernel, and takes no room of its own. For a reboot in place.
+///
+/// # Errors
+/// The host's.
 pub fn discard(memory: &GuestMemoryMmap) -> io::Result<()> {
     for region in memory.iter() {
         let len = usize::try_from(region.len()).map_err(io::Error::other)?;
@@ -236,15 +253,15 @@ mod tests {
     use super::*;
     use vm_memory::Bytes;
 
-    fn config(size: u64, shared: bool) -> MemoryConfig {
-        MemoryConfig { size: Size(size), shared, hugepages: false }
+    fn spec(size: u64, shared: bool) -> Spec {
+        Spec { size: Size(size), shared, hugepages: false }
     }
 
     #[test]
     fn memory_below_3_gib_is_one_region_and_more_continues_at_4_gib() {
-        let memory = allocate(&config(128 << 20, false)).unwrap();
+        let memory = allocate(spec(128 << 20, false)).unwrap();
         assert_eq!((memory.num_regions(), low_end(&memory).0), (1, 128 << 20));
-        let memory = allocate(&config(5 << 30, false)).unwrap();
+        let memory = allocate(spec(5 << 30, false)).unwrap();
         assert_eq!((memory.num_regions(), low_end(&memory).0), (2, 3 << 30));
         let above = memory.find_region(GuestAddress(4 << 30)).unwrap();
         assert_eq!(above.len(), 2 << 30);
@@ -253,7 +270,7 @@ mod tests {
 
     #[test]
     fn regions_are_aligned_so_that_huge_pages_fit() {
-        let memory = allocate(&config((128 << 20) + 4096, false)).unwrap();
+        let memory = allocate(spec((128 << 20) + 4096, false)).unwrap();
         for region in memory.iter() {
             assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0);
         }
@@ -262,7 +279,7 @@ mod tests {
     #[test]
     fn discarded_memory_reads_as_zero_whatever_backs_it() {
         for shared in [false, true] {
-            let memory = allocate(&config(64 << 20, shared)).unwrap();
+            let memory = allocate(spec(64 << 20, shared)).unwrap();
             memory.write_obj(7u64, GuestAddress(0x1234)).unwrap();
             discard(&memory).unwrap();
             assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1234)).unwrap(), 0);
@@ -271,7 +288,7 @@ mod tests {
 
     #[test]
     fn more_memory_than_the_host_has_is_refused_by_name() {
-        let error = allocate(&config(1 << 44, false)).unwrap_err();
+        let error = allocate(spec(1 << 44, false)).unwrap_err();
         assert!(matches!(error, MemoryError::MoreThanHost { .. }), "{error}");
     }
 }

@@ -68,8 +68,6 @@ pub struct FileRange {
 /// The facts of a `bzImage`'s setup header; fields of newer protocols have boot.rst's defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetupHeader {
-    /// The boot protocol: 0x020f is 2.15.
-    pub version: u16,
     /// The protected-mode code, inside the file.
     pub code: FileRange,
     /// The compressed kernel, inside the file and the protected-mode code, if there is one.
@@ -156,7 +154,6 @@ impl SetupHeader {
             .ok_or_else(|| HeaderError::Damaged("its load address is out of bounds".into()))?;
 
         Ok(SetupHeader {
-            version,
             code,
             payload,
             load_address,

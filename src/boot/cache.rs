@@ -51,11 +51,13 @@ impl Cache {
     }
 
     /// A cache in a directory of the caller's, which is made when something is stored.
+    #[cfg(test)]
     pub fn at(dir: impl Into<PathBuf>) -> Cache {
         Cache { dir: Some(dir.into()), warned: AtomicBool::new(false) }
     }
 
     /// No cache: every `bzImage` is unpacked every time. Nothing is said about it.
+    #[cfg(test)]
     pub fn off() -> Cache {
         Cache { dir: None, warned: AtomicBool::new(true) }
     }

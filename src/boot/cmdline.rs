@@ -84,20 +84,6 @@ impl Cmdline {
         Ok(())
     }
 
-    /// Appends arguments for init, putting `--` first where it is not there yet.
-    ///
-    /// # Errors
-    /// As [`Cmdline::new`]. `self` is then as it was.
-    pub fn append_for_init(&mut self, arguments: &str) -> Result<(), CmdlineError> {
-        check(arguments)?;
-        if self.init.is_empty() {
-            self.init.push_str("--");
-        }
-        self.init.push(' ');
-        self.init.push_str(arguments.trim_matches(' '));
-        Ok(())
-    }
-
     /// Whether the kernel is given this parameter: `has("quiet")` the flag as it is or with a
     /// value, `has("panic=")` only with a value.
     pub fn has(&self, parameter: &str) -> bool {

@@ -159,11 +159,6 @@ impl Elf {
     pub(super) fn holds(&self, address: u64) -> bool {
         self.segments.iter().any(|segment| segment.holds(address))
     }
-
-    /// The first address after the highest segment.
-    pub fn end(&self) -> u64 {
-        self.segments.last().map_or(0, Segment::end)
-    }
 }
 
 /// One program header as the file has it.

@@ -69,11 +69,6 @@ impl Initrd {
         }
     }
 
-    /// Its length in bytes.
-    pub fn size(&self) -> u64 {
-        self.len
-    }
-
     /// Where it goes, page-aligned: as high as possible below `low_ram_end` (the end of the memory
     /// below the 32-bit hole), its last byte not above `initrd_max`, and not below `kernel_end`.
     ///

@@ -4,7 +4,6 @@
 //! latter (or finds it unpacked in the [`Cache`]); [`Kernel::load`] puts it into guest memory and
 //! says how to enter it. Which vCPU registers that means is for the caller to know.
 
-use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -20,6 +19,7 @@ use super::image::Image;
 use super::load::{self, LoadError, LoadMethod};
 use super::relayout;
 use super::unpack::{Compression, UnpackError};
+use crate::x86_64::entry::Protocol;
 
 /// The longest command line of an x86 Linux, in bytes without the NUL (`COMMAND_LINE_SIZE` 2048).
 pub const LINUX_CMDLINE_MAX: usize = 2047;
@@ -31,26 +31,6 @@ pub const LINUX_INITRD_MAX: u64 = 0x7fff_ffff;
 const MAX_CACHED_ELF: u64 = 128 << 20;
 /// No command line may be longer than this whatever the header says.
 const CMDLINE_CEILING: u32 = 64 << 10;
-
-/// How a kernel is entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// Xen's PVH: 32-bit protected mode without paging, `hvm_start_info` in EBX
-    /// (`xen/include/public/arch-x86/hvm/start_info.h`).
-    Pvh,
-    /// Linux's 64-bit boot protocol: long mode, identity-mapped, `boot_params` in RSI
-    /// (`Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol").
-    Linux64,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Pvh => "PVH",
-            Protocol::Linux64 => "the 64-bit Linux boot protocol",
-        })
-    }
-}
 
 /// Why a kernel cannot be booted. All name the path the user gave.
 #[derive(Debug, thiserror::Error)]
@@ -189,11 +169,6 @@ impl Kernel {
             None => (image, Body::Code(code_segment(path, &header)?)),
         };
         Ok(Kernel { path: path.to_owned(), image, body, header: Some(header) })
-    }
-
-    /// The path it was opened by.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Whether it is a `bzImage` that carries no Linux husk could see: memtest86+, say.

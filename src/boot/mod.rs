@@ -33,7 +33,7 @@ mod synth;
 pub use cache::Cache;
 pub use cmdline::{Cmdline, CmdlineError};
 pub use initrd::{Initrd, InitrdError};
-pub use kernel::{Kernel, KernelError, LoadOptions, Loaded, Protocol};
+pub use kernel::{Kernel, KernelError, LoadOptions, Loaded};
 pub use load::LoadMethod;
 
 /// The size of a page of guest memory, in bytes.

@@ -31,6 +31,9 @@ pub enum ConfigFileError {
 
 impl VmConfig {
     /// Reads the JSON file at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or as [`VmConfig::from_json`].
     pub fn from_file(path: &Path) -> Result<Self, ConfigFileError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigFileError::Read { path: path.to_owned(), source })?;
@@ -40,6 +43,9 @@ impl VmConfig {
 
     /// Reads JSON. The error is a sentence that names the place and, for an unknown key, the
     /// nearest one that exists.
+    ///
+    /// # Errors
+    /// That sentence.
     pub fn from_json(text: &str) -> Result<Self, String> {
         let mut json = serde_json::Deserializer::from_str(text);
         let config = json.deserialize_map(Object);

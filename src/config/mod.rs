@@ -7,7 +7,6 @@
 mod json;
 mod memory;
 mod nearest;
-mod size;
 mod validate;
 
 use std::os::fd::RawFd;
@@ -15,12 +14,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::size::{Size, SizeError};
 pub use json::ConfigFileError;
 pub use memory::MemoryConfig;
 pub use nearest::nearest;
-pub use size::{Size, SizeError};
-pub use validate::ConfigError;
 pub(crate) use validate::parse_mac;
+pub use validate::{CPUS_MAX, ConfigError, VIRTIO_DEVICES_MAX};
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,7 +38,7 @@ pub struct VmConfig {
     /// Added to the end of the command line.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub append: String,
-    /// Number of vCPUs, 1 to 64.
+    /// Number of vCPUs, 1 to [`CPUS_MAX`].
     #[serde(default = "default_cpus")]
     pub cpus: u32,
     /// Guest memory.

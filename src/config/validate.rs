@@ -5,8 +5,12 @@ use std::collections::HashSet;
 use husk_devices::virtio::net::tap::{INTERFACE_NAME, is_interface_name};
 
 use super::{Size, VmConfig};
-use crate::x86_64::layout;
 
+/// The most vCPUs a configuration can ask for.
+pub const CPUS_MAX: u32 = 64;
+/// The most virtio devices a configuration can have, the entropy source included: each has an
+/// interrupt of its own. That the machine has as many is checked where it is made.
+pub const VIRTIO_DEVICES_MAX: usize = 18;
 /// Less memory than this boots no Linux.
 const MEMORY_MIN: Size = Size::mib(32);
 /// 16 TiB: more than any host husk was thought for has.
@@ -21,7 +25,7 @@ pub enum ConfigError {
     #[error("the VM has no kernel: name one")]
     NoKernel,
     /// Number of vCPUs.
-    #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = layout::VCPUS_MAX)]
+    #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = CPUS_MAX)]
     Cpus(u32),
     /// Amount of memory.
     #[error("--memory {size}: {why}")]
@@ -41,7 +45,7 @@ pub enum ConfigError {
         id: String,
     },
     /// More devices than interrupts.
-    #[error("{0} virtio devices, but there are interrupts for {max}", max = layout::VIRTIO_MAX)]
+    #[error("{0} virtio devices, but there are interrupts for {max}", max = VIRTIO_DEVICES_MAX)]
     TooManyDevices(usize),
     /// A network interface without a host side, or with two.
     #[error("network interface `{0}`: give it either tap=NAME or fd=N")]
@@ -75,11 +79,14 @@ impl VmConfig {
     }
 
     /// Checks everything that can be checked without the host.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.kernel.as_os_str().is_empty() {
             return Err(ConfigError::NoKernel);
         }
-        if self.cpus == 0 || self.cpus > layout::VCPUS_MAX {
+        if self.cpus == 0 || self.cpus > CPUS_MAX {
             return Err(ConfigError::Cpus(self.cpus));
         }
         self.validate_memory()?;
@@ -99,7 +106,7 @@ impl VmConfig {
             }
         }
         let devices = self.disks.len() + self.nets.len() + usize::from(self.rng);
-        if devices > layout::VIRTIO_MAX {
+        if devices > VIRTIO_DEVICES_MAX {
             return Err(ConfigError::TooManyDevices(devices));
         }
         for net in &self.nets {
@@ -146,6 +153,9 @@ impl VmConfig {
 }
 
 /// Reads a unicast MAC address.
+///
+/// # Errors
+/// [`ConfigError::Mac`].
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
     let error = || ConfigError::Mac(text.to_owned());
     let mut mac = [0; 6];

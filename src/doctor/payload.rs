@@ -12,7 +12,7 @@
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::boot::kernel::Protocol;
+use crate::x86_64::entry::Protocol;
 use crate::x86_64::regs;
 
 /// Bytes of guest memory.

@@ -198,7 +198,8 @@ fn run(
     rounds: &[u32],
     times: &Sender<Result<Duration, Trouble>>,
 ) {
-    let inside = gate.enter(vcpu);
+    // SAFETY: the guard is a local of this function, which runs in the thread and borrows `vcpu`.
+    let inside = unsafe { gate.enter(vcpu) };
     for count in rounds {
         if let Err(e) = memory.write_obj(*count, payload::DATA) {
             // A receiver that is gone has given up on this VM.

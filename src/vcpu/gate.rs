@@ -69,6 +69,9 @@ fn kick_signal() -> io::Result<libc::c_int> {
 
 impl Gate {
     /// A gate that holds every vCPU until [`Gate::open`].
+    ///
+    /// # Errors
+    /// When the signal's handler cannot be installed.
     pub fn new() -> io::Result<Self> {
         kick_signal()?;
         let state = State { want: Want::Hold, held: 0, inside: Vec::new() };
@@ -80,9 +83,12 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers the calling thread as the one that runs `vcpu`, until the guard is dropped. The
-    /// guard must be dropped before `vcpu`.
-    pub fn enter(&self, vcpu: &mut VcpuFd) -> Inside<'_> {
+    /// Registers the calling thread as the one that runs `vcpu`, until the guard is dropped.
+    ///
+    /// # Safety
+    /// The guard must be dropped, not forgotten, before `vcpu` is and before the thread ends:
+    /// whoever closes the gate writes into `vcpu`'s `kvm_run` and signals the thread.
+    pub unsafe fn enter(&self, vcpu: &mut VcpuFd) -> Inside<'_> {
         // SAFETY: unblocks one signal in this thread; the set is initialised by sigemptyset.
         unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();

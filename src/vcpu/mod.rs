@@ -59,6 +59,9 @@ pub struct Surroundings {
 
 impl Vcpu {
     /// Creates vCPU `id` of `vm`, in the state after reset.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
     pub fn create(vm: &VmFd, id: u8) -> Result<Self, HypervisorError> {
         let fd = vm.create_vcpu(id.into()).map_err(failed("KVM_CREATE_VCPU"))?;
         Ok(Self { id, fd })
@@ -70,6 +73,9 @@ impl Vcpu {
     }
 
     /// Gives it the machine's CPUID `leaves`, with its own ids written into them, and its MSRs.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
     pub fn configure(&self, leaves: &mut [kvm_cpuid_entry2]) -> Result<(), HypervisorError> {
         let id = self.id;
         cpuid::for_vcpu(leaves, id);
@@ -94,6 +100,9 @@ impl Vcpu {
     }
 
     /// Starts the thread; it waits at the gate.
+    ///
+    /// # Errors
+    /// When the host starts no thread.
     pub fn spawn(self, around: Surroundings) -> io::Result<JoinHandle<()>> {
         let name = format!("husk-vcpu{}", self.id);
         std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
@@ -110,7 +119,8 @@ struct Runner<'a> {
 
 impl Runner<'_> {
     fn run(&self, fd: &mut VcpuFd) {
-        let inside = self.around.gate.enter(fd);
+        // SAFETY: the guard is a local of this function, which runs in the thread and borrows `fd`.
+        let inside = unsafe { self.around.gate.enter(fd) };
         if inside.pass() == Pass::Stop {
             return;
         }

@@ -71,6 +71,9 @@ enum Next {
 
 impl Controller {
     /// Powers the machine on; its vCPUs wait.
+    ///
+    /// # Errors
+    /// As [`Machine::boot`].
     pub fn boot(&self, making: Making, memory_is_zero: bool) -> Result<Machine, VmError> {
         let mailbox = self.mailbox.clone();
         let on_crash: OnCrash = Arc::new(move |report| mailbox.post(Message::Crash(report.into())));

@@ -52,6 +52,9 @@ pub(super) struct Devices {
 
 impl Devices {
     /// Opens every backend and puts every device on its bus.
+    ///
+    /// # Errors
+    /// What cannot be opened, by its name in the configuration.
     pub fn open(
         config: &VmConfig,
         memory: &GuestMemoryMmap,
@@ -111,6 +114,9 @@ impl Devices {
     }
 
     /// Connects the serial console. What the guest wrote before is shown then.
+    ///
+    /// # Errors
+    /// As [`Console::connect`].
     pub fn connect_console(&mut self, source: Source) -> Result<(), VmError> {
         self.console = Some(Console::connect(source, self.uart.clone(), &self.worker)?);
         Ok(())
@@ -137,6 +143,9 @@ impl Devices {
     }
 
     /// Brings every device back to its state after power-on. No vCPU runs.
+    ///
+    /// # Errors
+    /// When the serial console's interrupt cannot be lowered.
     pub fn reset(&self) -> io::Result<()> {
         self.virtio.iter().for_each(|placed| placed.transport.reset());
         self.uart.reset()

@@ -6,10 +6,11 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::VmError;
 use crate::boot::params::{self, BootInfo, E820_RAM, E820_RESERVED, E820Entry};
-use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded, Protocol};
+use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded};
 use crate::config::{BootProtocol, VmConfig};
 use crate::memory;
 use crate::x86_64::acpi::{self, VirtioSlot};
+use crate::x86_64::entry::Protocol;
 use crate::x86_64::{layout, mptable, reset};
 
 /// The command line when the user gives none. There is no PCI to be looked for.
@@ -29,6 +30,9 @@ pub(super) struct Firmware<'a> {
 
 impl Firmware<'_> {
     /// Fills guest memory and returns how the kernel is entered.
+    ///
+    /// # Errors
+    /// When the kernel, its initrd or its command line does not fit, or cannot be read.
     pub fn load(
         &self,
         software: &Software,
@@ -48,6 +52,12 @@ impl Firmware<'_> {
             memory_is_zero,
         };
         let loaded = software.kernel.load(memory, options)?;
+        if options.method == LoadMethod::Map && loaded.method != LoadMethod::Map {
+            log::warn!(
+                "the kernel cannot be shared with other VMs: that takes husk's cache, memory that is \
+                 private, and pages of 4 KiB"
+            );
+        }
         let initrd = match &software.initrd {
             Some(initrd) => Some(initrd.load(
                 memory,
@@ -83,6 +93,9 @@ impl Firmware<'_> {
     }
 
     /// The kernel's command line: the user's, and what this machine needs.
+    ///
+    /// # Errors
+    /// What is wrong with the user's.
     fn cmdline(&self) -> Result<Cmdline, VmError> {
         let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE))?;
         cmdline.append(&self.config.append)?;
@@ -126,7 +139,7 @@ fn memory_map(memory: &GuestMemoryMmap) -> Vec<E820Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, MemoryConfig, Size};
+    use crate::config::{DiskConfig, Size};
 
     fn firmware(config: &VmConfig) -> String {
         let slots = [VirtioSlot { base: 0xd000_0000, gsi: 6 }];
@@ -163,8 +176,8 @@ mod tests {
 
     #[test]
     fn the_memory_map_leaves_out_the_legacy_areas_and_the_hole() {
-        let config = MemoryConfig { size: Size::mib(5 << 10), shared: false, hugepages: false };
-        let memory = memory::allocate(&config).unwrap();
+        let spec = memory::Spec { size: Size::mib(5 << 10), shared: false, hugepages: false };
+        let memory = memory::allocate(spec).unwrap();
         let ram: Vec<_> = memory_map(&memory)
             .iter()
             .filter(|e| e.kind == E820_RAM)

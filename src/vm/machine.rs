@@ -43,6 +43,9 @@ pub(super) struct Machine {
 impl Machine {
     /// Powers a machine on; its vCPUs wait at the gate. `memory_is_zero` says whether guest memory
     /// is as it was mapped.
+    ///
+    /// # Errors
+    /// Those of [`Firmware::load`], of KVM, and of starting threads.
     pub fn boot(
         parts: &Parts<'_>,
         mut making: Making,

@@ -28,6 +28,9 @@ pub(super) struct Making {
 
 impl Making {
     /// Begins.
+    ///
+    /// # Errors
+    /// When no thread can be started.
     pub fn begin(hypervisor: &Arc<Hypervisor>, memory: &GuestMemoryMmap) -> Result<Self, VmError> {
         let (hypervisor, memory) = (hypervisor.clone(), memory.clone());
         let (announce, created) = sync_channel(1);
@@ -45,6 +48,9 @@ impl Making {
     }
 
     /// Waits until the VM exists; its memory may come later.
+    ///
+    /// # Errors
+    /// Why KVM made none.
     pub fn vm(&mut self) -> Result<Arc<VmFd>, VmError> {
         let created = self.created.get_mut().unwrap_or_else(PoisonError::into_inner).recv();
         match created {
@@ -58,6 +64,9 @@ impl Making {
     }
 
     /// Waits until it has its memory.
+    ///
+    /// # Errors
+    /// Why KVM did not take it.
     pub fn finish(mut self) -> Result<(), VmError> {
         self.join()
     }

@@ -27,10 +27,11 @@ use husk_devices::platform::EventSink;
 use husk_devices::serial::ConsoleStreams;
 
 use crate::boot::{Cache, Initrd, Kernel};
-use crate::config::VmConfig;
+use crate::config::{self, VmConfig};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
 use crate::timeline::{Phase, Timeline};
+use crate::x86_64::layout;
 use console::Source;
 use controller::Controller;
 use devices::Devices;
@@ -47,6 +48,10 @@ pub use running::{Ended, RunningVm};
 /// Bytes of stack of the threads of this floor.
 const STACK: usize = 256 << 10;
 
+// What a configuration may ask for, the machine has.
+const _: () = assert!(config::CPUS_MAX <= layout::VCPUS_MAX);
+const _: () = assert!(config::VIRTIO_DEVICES_MAX <= layout::VIRTIO_MAX);
+
 /// A VM that has everything it needs and does not run yet.
 pub struct Vm {
     /// First, so that it is dropped before the memory it works on.
@@ -57,12 +62,18 @@ pub struct Vm {
 
 impl Vm {
     /// Checks `config` and opens everything it names: KVM, kernel, memory, disks, interfaces.
+    ///
+    /// # Errors
+    /// What is wrong with `config`, or what cannot be had on this host. Then nothing stays open.
     pub fn new(config: VmConfig) -> Result<Self, VmError> {
         Self::with(config, None, Arc::default())
     }
 
     /// As [`Vm::new`], with the console connected to `console`, if given, instead of what the
     /// configuration says, and the phases of the start marked in `timeline`.
+    ///
+    /// # Errors
+    /// As [`Vm::new`].
     pub fn with(
         mut config: VmConfig,
         console: Option<ConsoleStreams>,
@@ -76,7 +87,7 @@ impl Vm {
             return Err(VmError::TooManyCpus { wanted: config.cpus, max });
         }
         timeline.mark(Phase::Configured);
-        let memory = memory::allocate(&config.memory)?;
+        let memory = memory::allocate(memory_spec(&config))?;
         timeline.mark(Phase::MemoryMapped);
         let making = Making::begin(&hypervisor, &memory)?;
         let software = Software {
@@ -100,6 +111,10 @@ impl Vm {
     }
 
     /// Loads the kernel and lets the guest run.
+    ///
+    /// # Errors
+    /// When the kernel does not fit the machine, KVM or the host refuses, or the console cannot be
+    /// opened. Then everything is closed again.
     pub fn start(self) -> Result<RunningVm, VmError> {
         let Self { making, mut controller, console } = self;
         // Before there is a RunningVm: when dropped it waits for the answer of its controller.
@@ -126,4 +141,10 @@ impl Vm {
         running.controller = Some(thread);
         Ok(running)
     }
+}
+
+/// The memory that `config` asks for.
+fn memory_spec(config: &VmConfig) -> memory::Spec {
+    let config::MemoryConfig { size, shared, hugepages } = config.memory;
+    memory::Spec { size, shared, hugepages }
 }

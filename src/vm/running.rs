@@ -83,17 +83,26 @@ impl RunningVm {
 
     /// Holds the guest: when this returns no vCPU executes guest code and no device has a request
     /// in flight. The guest's clocks go on. Pausing a paused VM does nothing.
+    ///
+    /// # Errors
+    /// [`Ended`], when it has ended before it was paused.
     pub fn pause(&self) -> Result<(), Ended> {
         self.command(Command::Pause)
     }
 
     /// Lets a paused guest go on. Resuming a running VM does nothing.
+    ///
+    /// # Errors
+    /// [`Ended`], when it has.
     pub fn resume(&self) -> Result<(), Ended> {
         self.command(Command::Resume)
     }
 
     /// Presses the power button. Whether and when the guest turns itself off is up to it; a machine
     /// without ACPI has no button, and its guest notices nothing.
+    ///
+    /// # Errors
+    /// [`Ended`], when the VM has.
     pub fn press_power_button(&self) -> Result<(), Ended> {
         self.command(Command::PressPowerButton)
     }
@@ -111,6 +120,9 @@ impl RunningVm {
     }
 
     /// Turns the VM off at once.
+    ///
+    /// # Errors
+    /// [`Ended`], when it was off already.
     pub fn kill(&self) -> Result<(), Ended> {
         self.command(Command::Kill)
     }

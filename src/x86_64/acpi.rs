@@ -50,6 +50,9 @@ pub enum AcpiError {
 }
 
 /// Writes all tables and returns the address of the RSDP.
+///
+/// # Errors
+/// When they do not fit, or there is no guest memory.
 pub fn write(
     memory: &GuestMemoryMmap,
     cpus: u8,

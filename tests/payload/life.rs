@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use husk::Outcome;
 use husk::config::OnReboot;
 use husk::timeline::Phase;
-use husk::vcpu::report::Cause;
+use husk::{Cause, Outcome};
 use iced_x86::code_asm::*;
 
 use crate::fixture::assembly::{
