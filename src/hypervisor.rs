@@ -63,6 +63,7 @@ pub const REQUIRED: [(Cap, &str); 8] = [
 /// An open /dev/kvm that has all husk needs.
 pub struct Hypervisor {
     kvm: Kvm,
+    max_vcpus: u32,
 }
 
 impl Hypervisor {
@@ -83,12 +84,19 @@ impl Hypervisor {
         if let Some((_, name)) = REQUIRED.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
             return Err(HypervisorError::Missing(name));
         }
-        Ok(Self { kvm })
+        let max_vcpus = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
+        Ok(Self { kvm, max_vcpus })
     }
 
     /// The most vCPUs a VM can have here.
     pub fn max_vcpus(&self) -> u32 {
-        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(layout::VCPUS_MAX)
+        self.max_vcpus.min(layout::VCPUS_MAX)
+    }
+
+    /// The same, were it a KVM whose KVM_CAP_MAX_VCPUS is `max`.
+    #[cfg(test)]
+    pub fn with_max_vcpus(self, max: u32) -> Self {
+        Self { max_vcpus: max, ..self }
     }
 
     /// Whether the local APIC has TSC-deadline mode.

@@ -1,7 +1,7 @@
 //! A vCPU: one thread that runs the guest and carries its exits to the buses.
 //!
 //! It never does I/O and waits for nobody: devices answer from registers, doorbells are ioeventfds,
-//! interrupts irqfds. What ends a guest leaves here as a [`CrashReport`].
+//! interrupts irqfds. What ends a guest leaves here as a [`Failure`].
 
 pub mod gate;
 pub mod report;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use husk_devices::bus::Bus;
+use husk_devices::panics::caught;
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -33,8 +34,16 @@ pub struct Buses {
     pub mmio: Arc<Bus>,
 }
 
+/// Why a vCPU's thread has nothing more to do, when nobody has sent it home.
+pub enum Failure {
+    /// The guest's fault: it cannot go on.
+    Crash(CrashReport),
+    /// husk's own: the thread panicked. In words.
+    Panic(String),
+}
+
 /// Called on the vCPU's thread when it cannot go on.
-pub type OnCrash = Arc<dyn Fn(CrashReport) + Send + Sync>;
+pub type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
 
 /// A vCPU that has not run yet.
 pub struct Vcpu {
@@ -51,8 +60,8 @@ pub struct Surroundings {
     pub memory: GuestMemoryMmap,
     /// Holds, releases and ends the thread.
     pub gate: Arc<Gate>,
-    /// Told of a crash.
-    pub on_crash: OnCrash,
+    /// Told of a crash or panic.
+    pub on_failure: OnFailure,
     /// Marked at the first KVM_RUN.
     pub timeline: Arc<Timeline>,
 }
@@ -107,7 +116,10 @@ impl Vcpu {
         let name = format!("husk-vcpu{}", self.id);
         std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
             let Vcpu { id, mut fd } = self;
-            Runner { id, around: &around }.run(&mut fd);
+            let runner = Runner { id, around: &around };
+            if let Err(why) = caught(&format!("the thread of vCPU {id}"), || runner.run(&mut fd)) {
+                (around.on_failure)(Failure::Panic(why));
+            }
         })
     }
 }
@@ -164,7 +176,7 @@ impl Runner<'_> {
                 Err(e) => break Cause::RunFailed { errno: e.errno() },
             }
         };
-        (self.around.on_crash)(self.report(fd, cause));
+        (self.around.on_failure)(Failure::Crash(self.report(fd, cause)));
         inside.rest();
     }
 

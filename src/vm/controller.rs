@@ -24,7 +24,7 @@ use crate::config::{OnReboot, VmConfig};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
 use crate::timeline::{Phase, Timeline};
-use crate::vcpu::OnCrash;
+use crate::vcpu::{Failure, OnFailure};
 
 /// How long a kernel that reported a panic may go on to write about it before it resets.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -76,14 +76,19 @@ impl Controller {
     /// As [`Machine::boot`].
     pub fn boot(&self, making: Making, memory_is_zero: bool) -> Result<Machine, VmError> {
         let mailbox = self.mailbox.clone();
-        let on_crash: OnCrash = Arc::new(move |report| mailbox.post(Message::Crash(report.into())));
+        let on_failure: OnFailure = Arc::new(move |failure| {
+            mailbox.post(match failure {
+                Failure::Crash(report) => Message::Crash(report.into()),
+                Failure::Panic(why) => Message::Broken(why),
+            });
+        });
         let parts = Parts {
             hypervisor: &self.hypervisor,
             config: &self.config,
             memory: &self.memory,
             software: &self.software,
             devices: &self.devices,
-            on_crash,
+            on_failure,
             timeline: &self.timeline,
         };
         Machine::boot(&parts, making, memory_is_zero)
@@ -154,6 +159,7 @@ impl Controller {
                         Next::End(Outcome::Crash { report, console })
                     }
                 }
+                Message::Broken(why) => Next::End(Outcome::Failed { why }),
                 Message::Guest(GuestEvent::PowerOff) => Next::End(Outcome::PowerOff),
                 Message::Guest(GuestEvent::Panic) => {
                     panicked.get_or_insert_with(Instant::now);

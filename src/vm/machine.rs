@@ -18,7 +18,7 @@ use crate::config::VmConfig;
 use crate::hypervisor::{self, Hypervisor, HypervisorError, failed};
 use crate::timeline::{Phase, Timeline};
 use crate::vcpu::gate::Gate;
-use crate::vcpu::{OnCrash, Surroundings, Vcpu};
+use crate::vcpu::{OnFailure, Surroundings, Vcpu};
 use crate::x86_64::{cpuid, layout, regs};
 
 /// What a machine is made of and does not own.
@@ -28,7 +28,7 @@ pub(super) struct Parts<'a> {
     pub memory: &'a GuestMemoryMmap,
     pub software: &'a Software,
     pub devices: &'a Devices,
-    pub on_crash: OnCrash,
+    pub on_failure: OnFailure,
     pub timeline: &'a Arc<Timeline>,
 }
 
@@ -80,7 +80,7 @@ impl Machine {
             buses: parts.devices.buses.clone(),
             memory: parts.memory.clone(),
             gate: gate.clone(),
-            on_crash: parts.on_crash.clone(),
+            on_failure: parts.on_failure.clone(),
             timeline: parts.timeline.clone(),
         };
         let mut machine = Self { gate, threads: Vec::with_capacity(vcpus.len()), _vm: vm };
