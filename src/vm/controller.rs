@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use husk_devices::platform::GuestEvent;
+use kvm_bindings::CpuId;
 use vm_memory::GuestMemoryMmap;
 
 use super::VmError;
@@ -53,6 +54,8 @@ fn last_words(console: &str) -> &str {
 /// Everything a VM is made of.
 pub(super) struct Controller {
     pub hypervisor: Arc<Hypervisor>,
+    /// What KVM can give a guest.
+    pub cpuid: CpuId,
     pub config: VmConfig,
     pub software: Software,
     pub devices: Devices,
@@ -84,6 +87,7 @@ impl Controller {
         });
         let parts = Parts {
             hypervisor: &self.hypervisor,
+            cpuid: &self.cpuid,
             config: &self.config,
             memory: &self.memory,
             software: &self.software,
@@ -129,7 +133,7 @@ impl Controller {
         self.mailbox.forget_guest();
         let host = |source| VmError::Host { what: "reboot".to_owned(), source };
         self.devices.reset().map_err(host)?;
-        memory::discard(&self.memory).map_err(host)?;
+        memory::discard(&self.memory, super::memory_spec(&self.config)).map_err(host)?;
         self.boot(Making::begin(&self.hypervisor, &self.memory)?, true)
     }
 

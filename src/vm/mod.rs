@@ -25,13 +25,15 @@ use std::sync::Arc;
 
 use husk_devices::platform::EventSink;
 use husk_devices::serial::ConsoleStreams;
+use kvm_bindings::CpuId;
 
 use crate::boot::{Cache, Initrd, Kernel};
 use crate::config::{self, VmConfig};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
+use crate::size::Size;
 use crate::timeline::{Phase, Timeline};
-use crate::x86_64::layout;
+use crate::x86_64::{cpuid, layout};
 use console::Source;
 use controller::Controller;
 use devices::{Devices, OnBroken};
@@ -101,6 +103,9 @@ impl Vm {
         let memory = memory::allocate(memory_spec(&config))?;
         timeline.mark(Phase::MemoryMapped);
         let making = Making::begin(&hypervisor, &memory)?;
+        // What takes its time is done while KVM takes the memory.
+        let cpuid = hypervisor.supported_cpuid()?;
+        check_reach(config.memory.size, &cpuid)?;
         let software = Software {
             kernel: Kernel::open(&config.kernel, cache)?,
             initrd: config.initrd.as_deref().map(Initrd::open).transpose()?,
@@ -118,7 +123,7 @@ impl Vm {
             None => Source::Config(config.console.clone()),
         };
         let controller =
-            Controller { hypervisor, config, software, devices, memory, mailbox, timeline };
+            Controller { hypervisor, cpuid, config, software, devices, memory, mailbox, timeline };
         Ok(Self { making, controller, console })
     }
 
@@ -149,6 +154,16 @@ impl Vm {
         running.controller = Some(thread);
         Ok(running)
     }
+}
+
+/// Refuses memory that no address of the guest's processors reaches.
+fn check_reach(wanted: Size, cpuid: &CpuId) -> Result<(), VmError> {
+    let bits = cpuid::physical_bits(cpuid);
+    let most = memory::most(bits);
+    if wanted > most {
+        return Err(VmError::MemoryBeyondCpu { wanted, most, bits });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

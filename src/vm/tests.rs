@@ -118,6 +118,20 @@ fn a_controller_that_panics_has_given_its_verdict_and_answers_nobody() {
 }
 
 #[test]
+fn memory_that_physical_addresses_do_not_reach_is_refused_with_what_would_do() {
+    let with_bits = |eax| {
+        let leaf =
+            kvm_bindings::kvm_cpuid_entry2 { function: 0x8000_0008, eax, ..Default::default() };
+        check_reach(Size::mib(64 << 10), &CpuId::from_entries(&[leaf]).unwrap())
+    };
+    with_bits(40).unwrap();
+    with_bits(37).unwrap();
+    let error = with_bits(36).unwrap_err().to_string();
+    assert!(error.starts_with("--memory 64G: a guest has at most 63G"), "{error}");
+    assert!(error.contains("36 bits"), "{error}");
+}
+
+#[test]
 fn more_vcpus_than_this_kvm_allows_are_refused_though_husk_allows_them() {
     let Some(kvm) = kvm() else { return };
     let (_directory, mut config) = machine_for(&WRITES_TO_PORT);

@@ -27,6 +27,20 @@ const HYPERVISOR_TIMING: u32 = 0x4000_0010;
 /// The frequency of KVM's local APIC timer: a tick a nanosecond.
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
+/// The bits of a guest-physical address: of the processor, or of what KVM can map for its guests
+/// where that is less (leaf 0x8000_0008 EAX[7:0], EAX[23:16]).
+pub fn physical_bits(supported: &CpuId) -> u32 {
+    /// Of a processor without the leaf (SDM vol. 3 §4.1.4).
+    const WITHOUT_LEAF: u32 = 36;
+    let leaf = supported.as_slice().iter().find(|leaf| leaf.function == 0x8000_0008);
+    let Some(leaf) = leaf else { return WITHOUT_LEAF };
+    match (leaf.eax & 0xff, leaf.eax >> 16 & 0xff) {
+        (0, _) => WITHOUT_LEAF,
+        (bits, 0) => bits,
+        (bits, mappable) => bits.min(mappable),
+    }
+}
+
 /// What the leaves are made for.
 #[derive(Debug, Clone, Copy)]
 pub struct Machine {
@@ -190,6 +204,15 @@ mod tests {
         let timing = leaf(&leaves, HYPERVISOR_TIMING, 0);
         assert_eq!((timing.eax, timing.ebx), (2_100_000, 1_000_000));
         assert_ne!(leaf(&leaves, 1, 0).ecx & TSC_DEADLINE, 0);
+    }
+
+    #[test]
+    fn physical_addresses_are_as_wide_as_kvm_says_and_36_bits_where_it_does_not() {
+        let bits =
+            |leaves: &[kvm_cpuid_entry2]| physical_bits(&CpuId::from_entries(leaves).unwrap());
+        let with = |eax| bits(&[kvm_cpuid_entry2 { eax, ..entry(0x8000_0008) }]);
+        assert_eq!(bits(&[entry(0), entry(1)]), 36);
+        assert_eq!((with(0x3028), with(0x30_3934), with(0x30_3928)), (40, 48, 40));
     }
 
     #[test]
