@@ -25,8 +25,8 @@ pub const LINUX_CMDLINE_MAX: usize = 2047;
 /// The highest address of an initrd's last byte that every x86-64 Linux takes
 /// (`initrd_addr_max` in `arch/x86/boot/header.S`).
 pub const LINUX_INITRD_MAX: u64 = 0x7fff_ffff;
-/// No `bzImage` is longer, in bytes (the largest carry their initramfs).
-const MAX_BZIMAGE: u64 = 1 << 30;
+/// No `bzImage` is longer, in bytes: it would not be packed.
+const MAX_BZIMAGE: u64 = unpack::MAX_UNPACKED;
 /// A longer `vmlinux` is read as it is each time, in bytes: hashing and copying what is mostly
 /// debugging information would cost more than it saves.
 const MAX_CACHED_ELF: u64 = 128 << 20;
@@ -399,7 +399,7 @@ fn carried(
 
 fn read_whole(image: &Image) -> io::Result<Vec<u8>> {
     if image.len() > MAX_BZIMAGE {
-        return Err(io::Error::other("the file is longer than 1 GiB"));
+        return Err(io::Error::other(format!("the file is longer than {} MiB", MAX_BZIMAGE >> 20)));
     }
     let len = usize::try_from(image.len()).map_err(io::Error::other)?;
     let mut bytes = Vec::new();
