@@ -124,6 +124,16 @@ impl Vcpu {
     }
 }
 
+/// Why an exit is a vCPU's last; `suberror` is that of a KVM internal error.
+fn cause_of(exit: &VcpuExit<'_>, suberror: impl FnOnce() -> u32) -> Cause {
+    match exit {
+        VcpuExit::Shutdown => Cause::TripleFault,
+        VcpuExit::FailEntry(reason, _) => Cause::EntryFailed { reason: *reason },
+        VcpuExit::InternalError => Cause::InternalError { suberror: suberror() },
+        other => Cause::UnexpectedExit(format!("{other:?}")),
+    }
+}
+
 struct Runner<'a> {
     id: u8,
     around: &'a Surroundings,
@@ -156,14 +166,11 @@ impl Runner<'_> {
                 Ok(VcpuExit::MmioRead(address, data)) => mmio.read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => mmio.write(address, data),
                 Ok(VcpuExit::Intr) => {}
-                Ok(VcpuExit::Shutdown) => break Cause::TripleFault,
-                Ok(VcpuExit::FailEntry(reason, _)) => break Cause::EntryFailed { reason },
-                Ok(VcpuExit::InternalError) => {
-                    // SAFETY: as above; KVM filled in `internal` for this exit.
-                    let suberror = unsafe { (*shared).__bindgen_anon_1.internal.suberror };
-                    break Cause::InternalError { suberror };
+                Ok(last) => {
+                    // SAFETY: as above; KVM filled in `internal` for the exit for which it is read.
+                    let suberror = || unsafe { (*shared).__bindgen_anon_1.internal.suberror };
+                    break cause_of(&last, suberror);
                 }
-                Ok(other) => break Cause::UnexpectedExit(format!("{other:?}")),
                 Err(e) if e.errno() == libc::EINTR => match inside.pass() {
                     Pass::Run => {}
                     // So that the guest's watchdogs do not bark at the lost time. Fails with
@@ -195,5 +202,26 @@ impl Runner<'_> {
             code.clear();
         }
         CrashReport { cpu: self.id, cause, regs, sregs: fd.get_sregs().ok(), code }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The exits that no guest of the tests can bring about on every host: the CPU's refusal needs a
+    /// state that KVM lets pass and the CPU does not.
+    #[test]
+    fn an_exit_that_is_the_last_is_told_as_what_it_is() {
+        let cause = |exit| cause_of(&exit, || 3);
+        let refused = cause(VcpuExit::FailEntry(0x8000_0021, 1));
+        assert_eq!(refused, Cause::EntryFailed { reason: 0x8000_0021 });
+        let report = CrashReport { cpu: 1, cause: refused, regs: None, sregs: None, code: vec![] };
+        let text = report.to_string();
+        assert!(text.contains("vCPU 1: the CPU refused the guest's state"), "{text}");
+        assert!(text.contains("KVM_EXIT_FAIL_ENTRY, 0x80000021"), "{text}");
+        assert_eq!(cause(VcpuExit::InternalError), Cause::InternalError { suberror: 3 });
+        assert_eq!(cause(VcpuExit::Shutdown), Cause::TripleFault);
+        assert_eq!(cause(VcpuExit::Hlt), Cause::UnexpectedExit("Hlt".to_owned()));
     }
 }
