@@ -63,6 +63,7 @@ pub(crate) const REQUIRED: [(Cap, &str); 8] = [
 /// An open /dev/kvm.
 pub struct Hypervisor {
     kvm: Kvm,
+    max_vcpus: u32,
 }
 
 impl Hypervisor {
@@ -83,7 +84,8 @@ impl Hypervisor {
             libc::EACCES | libc::EPERM => HypervisorError::Permission,
             errno => HypervisorError::Open(io::Error::from_raw_os_error(errno)),
         })?;
-        Ok(Self { kvm })
+        let max_vcpus = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
+        Ok(Self { kvm, max_vcpus })
     }
 
     fn check(&self) -> Result<(), HypervisorError> {
@@ -108,12 +110,18 @@ impl Hypervisor {
 
     /// The most vCPUs a VM can have here.
     pub fn max_vcpus(&self) -> u32 {
-        self.kvm_max_vcpus().min(layout::VCPUS_MAX)
+        self.max_vcpus.min(layout::VCPUS_MAX)
     }
 
     /// The most vCPUs KVM itself allows a VM.
     pub(crate) fn kvm_max_vcpus(&self) -> u32 {
-        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)
+        self.max_vcpus
+    }
+
+    /// The same, were it a KVM whose KVM_CAP_MAX_VCPUS is `max`.
+    #[cfg(test)]
+    pub fn with_max_vcpus(self, max: u32) -> Self {
+        Self { max_vcpus: max, ..self }
     }
 
     /// Whether the local APIC has TSC-deadline mode.

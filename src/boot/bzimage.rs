@@ -14,8 +14,8 @@ use super::{bytes_at, u16_at, u32_at, u64_at};
 /// Bytes of a file's beginning that hold the longest setup header there can be: it starts at 0x1f1
 /// and, its jump offset being a byte, ends before 0x202 + 0x100.
 pub const HEAD_SIZE: usize = 0x302;
-/// No `bzImage` is longer, in bytes (the largest carry their initramfs).
-pub const MAX_LEN: u64 = 1 << 30;
+/// No `bzImage` is longer, in bytes (the largest carry their initramfs); nor is what it unpacks to.
+pub const MAX_LEN: u64 = super::unpack::MAX_UNPACKED;
 /// Where the header begins, in the file and in the zero page.
 pub(super) const HEADER_AT: usize = 0x1f1;
 /// Where the zero page has room for it to end (`edd_mbr_sig_buffer` follows).

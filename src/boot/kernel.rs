@@ -388,7 +388,8 @@ fn packed(
 
 fn read_whole(image: &Image) -> io::Result<Vec<u8>> {
     if image.len() > bzimage::MAX_LEN {
-        return Err(io::Error::other("the file is longer than 1 GiB"));
+        let limit = bzimage::MAX_LEN >> 20;
+        return Err(io::Error::other(format!("the file is longer than {limit} MiB")));
     }
     let len = usize::try_from(image.len()).map_err(io::Error::other)?;
     let mut bytes = Vec::new();

@@ -28,7 +28,7 @@ mod relayout;
 pub mod unpack;
 
 #[cfg(test)]
-mod synth;
+pub mod synth;
 
 pub use cache::Cache;
 pub use cmdline::{Cmdline, CmdlineError};

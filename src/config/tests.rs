@@ -102,6 +102,13 @@ fn cpus_and_memory_out_of_bounds_are_refused() {
 }
 
 #[test]
+fn a_guest_of_64_gib_and_64_cpus_is_accepted() {
+    let mut config = VmConfig::new("k");
+    (config.cpus, config.memory.size) = (64, "64G".parse().unwrap());
+    assert_eq!(config.validate(), Ok(()));
+}
+
+#[test]
 fn device_ids_are_unique_and_usable() {
     let mut config = VmConfig::new("k");
     config.disks = vec![disk("a"), disk("b")];

@@ -86,7 +86,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut image = Vec::new();
     File::open(path)?.take(bzimage::MAX_LEN + 1).read_to_end(&mut image)?;
     if image.len() as u64 > bzimage::MAX_LEN {
-        return Err(io::Error::other("longer than 1 GiB: no kernel"));
+        return Err(io::Error::other("too long for a kernel"));
     }
     Ok(image)
 }

@@ -1,7 +1,7 @@
 //! A vCPU: one thread that runs the guest and carries its exits to the buses.
 //!
 //! It never does I/O and waits for nobody: devices answer from registers, doorbells are ioeventfds,
-//! interrupts irqfds. What ends a guest leaves here as a [`CrashReport`].
+//! interrupts irqfds. What ends a guest leaves here as a [`Failure`].
 
 pub mod gate;
 pub mod report;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use husk_devices::bus::Bus;
+use husk_devices::panics::caught;
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -33,8 +34,16 @@ pub struct Buses {
     pub mmio: Arc<Bus>,
 }
 
+/// Why a vCPU's thread has nothing more to do, when nobody has sent it home.
+pub enum Failure {
+    /// The guest's fault: it cannot go on.
+    Crash(Box<CrashReport>),
+    /// husk's own: the thread panicked. In words.
+    Panic(String),
+}
+
 /// Called on the vCPU's thread when it cannot go on.
-pub type OnCrash = Arc<dyn Fn(CrashReport) + Send + Sync>;
+pub type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
 
 /// A vCPU that has not run yet.
 pub struct Vcpu {
@@ -51,8 +60,8 @@ pub struct Surroundings {
     pub memory: GuestMemoryMmap,
     /// Holds, releases and ends the thread.
     pub gate: Arc<Gate>,
-    /// Told of a crash.
-    pub on_crash: OnCrash,
+    /// Told of a crash or panic.
+    pub on_failure: OnFailure,
     /// Marked at the first KVM_RUN.
     pub timeline: Arc<Timeline>,
 }
@@ -107,8 +116,21 @@ impl Vcpu {
         let name = format!("husk-vcpu{}", self.id);
         std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
             let Vcpu { id, mut fd } = self;
-            Runner { id, around: &around }.run(&mut fd);
+            let runner = Runner { id, around: &around };
+            if let Err(why) = caught(&format!("the thread of vCPU {id}"), || runner.run(&mut fd)) {
+                (around.on_failure)(Failure::Panic(why));
+            }
         })
+    }
+}
+
+/// Why an exit is a vCPU's last; `suberror` is that of a KVM internal error.
+fn cause_of(exit: &VcpuExit<'_>, suberror: impl FnOnce() -> u32) -> Cause {
+    match exit {
+        VcpuExit::Shutdown => Cause::TripleFault,
+        VcpuExit::FailEntry(reason, _) => Cause::EntryFailed { reason: *reason },
+        VcpuExit::InternalError => Cause::InternalError { suberror: suberror() },
+        other => Cause::UnexpectedExit(format!("{other:?}")),
     }
 }
 
@@ -144,14 +166,11 @@ impl Runner<'_> {
                 Ok(VcpuExit::MmioRead(address, data)) => mmio.read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => mmio.write(address, data),
                 Ok(VcpuExit::Intr) => {}
-                Ok(VcpuExit::Shutdown) => break Cause::TripleFault,
-                Ok(VcpuExit::FailEntry(reason, _)) => break Cause::EntryFailed { reason },
-                Ok(VcpuExit::InternalError) => {
-                    // SAFETY: as above; KVM filled in `internal` for this exit.
-                    let suberror = unsafe { (*shared).__bindgen_anon_1.internal.suberror };
-                    break Cause::InternalError { suberror };
+                Ok(last) => {
+                    // SAFETY: as above; KVM filled in `internal` for the exit for which it is read.
+                    let suberror = || unsafe { (*shared).__bindgen_anon_1.internal.suberror };
+                    break cause_of(&last, suberror);
                 }
-                Ok(other) => break Cause::UnexpectedExit(format!("{other:?}")),
                 Err(e) if e.errno() == libc::EINTR => match inside.pass() {
                     Pass::Run => {}
                     // So that the guest's watchdogs do not bark at the lost time. Fails with
@@ -164,7 +183,7 @@ impl Runner<'_> {
                 Err(e) => break Cause::RunFailed { errno: e.errno() },
             }
         };
-        (self.around.on_crash)(self.report(fd, cause));
+        (self.around.on_failure)(Failure::Crash(Box::new(self.report(fd, cause))));
         inside.rest();
     }
 
@@ -183,5 +202,26 @@ impl Runner<'_> {
             code.clear();
         }
         CrashReport { cpu: self.id, cause, regs, sregs: fd.get_sregs().ok(), code }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The exits that no guest of the tests can bring about on every host: the CPU's refusal needs a
+    /// state that KVM lets pass and the CPU does not.
+    #[test]
+    fn an_exit_that_is_the_last_is_told_as_what_it_is() {
+        let cause = |exit| cause_of(&exit, || 3);
+        let refused = cause(VcpuExit::FailEntry(0x8000_0021, 1));
+        assert_eq!(refused, Cause::EntryFailed { reason: 0x8000_0021 });
+        let report = CrashReport { cpu: 1, cause: refused, regs: None, sregs: None, code: vec![] };
+        let text = report.to_string();
+        assert!(text.contains("vCPU 1: the CPU refused the guest's state"), "{text}");
+        assert!(text.contains("KVM_EXIT_FAIL_ENTRY, 0x80000021"), "{text}");
+        assert_eq!(cause(VcpuExit::InternalError), Cause::InternalError { suberror: 3 });
+        assert_eq!(cause(VcpuExit::Shutdown), Cause::TripleFault);
+        assert_eq!(cause(VcpuExit::Hlt), Cause::UnexpectedExit("Hlt".to_owned()));
     }
 }

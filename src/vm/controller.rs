@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use husk_devices::platform::GuestEvent;
+use kvm_bindings::CpuId;
 use vm_memory::GuestMemoryMmap;
 
 use super::VmError;
@@ -24,7 +25,7 @@ use crate::config::{OnReboot, VmConfig};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
 use crate::timeline::{Phase, Timeline};
-use crate::vcpu::OnCrash;
+use crate::vcpu::{Failure, OnFailure};
 
 /// How long a kernel that reported a panic may go on to write about it before it resets.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -53,6 +54,8 @@ fn last_words(console: &str) -> &str {
 /// Everything a VM is made of.
 pub(super) struct Controller {
     pub hypervisor: Arc<Hypervisor>,
+    /// What KVM can give a guest.
+    pub cpuid: CpuId,
     pub config: VmConfig,
     pub software: Software,
     pub devices: Devices,
@@ -76,14 +79,20 @@ impl Controller {
     /// As [`Machine::boot`].
     pub fn boot(&self, making: Making, memory_is_zero: bool) -> Result<Machine, VmError> {
         let mailbox = self.mailbox.clone();
-        let on_crash: OnCrash = Arc::new(move |report| mailbox.post(Message::Crash(report.into())));
+        let on_failure: OnFailure = Arc::new(move |failure| {
+            mailbox.post(match failure {
+                Failure::Crash(report) => Message::Crash(report),
+                Failure::Panic(why) => Message::Broken(why),
+            });
+        });
         let parts = Parts {
             hypervisor: &self.hypervisor,
+            cpuid: &self.cpuid,
             config: &self.config,
             memory: &self.memory,
             software: &self.software,
             devices: &self.devices,
-            on_crash,
+            on_failure,
             timeline: &self.timeline,
         };
         Machine::boot(&parts, making, memory_is_zero)
@@ -124,7 +133,7 @@ impl Controller {
         self.mailbox.forget_guest();
         let host = |source| VmError::Host { what: "reboot".to_owned(), source };
         self.devices.reset().map_err(host)?;
-        memory::discard(&self.memory).map_err(host)?;
+        memory::discard(&self.memory, super::memory_spec(&self.config)).map_err(host)?;
         self.boot(Making::begin(&self.hypervisor, &self.memory)?, true)
     }
 
@@ -154,6 +163,7 @@ impl Controller {
                         Next::End(Outcome::Crash { report, console })
                     }
                 }
+                Message::Broken(why) => Next::End(Outcome::Failed { why }),
                 Message::Guest(GuestEvent::PowerOff) => Next::End(Outcome::PowerOff),
                 Message::Guest(GuestEvent::Panic) => {
                     panicked.get_or_insert_with(Instant::now);

@@ -19,7 +19,7 @@ use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::net::Net;
 use husk_devices::virtio::net::tap::Tap;
 use husk_devices::virtio::rng::Rng;
-use husk_devices::worker::Worker;
+use husk_devices::worker::{Worker, WorkerError, WorkerHandle};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -36,6 +36,33 @@ pub(super) struct Placed {
     pub transport: Arc<MmioTransport>,
 }
 
+/// Called, with a sentence, when a worker has ended of itself: the devices in it are gone.
+pub(super) type OnBroken = Arc<dyn Fn(String) + Send + Sync>;
+
+/// The threads the devices run in.
+struct Workers {
+    /// The VM's own.
+    shared: Worker,
+    /// Those of devices that block.
+    own: Vec<Worker>,
+    on_broken: OnBroken,
+}
+
+impl Workers {
+    /// One more, for a device that blocks.
+    fn add(&mut self, name: &str) -> Result<WorkerHandle, WorkerError> {
+        let worker = watched(name, &self.on_broken)?;
+        let handle = worker.handle();
+        self.own.push(worker);
+        Ok(handle)
+    }
+}
+
+fn watched(name: &str, on_broken: &OnBroken) -> Result<Worker, WorkerError> {
+    let on_broken = on_broken.clone();
+    Worker::spawn_watched(name, move |why| on_broken(why))
+}
+
 /// All devices of a machine; they outlive its reboots.
 pub(super) struct Devices {
     pub buses: Buses,
@@ -44,10 +71,8 @@ pub(super) struct Devices {
     /// Rung to press the power button; an irqfd.
     pub power_button: EventFd,
     console: Option<Console>,
-    /// The VM's worker. After the devices that run in it.
-    worker: Worker,
-    /// Those of devices that block.
-    _workers: Vec<Worker>,
+    /// After the devices that run in them.
+    workers: Workers,
 }
 
 impl Devices {
@@ -59,10 +84,11 @@ impl Devices {
         config: &VmConfig,
         memory: &GuestMemoryMmap,
         events: EventSink,
+        on_broken: OnBroken,
     ) -> Result<Self, VmError> {
-        let worker = Worker::spawn("husk-worker")?;
-        let mut workers = Vec::new();
-        let devices = open_virtio(config, &worker, &mut workers)?;
+        let mut workers =
+            Workers { shared: watched("husk-worker", &on_broken)?, own: Vec::new(), on_broken };
+        let devices = open_virtio(config, &mut workers)?;
 
         let uart = Uart::new().map_err(host("serial console"))?;
         let mut pio = BusBuilder::default();
@@ -108,8 +134,7 @@ impl Devices {
             power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(host("power button"))?,
             console: None,
-            worker,
-            _workers: workers,
+            workers,
         })
     }
 
@@ -118,7 +143,7 @@ impl Devices {
     /// # Errors
     /// As [`Console::connect`].
     pub fn connect_console(&mut self, source: Source) -> Result<(), VmError> {
-        self.console = Some(Console::connect(source, self.uart.clone(), &self.worker)?);
+        self.console = Some(Console::connect(source, self.uart.clone(), &self.workers.shared)?);
         Ok(())
     }
 
@@ -171,28 +196,23 @@ type Named = (String, Box<dyn VirtioDevice>);
 
 /// Every virtio device of the configuration with its name, in the order in which the guest finds
 /// them.
-fn open_virtio(
-    config: &VmConfig,
-    worker: &Worker,
-    workers: &mut Vec<Worker>,
-) -> Result<Vec<Named>, VmError> {
+fn open_virtio(config: &VmConfig, workers: &mut Workers) -> Result<Vec<Named>, VmError> {
     let mut devices: Vec<Named> = Vec::new();
     for disk in &config.disks {
         let backend = DiskBackend::open(&disk.path, disk.readonly)?;
         // A disk blocks in its system calls, so it has a worker of its own.
-        let own = Worker::spawn(format!("husk-{}", disk.id))?;
-        devices.push((disk.id.clone(), Box::new(Blk::new(&disk.id, backend, own.handle()))));
-        workers.push(own);
+        let own = workers.add(&format!("husk-{}", disk.id))?;
+        devices.push((disk.id.clone(), Box::new(Blk::new(&disk.id, backend, own))));
     }
     for net in &config.nets {
         let mac = net.mac.as_deref().map(parse_mac).transpose()?;
         devices.push((
             net.id.clone(),
-            Box::new(Net::new(&net.id, open_tap(net)?, mac, worker.handle())),
+            Box::new(Net::new(&net.id, open_tap(net)?, mac, workers.shared.handle())),
         ));
     }
     if config.rng {
-        devices.push(("rng".to_owned(), Box::new(Rng::new(worker.handle()))));
+        devices.push(("rng".to_owned(), Box::new(Rng::new(workers.shared.handle()))));
     }
     Ok(devices)
 }

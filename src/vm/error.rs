@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::memory;
+use crate::size::Size;
 
 /// A VM that cannot be made or started. Each variant's message names the thing the user gave.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,11 @@ pub enum VmError {
     Hypervisor(#[from] crate::hypervisor::HypervisorError),
     #[error("--cpus {wanted}: this host's KVM has at most {max} vCPUs for a VM")]
     TooManyCpus { wanted: u32, max: u32 },
+    #[error(
+        "--memory {wanted}: a guest has at most {most} on this host, whose KVM gives processors \
+         {bits} bits of physical address"
+    )]
+    MemoryBeyondCpu { wanted: Size, most: Size, bits: u32 },
     #[error(transparent)]
     Memory(#[from] memory::MemoryError),
     #[error(transparent)]

@@ -174,6 +174,53 @@ mod tests {
         assert!(firmware(&config).ends_with("acpi=off virtio_mmio.device=4K@0xd0000000:6"));
     }
 
+    /// What `vm_cmdline_set` of Linux' drivers/virtio/virtio_mmio.c makes of a parameter's value,
+    /// `<size>@<base>:<irq>[:<id>]`: `memparse`, then `sscanf("@%lli:%u%n:%d%n")` with at least two
+    /// numbers and nothing behind the last, and an interrupt that is not 0.
+    fn as_linux_takes_it(value: &str) -> Option<(u64, u64, u32)> {
+        /// `simple_strtoull` of base 0: the number and what is behind it.
+        fn number(text: &str) -> Option<(u64, &str)> {
+            let (digits, base) = match text.strip_prefix("0x") {
+                Some(hex) => (hex, 16),
+                None if text.starts_with('0') => (text, 8),
+                None => (text, 10),
+            };
+            let end = digits.find(|c: char| !c.is_digit(base)).unwrap_or(digits.len());
+            Some((u64::from_str_radix(&digits[..end], base).ok()?, &digits[end..]))
+        }
+        let (size, rest) = number(value)?;
+        let (shift, rest) = match rest.as_bytes().first()? {
+            b'K' | b'k' => (10, &rest[1..]),
+            b'M' | b'm' => (20, &rest[1..]),
+            _ => (0, rest),
+        };
+        let (base, rest) = number(rest.strip_prefix('@')?)?;
+        let rest = rest.strip_prefix(':')?;
+        // %u is decimal.
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let irq: u32 = rest[..digits].parse().ok()?;
+        (rest[digits..].is_empty() && irq != 0).then_some((size << shift, base, irq))
+    }
+
+    #[test]
+    fn every_device_parameter_is_taken_by_linux_for_what_it_is() {
+        let taken = as_linux_takes_it("0x1000@0xd0000000:6");
+        assert_eq!(taken, Some((0x1000, 0xd000_0000, 6)), "the reading itself");
+        for wrong in ["4K@0xd0000000", "4K@0xd0000000:0", "4K@0xd0000000:6 ", "@0xd0000000:6"] {
+            assert_eq!(as_linux_takes_it(wrong), None, "{wrong}");
+        }
+        let slot =
+            |n: u32| VirtioSlot { base: 0xd000_0000 + n * 0x1000, gsi: layout::VIRTIO_GSI + n };
+        let slots: Vec<_> = (0..layout::VIRTIO_MAX as u32).map(slot).collect();
+        let mut config = VmConfig::new("k");
+        config.acpi = false;
+        let line = Firmware { config: &config, slots: &slots }.cmdline().unwrap().text();
+        let given = line.split(' ').filter_map(|word| word.strip_prefix("virtio_mmio.device="));
+        let taken: Vec<_> = given.map(|value| as_linux_takes_it(value).unwrap()).collect();
+        let wanted = slots.iter().map(|slot| (MMIO_WINDOW, u64::from(slot.base), slot.gsi));
+        assert_eq!(taken, wanted.collect::<Vec<_>>());
+    }
+
     #[test]
     fn the_memory_map_leaves_out_the_legacy_areas_and_the_hole() {
         let spec = memory::Spec { size: Size::mib(5 << 10), shared: false, hugepages: false };

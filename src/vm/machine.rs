@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use husk_devices::virtio::mmio::QUEUE_NOTIFY;
+use kvm_bindings::CpuId;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::GuestMemoryMmap;
 
@@ -18,17 +19,18 @@ use crate::config::VmConfig;
 use crate::hypervisor::{self, Hypervisor, HypervisorError, failed};
 use crate::timeline::{Phase, Timeline};
 use crate::vcpu::gate::Gate;
-use crate::vcpu::{OnCrash, Surroundings, Vcpu};
+use crate::vcpu::{OnFailure, Surroundings, Vcpu};
 use crate::x86_64::{cpuid, layout, regs};
 
 /// What a machine is made of and does not own.
 pub(super) struct Parts<'a> {
     pub hypervisor: &'a Hypervisor,
+    pub cpuid: &'a CpuId,
     pub config: &'a VmConfig,
     pub memory: &'a GuestMemoryMmap,
     pub software: &'a Software,
     pub devices: &'a Devices,
-    pub on_crash: OnCrash,
+    pub on_failure: OnFailure,
     pub timeline: &'a Arc<Timeline>,
 }
 
@@ -80,7 +82,7 @@ impl Machine {
             buses: parts.devices.buses.clone(),
             memory: parts.memory.clone(),
             gate: gate.clone(),
-            on_crash: parts.on_crash.clone(),
+            on_failure: parts.on_failure.clone(),
             timeline: parts.timeline.clone(),
         };
         let mut machine = Self { gate, threads: Vec::with_capacity(vcpus.len()), _vm: vm };
@@ -135,7 +137,7 @@ fn create_vcpus(parts: &Parts<'_>, vm: &VmFd) -> Result<Vec<Vcpu>, HypervisorErr
         tsc_khz: vcpus.first().and_then(Vcpu::tsc_khz).unwrap_or(0),
         tsc_deadline: parts.hypervisor.has_tsc_deadline(),
     };
-    let mut leaves = cpuid::for_machine(&parts.hypervisor.supported_cpuid()?, machine);
+    let mut leaves = cpuid::for_machine(parts.cpuid, machine);
     vcpus.iter().try_for_each(|vcpu| vcpu.configure(&mut leaves))?;
     Ok(vcpus)
 }

@@ -15,6 +15,8 @@ pub(super) enum Message {
     Guest(GuestEvent),
     /// A vCPU cannot go on.
     Crash(Box<CrashReport>),
+    /// A thread of husk's own has failed, and the VM cannot go on without it. In words.
+    Broken(String),
     /// The embedder wants something; the answer goes into the channel.
     Command(Command, SyncSender<()>),
 }
@@ -79,9 +81,10 @@ impl Mailbox {
         }
     }
 
-    /// Forgets what the guest said; commands stay.
+    /// Forgets what the guest said and how it died; commands stay, and what broke stays broken.
     pub fn forget_guest(&self) {
-        self.state().queue.retain(|m| matches!(m, Message::Command(..)));
+        let stays = |m: &Message| matches!(m, Message::Command(..) | Message::Broken(_));
+        self.state().queue.retain(stays);
     }
 
     /// Drops everything, now and from now on: whoever waits for an answer gets none.

@@ -25,20 +25,22 @@ use std::sync::Arc;
 
 use husk_devices::platform::EventSink;
 use husk_devices::serial::ConsoleStreams;
+use kvm_bindings::CpuId;
 
 use crate::boot::{Cache, Initrd, Kernel};
 use crate::config::{self, VmConfig};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
+use crate::size::Size;
 use crate::timeline::{Phase, Timeline};
-use crate::x86_64::layout;
+use crate::x86_64::{cpuid, layout};
 use console::Source;
 use controller::Controller;
-use devices::Devices;
+use devices::{Devices, OnBroken};
 use firmware::Software;
 use mailbox::{Mailbox, Message};
 use making::Making;
-use running::{Promise, Verdict};
+use running::Verdict;
 
 pub use console::stdio_streams;
 pub use error::VmError;
@@ -81,7 +83,18 @@ impl Vm {
     ) -> Result<Self, VmError> {
         config.name_devices();
         config.validate()?;
-        let hypervisor = Arc::new(Hypervisor::open()?);
+        Self::on(Hypervisor::open()?, &Cache::user(), config, console, timeline)
+    }
+
+    /// As [`Vm::with`], on a given KVM and with a given cache of kernels. `config` is valid.
+    fn on(
+        hypervisor: Hypervisor,
+        cache: &Cache,
+        config: VmConfig,
+        console: Option<ConsoleStreams>,
+        timeline: Arc<Timeline>,
+    ) -> Result<Self, VmError> {
+        let hypervisor = Arc::new(hypervisor);
         let max = hypervisor.max_vcpus();
         if config.cpus > max {
             return Err(VmError::TooManyCpus { wanted: config.cpus, max });
@@ -90,15 +103,19 @@ impl Vm {
         let memory = memory::allocate(memory_spec(&config))?;
         timeline.mark(Phase::MemoryMapped);
         let making = Making::begin(&hypervisor, &memory)?;
+        // What takes its time is done while KVM takes the memory.
+        let cpuid = hypervisor.supported_cpuid()?;
+        check_reach(config.memory.size, &cpuid)?;
         let software = Software {
-            kernel: Kernel::open(&config.kernel, &Cache::user())?,
+            kernel: Kernel::open(&config.kernel, cache)?,
             initrd: config.initrd.as_deref().map(Initrd::open).transpose()?,
         };
         timeline.mark(Phase::KernelOpened);
         let mailbox = Arc::new(Mailbox::default());
-        let post = mailbox.clone();
-        let events: EventSink = Arc::new(move |event| post.post(Message::Guest(event)));
-        let devices = Devices::open(&config, &memory, events)?;
+        let (guest, husk) = (mailbox.clone(), mailbox.clone());
+        let events: EventSink = Arc::new(move |event| guest.post(Message::Guest(event)));
+        let on_broken: OnBroken = Arc::new(move |why| husk.post(Message::Broken(why)));
+        let devices = Devices::open(&config, &memory, events, on_broken)?;
         timeline.mark(Phase::DevicesOpened);
         console::check(&config)?;
         let console = match console {
@@ -106,7 +123,7 @@ impl Vm {
             None => Source::Config(config.console.clone()),
         };
         let controller =
-            Controller { hypervisor, config, software, devices, memory, mailbox, timeline };
+            Controller { hypervisor, cpuid, config, software, devices, memory, mailbox, timeline };
         Ok(Self { making, controller, console })
     }
 
@@ -132,16 +149,25 @@ impl Vm {
         let thread = std::thread::Builder::new()
             .name("husk-vm".to_owned())
             .stack_size(STACK)
-            .spawn(move || {
-                // Whatever happens in there, whoever waits for the VM hears of its end.
-                let verdict = Promise(verdict);
-                verdict.0.set(controller.run(machine));
-            })
+            .spawn(move || verdict.give(|| controller.run(machine)))
             .map_err(|source| VmError::Host { what: "controller thread".to_owned(), source })?;
         running.controller = Some(thread);
         Ok(running)
     }
 }
+
+/// Refuses memory that no address of the guest's processors reaches.
+fn check_reach(wanted: Size, cpuid: &CpuId) -> Result<(), VmError> {
+    let bits = cpuid::physical_bits(cpuid);
+    let most = memory::most(bits);
+    if wanted > most {
+        return Err(VmError::MemoryBeyondCpu { wanted, most, bits });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
 
 /// The memory that `config` asks for.
 fn memory_spec(config: &VmConfig) -> memory::Spec {

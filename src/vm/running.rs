@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use husk_devices::panics::caught;
 use husk_devices::serial::Output;
 
 use super::mailbox::{Command, Mailbox, Message};
@@ -24,19 +25,13 @@ pub(super) struct Verdict {
     known: Condvar,
 }
 
-/// A verdict that will be given, at the latest when this is dropped.
-pub(super) struct Promise(pub Arc<Verdict>);
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        self.0.set(Outcome::Failed { why: "husk's own controller panicked".to_owned() });
-    }
-}
-
 impl Verdict {
-    /// Gives the verdict; the first one stays.
-    pub fn set(&self, outcome: Outcome) {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(outcome);
+    /// Gives the verdict that `reach` comes to. Whatever happens in there, whoever waits for the VM
+    /// hears of its end.
+    pub fn give(&self, reach: impl FnOnce() -> Outcome) {
+        let outcome = caught("the controller of the VM", reach);
+        let outcome = outcome.unwrap_or_else(|why| Outcome::Failed { why });
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         self.known.notify_all();
     }
 

@@ -26,6 +26,24 @@ const KVM_SIGNATURE: u32 = 0x4000_0000;
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
 /// The frequency of KVM's local APIC timer: a tick a nanosecond.
 const APIC_BUS_KHZ: u32 = 1_000_000;
+/// Intel: the ratio of the TSC's frequency to the core crystal's, and that (SDM vol. 2A, "CPUID").
+const TSC_RATIO: u32 = 0x15;
+/// Intel: processor and bus frequencies in MHz.
+const FREQUENCIES: u32 = 0x16;
+
+/// The bits of a guest-physical address: of the processor, or of what KVM can map for its guests
+/// where that is less (leaf 0x8000_0008 EAX[7:0], EAX[23:16]).
+pub fn physical_bits(supported: &CpuId) -> u32 {
+    /// Of a processor without the leaf (SDM vol. 3 §4.1.4).
+    const WITHOUT_LEAF: u32 = 36;
+    let leaf = supported.as_slice().iter().find(|leaf| leaf.function == 0x8000_0008);
+    let Some(leaf) = leaf else { return WITHOUT_LEAF };
+    match (leaf.eax & 0xff, leaf.eax >> 16 & 0xff) {
+        (0, _) => WITHOUT_LEAF,
+        (bits, 0) => bits,
+        (bits, mappable) => bits.min(mappable),
+    }
+}
 
 /// What the leaves are made for.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +66,14 @@ pub fn for_machine(supported: &CpuId, machine: Machine) -> Vec<kvm_cpuid_entry2>
         [0xb, 0x1f].into_iter().filter(|l| leaves.iter().any(|e| e.function == *l)).collect();
     leaves.retain(|e| !matches!(e.function, 0xb | 0x1f | HYPERVISOR_TIMING));
 
-    let amd = leaves.iter().any(|e| e.function == 0 && e.ecx == u32::from_le_bytes(*b"cAMD"));
+    // The end of the vendor's name, "GenuineIntel" or "AuthenticAMD", and the last basic leaf.
+    let (vendor, last) = leaves.iter().find(|e| e.function == 0).map_or((0, 0), |e| (e.ecx, e.eax));
+    let amd = vendor == u32::from_le_bytes(*b"cAMD");
+    if vendor == u32::from_le_bytes(*b"ntel") {
+        leaves.retain(|e| !matches!(e.function, TSC_RATIO | FREQUENCIES));
+        let told = frequencies(machine.tsc_khz).into_iter().flatten();
+        leaves.extend(told.filter(|leaf| leaf.function <= last));
+    }
     // Bits of an APIC id that number the vCPUs.
     let id_bits = machine.cpus.next_power_of_two().trailing_zeros();
     for leaf in &mut leaves {
@@ -99,6 +124,49 @@ pub fn for_machine(supported: &CpuId, machine: Machine) -> Vec<kvm_cpuid_entry2>
         });
     }
     leaves
+}
+
+/// Leaves 0x15 and 0x16, for guests that know nothing of KVM: their clock needs no calibration. The
+/// crystal is what the local APIC's timer counts (SDM vol. 3 §11.5.4), and Linux believes it, so it
+/// is KVM's and not the host's. `None` when the TSC's frequency is not known.
+fn frequencies(tsc_khz: u32) -> Option<[kvm_cpuid_entry2; 2]> {
+    let (numerator, denominator) = tsc_ratio(tsc_khz)?;
+    let mhz = (tsc_khz + 500) / 1000;
+    Some([
+        kvm_cpuid_entry2 {
+            function: TSC_RATIO,
+            eax: denominator,
+            ebx: numerator,
+            ecx: APIC_BUS_KHZ * 1000,
+            ..Default::default()
+        },
+        kvm_cpuid_entry2 {
+            function: FREQUENCIES,
+            eax: mhz,
+            ebx: mhz,
+            ecx: APIC_BUS_KHZ / 1000,
+            ..Default::default()
+        },
+    ])
+}
+
+/// The fraction of [`APIC_BUS_KHZ`] nearest to `tsc_khz`. Linux multiplies the crystal's kHz by the
+/// numerator in 32 bits (`native_calibrate_tsc`), which bounds it: what is lost is less than one
+/// part in a million.
+fn tsc_ratio(tsc_khz: u32) -> Option<(u32, u32)> {
+    const NUMERATOR_MAX: u64 = (u32::MAX / APIC_BUS_KHZ) as u64;
+    let (khz, crystal) = (u64::from(tsc_khz), u64::from(APIC_BUS_KHZ));
+    // With the denominator `d`: the numerator, and by how much it is off in units of 1 / (d * crystal).
+    let nearest = |d: u64| {
+        let numerator = (khz * d + crystal / 2) / crystal;
+        (numerator, (numerator * crystal).abs_diff(khz * d))
+    };
+    let candidates = (1..=NUMERATOR_MAX).map(|d| (nearest(d), d));
+    let usable = candidates.filter(|((numerator, _), _)| (1..=NUMERATOR_MAX).contains(numerator));
+    // off / d is compared without dividing: both are far below 2^32.
+    let best = usable.min_by(|((_, a), d), ((_, b), e)| (a * e).cmp(&(b * d)))?;
+    let ((numerator, _), denominator) = best;
+    Some((u32::try_from(numerator).ok()?, u32::try_from(denominator).ok()?))
 }
 
 /// Leaves 0xb and 0x1f: threads of a core (one), then cores of the package.
@@ -190,6 +258,57 @@ mod tests {
         let timing = leaf(&leaves, HYPERVISOR_TIMING, 0);
         assert_eq!((timing.eax, timing.ebx), (2_100_000, 1_000_000));
         assert_ne!(leaf(&leaves, 1, 0).ecx & TSC_DEADLINE, 0);
+    }
+
+    #[test]
+    fn physical_addresses_are_as_wide_as_kvm_says_and_36_bits_where_it_does_not() {
+        let bits =
+            |leaves: &[kvm_cpuid_entry2]| physical_bits(&CpuId::from_entries(leaves).unwrap());
+        let with = |eax| bits(&[kvm_cpuid_entry2 { eax, ..entry(0x8000_0008) }]);
+        assert_eq!(bits(&[entry(0), entry(1)]), 36);
+        assert_eq!((with(0x3028), with(0x30_3934), with(0x30_3928)), (40, 48, 40));
+    }
+
+    /// What `vendor`'s guest is told, with leaves 0 to `last` and the host's own frequencies.
+    fn frequencies_told(vendor: &[u8; 4], last: u32, tsc_khz: u32) -> Vec<kvm_cpuid_entry2> {
+        let mut host = [entry(0), entry(1), entry(TSC_RATIO), entry(FREQUENCIES)];
+        host[0].eax = last;
+        host[0].ecx = u32::from_le_bytes(*vendor);
+        host[2].ecx = 25_000_000;
+        let machine = Machine { cpus: 1, tsc_khz, tsc_deadline: true };
+        let mut leaves = for_machine(&CpuId::from_entries(&host).unwrap(), machine);
+        leaves.retain(|e| matches!(e.function, TSC_RATIO | FREQUENCIES));
+        leaves
+    }
+
+    #[test]
+    fn intels_frequency_leaves_give_linux_the_tscs_and_the_local_apics_frequency() {
+        // A round one, real ones, those of the slowest and of the fastest processors.
+        for khz in [2_100_000, 2_599_998, 2_893_202, 1_996_249, 3_700_113, 500_000, 6_200_000] {
+            let told = frequencies_told(b"ntel", 0x1f, khz);
+            let [ratio, mhz] = told.as_slice() else { panic!("{told:?}") };
+            // As native_calibrate_tsc() reckons, in 32 bits.
+            let crystal_khz = ratio.ecx / 1000;
+            let linux = crystal_khz.checked_mul(ratio.ebx).unwrap() / ratio.eax;
+            assert_eq!(crystal_khz, 1_000_000, "a tick of KVM's local APIC timer is a nanosecond");
+            assert!(linux.abs_diff(khz) <= 1 + khz / 1_000_000, "{khz}: {linux}");
+            assert_eq!((mhz.eax, mhz.eax), (mhz.ebx, (khz + 500) / 1000));
+        }
+        assert_eq!(
+            frequencies_told(b"ntel", 0x1f, 2_100_000)[0].ebx % 21,
+            0,
+            "exact where it can be"
+        );
+    }
+
+    #[test]
+    fn frequency_leaves_are_only_told_where_the_processor_has_them_and_they_are_known() {
+        assert_eq!(frequencies_told(b"ntel", 0x15, 2_100_000).len(), 1);
+        assert!(frequencies_told(b"ntel", 0x14, 2_100_000).is_empty());
+        assert!(frequencies_told(b"ntel", 0x1f, 0).is_empty());
+        // Another vendor's are left alone.
+        let amd = frequencies_told(b"cAMD", 0x1f, 2_100_000);
+        assert_eq!((amd.len(), amd[0].ecx, amd[0].eax), (2, 25_000_000, 0));
     }
 
     #[test]
