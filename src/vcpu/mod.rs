@@ -37,7 +37,7 @@ pub struct Buses {
 /// Why a vCPU's thread has nothing more to do, when nobody has sent it home.
 pub enum Failure {
     /// The guest's fault: it cannot go on.
-    Crash(CrashReport),
+    Crash(Box<CrashReport>),
     /// husk's own: the thread panicked. In words.
     Panic(String),
 }
@@ -183,7 +183,7 @@ impl Runner<'_> {
                 Err(e) => break Cause::RunFailed { errno: e.errno() },
             }
         };
-        (self.around.on_failure)(Failure::Crash(self.report(fd, cause)));
+        (self.around.on_failure)(Failure::Crash(self.report(fd, cause).into()));
         inside.rest();
     }
 

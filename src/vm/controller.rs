@@ -81,7 +81,7 @@ impl Controller {
         let mailbox = self.mailbox.clone();
         let on_failure: OnFailure = Arc::new(move |failure| {
             mailbox.post(match failure {
-                Failure::Crash(report) => Message::Crash(report.into()),
+                Failure::Crash(report) => Message::Crash(report),
                 Failure::Panic(why) => Message::Broken(why),
             });
         });
