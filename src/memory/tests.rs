@@ -61,7 +61,9 @@ fn has_huge_pages(needed: u64) -> bool {
     let free: u64 = field("HugePages_Free:").unwrap_or(0);
     let enough = free.saturating_sub(field("HugePages_Rsvd:").unwrap_or(0)) >= needed;
     if !enough {
-        let line = format!("SKIPPED with huge pages: the host has no {needed} free ones\n");
+        let line = format!(
+            "SKIPPED with huge pages: {needed} free ones are needed (sysctl vm.nr_hugepages={needed})\n"
+        );
         std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
     }
     enough
