@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use husk::config::{
     BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Size, VmConfig,
+    VsockConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
@@ -15,7 +16,7 @@ use log::LevelFilter;
 
 use super::keyvalue::KeyValues;
 use super::signals::Signals;
-use super::{Error, footprint, logging, terminal};
+use super::{Error, footprint, limits, logging, terminal};
 
 /// Exit status: the time given with --timeout ran out.
 const TIMED_OUT: u8 = 124;
@@ -60,6 +61,10 @@ pub struct Run {
     /// Whether the guest has virtio-rng [default: on]
     #[arg(long, value_name = "on|off", value_parser = parse_switch)]
     rng: Option<bool>,
+    /// Sockets between guest and host: socket=PATH[,cid=N]; the host says `CONNECT <port>` to PATH,
+    /// and the guest reaches PATH_<port> [cid: 3]
+    #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
+    vsock: Option<VsockConfig>,
     /// The serial console: stdio, none, file=PATH, or pty [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<ConsoleConfig>,
@@ -140,6 +145,9 @@ impl Run {
             return Ok(0);
         }
 
+        if config.vsock.is_some() {
+            limits::raise_descriptors();
+        }
         let _restore = terminal::Restore;
         let ending = Ending::attend(Signals::block()?, grace)?;
         let (console, escapes) = console(&config)?;
@@ -203,6 +211,7 @@ impl Run {
             config.nets = self.net;
         }
         config.rng = self.rng.unwrap_or(config.rng);
+        config.vsock = self.vsock.or(config.vsock);
         config.console = self.console.unwrap_or(config.console);
         config.on_reboot = self.on_reboot.unwrap_or(config.on_reboot);
         config.acpi = config.acpi && !self.no_acpi;
@@ -381,6 +390,16 @@ fn parse_net(text: &str) -> Result<NetConfig, String> {
         fd: fd.transpose()?,
         mac: kv.value("mac")?,
         id: kv.value("id")?.unwrap_or_default(),
+    })
+}
+
+fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
+    let mut kv = KeyValues::parse("--vsock", &["socket", "cid"], text)?;
+    let cid =
+        kv.value("cid")?.map(|cid| cid.parse().map_err(|_| format!("cid={cid} is no number")));
+    Ok(VsockConfig {
+        cid: cid.transpose()?.unwrap_or_else(VsockConfig::default_cid),
+        socket: kv.value("socket")?.ok_or("where on the host? --vsock socket=PATH")?.into(),
     })
 }
 

@@ -19,6 +19,7 @@ use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::net::Net;
 use husk_devices::virtio::net::tap::Tap;
 use husk_devices::virtio::rng::Rng;
+use husk_devices::virtio::vsock::Vsock;
 use husk_devices::worker::Worker;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -184,6 +185,10 @@ fn open_virtio(
     }
     if config.rng {
         devices.push(("rng".to_owned(), Box::new(Rng::new(worker.handle()))));
+    }
+    if let Some(vsock) = &config.vsock {
+        let device = Vsock::new(vsock.cid, &vsock.socket, worker.handle())?;
+        devices.push(("vsock".to_owned(), Box::new(device)));
     }
     Ok(devices)
 }
