@@ -43,7 +43,7 @@ pub use socket::{PATH_MAX, SocketError};
 /// Device type 19, virtio 1.3 §5.
 const DEVICE_TYPE: u32 = 19;
 /// Receive, transmit, event (virtio 1.3 §5.10.2).
-const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 /// `VIRTIO_VSOCK_F_STREAM` (virtio 1.3 §5.10.3).
 const F_STREAM: u64 = 1;
 /// Chains of one transmit round; each may carry 64 KiB.
