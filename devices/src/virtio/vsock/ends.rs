@@ -57,6 +57,8 @@ pub struct Ends {
     /// At the place of their connection's id.
     streams: Vec<Option<Stream>>,
     pool: Pool,
+    /// Sockets that have become connections, from the beginning on.
+    begun: u64,
     waiting: Waiting,
     timer: TimerFd,
     timer_runs: bool,
@@ -75,6 +77,7 @@ impl Ends {
             handshakes: std::iter::repeat_with(|| None).take(MAX_HANDSHAKES).collect(),
             streams: Vec::new(),
             pool: Pool::default(),
+            begun: 0,
             waiting: Waiting::Nobody,
             timer,
             timer_runs: false,
@@ -93,10 +96,8 @@ impl Ends {
                 ops.add(watched(&handshake.socket, Token::Handshake(n)))?;
             }
         }
-        for (place, id) in self.streams.iter().zip(0..) {
-            if let Some(stream) = place {
-                ops.add(watched(stream, Token::Stream(id)))?;
-            }
+        for stream in self.streams.iter().flatten() {
+            ops.add(watched(stream, stream.token))?;
         }
         Ok(())
     }
@@ -234,12 +235,18 @@ impl Ends {
     /// A peer's socket becomes a connection that the guest is asked for.
     fn begin(&mut self, id: Id, socket: UnixStream, ops: &mut EventOps<'_>) {
         // Changing what is watched also brings an event for what came meanwhile.
-        if let Err(e) = ops.modify(watched(&socket, Token::Stream(id))) {
+        let token = self.next_token(id);
+        if let Err(e) = ops.modify(watched(&socket, token)) {
             self.complain(&e);
         }
         let deadline = Instant::now() + self.patience;
-        self.put(id, Stream::new(socket, Some(deadline)));
+        self.put(id, Stream::new(socket, token, Some(deadline)));
         self.run_timer();
+    }
+
+    fn next_token(&mut self, id: Id) -> Token {
+        self.begun += 1;
+        Token::stream(id, self.begun)
     }
 
     fn put(&mut self, id: Id, stream: Stream) {
@@ -257,8 +264,8 @@ impl Ends {
     }
 
     /// Something happened to a host's socket.
-    pub fn happened(&mut self, id: Id, events: EventSet, ops: &mut EventOps<'_>) {
-        let Some(stream) = self.stream(id) else { return };
+    pub fn happened(&mut self, id: Id, token: Token, events: EventSet, ops: &mut EventOps<'_>) {
+        let Some(stream) = self.stream(id).filter(|stream| stream.token == token) else { return };
         stream.hung_up |= events.intersects(EventSet::HANG_UP | EventSet::ERROR);
         let hung_up = stream.hung_up;
         self.flush(id, ops);
@@ -336,8 +343,9 @@ impl Ends {
             return;
         };
         let id = self.muxer.accept(request);
-        let added = ops.add(watched(&socket, Token::Stream(id)));
-        self.put(id, Stream::new(socket, None));
+        let token = self.next_token(id);
+        let added = ops.add(watched(&socket, token));
+        self.put(id, Stream::new(socket, token, None));
         self.counters.opened += 1;
         if let Err(e) = added {
             self.complain(&e);

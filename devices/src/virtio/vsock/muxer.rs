@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use super::connection::{Connection, Heard, Key, Owed};
 use super::packet::{HOST_CID, Header, STREAM, op};
 
-/// Connections at once, those included that are only still written to the host.
+/// Connections at once, those included that are only still written to the host; a power of two.
 pub const MAX_CONNECTIONS: usize = 1024;
 /// RSTs that wait for receive buffers of the guest's before nothing more is taken from it.
 pub const MAX_REFUSALS: usize = 256;

@@ -5,7 +5,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
 use super::ends::Ends;
-use super::muxer::Id;
+use super::muxer::{Id, MAX_CONNECTIONS};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Queue, QueueState, Round};
 
@@ -15,8 +15,9 @@ const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 /// Whom an event of the loop is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token {
-    /// A connection's socket.
-    Stream(Id),
+    /// A connection's socket, and which one of those that have had its place: an event may come to
+    /// light when the next one has it.
+    Stream(Id, u32),
     /// The socket of a peer that has not said its line.
     Handshake(u32),
     /// The listening socket.
@@ -27,11 +28,20 @@ pub enum Token {
     Bell(u32),
 }
 
+/// Bits of a connection's place in a token, and of what follows it.
+const ID_BITS: u32 = MAX_CONNECTIONS.ilog2();
+const TURN_BITS: u32 = 24 - ID_BITS;
+
 impl Token {
+    /// The socket of the connection `id`, the `count`th that husk has begun.
+    pub fn stream(id: Id, count: u64) -> Token {
+        Token::Stream(id, count as u32 & ((1 << TURN_BITS) - 1))
+    }
+
     /// As the loop keeps it: the kind in the top byte, the number below.
     pub fn data(self) -> u32 {
         match self {
-            Token::Stream(id) => id,
+            Token::Stream(id, turn) => turn << ID_BITS | id,
             Token::Handshake(n) => 1 << 24 | n,
             Token::Listener => 2 << 24,
             Token::Timer => 3 << 24,
@@ -42,7 +52,7 @@ impl Token {
     fn of(data: u32) -> Option<Token> {
         let n = data & 0xff_ffff;
         match data >> 24 {
-            0 => Some(Token::Stream(n)),
+            0 => Some(Token::Stream(n & (MAX_CONNECTIONS as u32 - 1), n >> ID_BITS)),
             1 => Some(Token::Handshake(n)),
             2 => Some(Token::Listener),
             3 => Some(Token::Timer),
@@ -154,7 +164,9 @@ impl MutEventSubscriber for Serve {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         let mut rung = None;
         match Token::of(events.data()) {
-            Some(Token::Stream(id)) => self.ends.happened(id, events.event_set(), ops),
+            Some(token @ Token::Stream(id, _)) => {
+                self.ends.happened(id, token, events.event_set(), ops);
+            }
             Some(Token::Handshake(n)) => self.ends.shake(n, ops),
             Some(Token::Listener) => self.ends.accept(ops),
             Some(Token::Timer) => self.ends.tick(ops),
@@ -179,7 +191,8 @@ mod tests {
     #[test]
     fn a_token_comes_back_out_of_the_loops_number() {
         for token in [
-            Token::Stream(1023),
+            Token::Stream(0, 0),
+            Token::stream(1023, u64::MAX),
             Token::Handshake(63),
             Token::Listener,
             Token::Timer,

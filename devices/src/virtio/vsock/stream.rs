@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use super::connection::ROOM;
 use super::packet::HEADER_LEN;
+use super::serve::Token;
 use crate::virtio::queue::{Chain, IovecBuffer, Iovecs, OutOfChain};
 
 /// Empty rings that are kept for the next slow reader.
@@ -88,6 +89,8 @@ pub enum Goes {
 /// A host's socket.
 pub struct Stream {
     socket: UnixStream,
+    /// What its events are known by.
+    pub token: Token,
     kept: Option<Ring>,
     after: After,
     /// The peer has closed its end for both directions.
@@ -98,8 +101,8 @@ pub struct Stream {
 
 impl Stream {
     /// A socket that does not block.
-    pub fn new(socket: UnixStream, deadline: Option<Instant>) -> Stream {
-        Stream { socket, kept: None, after: After::Nothing, hung_up: false, deadline }
+    pub fn new(socket: UnixStream, token: Token, deadline: Option<Instant>) -> Stream {
+        Stream { socket, token, kept: None, after: After::Nothing, hung_up: false, deadline }
     }
 
     /// Sends the first `len` bytes of payload in `chain`, or keeps them. Gives those the peer took.
