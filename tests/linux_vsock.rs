@@ -16,9 +16,9 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use guest::tools::sha256;
+use guest::tools::{cpu_time, sha256};
 use guest::{Lab, PATIENCE};
 
 /// Connects to the device's socket, as soon as there is one, and says the line. Gives the stream
@@ -78,6 +78,13 @@ fn through_echo(stream: &UnixStream, bytes: &[u8]) {
     assert!(back == bytes, "other bytes came back");
 }
 
+/// Writes until nothing has been taken for a while.
+fn fill(mut stream: &UnixStream) {
+    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    while stream.write(&[0; 4096]).is_ok() {}
+    stream.set_write_timeout(None).unwrap();
+}
+
 /// A connection has a descriptor here.
 fn raise_descriptors(wanted: u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -100,6 +107,7 @@ fn connections_of_both_sides_carry_every_byte_and_end_each_way_by_itself() {
 vsock echo 5000 &
 vsock serve 5001 sha256sum &
 vsock serve 5002 cat /dev/zero &
+vsock serve 5003 sleep 1000 &
 vsock connect 2 6001 </dev/null; echo "nobody=$?"
 head -c 3000000 /dev/urandom >/sent
 echo "sent=$(sha256sum </sent | cut -d' ' -f1)"
@@ -120,14 +128,20 @@ exit 0
     let mut guest = lab.guest().arg("--vsock").arg(vsock).script(script).start();
     let (_, line) = dial(&socket, 5000);
     assert_eq!(line, "ERROR the guest is not ready\n");
-    for _ in 0..3 {
+    for _ in 0..4 {
         guest.wait_for("VSOCK-SERVES");
     }
     let (_, line) = dial(&socket, 4999);
     assert_eq!(line, "ERROR the guest refuses port 4999\n");
 
-    // Somebody whose bytes nobody takes is in nobody's way.
+    // Those whose bytes nobody takes are in nobody's way, and cost nothing.
     let mut unread = connect(&socket, 5002);
+    let stuck = connect(&socket, 5003);
+    fill(&stuck);
+    let before = cpu_time(guest.pid());
+    thread::sleep(Duration::from_secs(2));
+    let used = cpu_time(guest.pid()) - before;
+    assert!(used < Duration::from_millis(500), "{used:?} of processor time in 2 s");
     let begin = Instant::now();
     through_echo(&connect(&socket, 5000), &noise(1, AMOUNT));
     let took = begin.elapsed().as_secs_f64();
@@ -186,8 +200,8 @@ fn a_reboot_ends_the_connections_and_the_next_boot_has_its_own() {
     let socket = lab.path("v.sock");
     let vsock = format!("socket={}", socket.display());
     let script = "vsock echo 5000 & read line; exit 0";
-    let guest = lab.guest().arg("--vsock").arg(vsock).append("husk.end=reboot");
-    let mut guest = guest.script(script).start();
+    let guest = lab.guest().arg("--vsock").arg(vsock).args("--grace 0");
+    let mut guest = guest.append("husk.end=reboot").script(script).start();
     for boot in 0..3 {
         guest.wait_for("VSOCK-SERVES 5000");
         let mut stream = connect(&socket, 5000);
@@ -197,7 +211,6 @@ fn a_reboot_ends_the_connections_and_the_next_boot_has_its_own() {
     }
     guest.wait_for("VSOCK-SERVES 5000");
     guest.signal(libc::SIGTERM);
-    guest.signal(libc::SIGTERM);
-    guest.finish();
+    guest.finish().expect_status(128 + libc::SIGTERM);
     assert!(!socket.exists(), "husk left its socket behind");
 }

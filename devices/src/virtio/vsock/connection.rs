@@ -85,7 +85,7 @@ pub struct Connection {
     sent: u32,
     consumed: u32,
     room: u32,
-    /// The guest was asked for its credit and has not said anything since.
+    /// The guest was asked for its credit and has had none since.
     asked_credit: bool,
 }
 
@@ -209,7 +209,9 @@ impl Connection {
     fn learn_credit(&mut self, packet: &Header) {
         self.room = packet.buf_alloc;
         self.consumed = packet.fwd_cnt;
-        self.asked_credit = false;
+        // A guest without room answers that it has none: asked again and again, it and we would do
+        // nothing else. It tells by itself when it has some.
+        self.asked_credit &= self.credit() == 0;
     }
 
     /// Bytes the guest has room for. A guest that claims to have consumed what was never sent gets

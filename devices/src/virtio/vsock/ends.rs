@@ -5,7 +5,6 @@
 //! slow nor a guest without credit keeps the loop awake, and no event set is ever adjusted.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -14,13 +13,12 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::connection::Heard;
-use super::handshake::{Handshake, MAX_HANDSHAKES, Said};
+use super::door::{Door, dismiss, watched};
 use super::muxer::{Id, Incoming, Muxer, Next};
 use super::packet::{HEADER_LEN, Header, shut};
 use super::serve::Token;
 use super::socket::Listener;
-use super::stream::{self, Goes, Pool, Stream};
-use crate::complaints::Complaints;
+use super::stream::{Goes, Pool, Stream};
 use crate::virtio::queue::{Answer, Chain};
 
 /// What passed through, for the log.
@@ -36,34 +34,21 @@ pub struct Counters {
     pub to_host: u64,
 }
 
-/// Whether there may be peers that were not accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Waiting {
-    Nobody,
-    /// Until a handshake is done.
-    ForRoom,
-    /// Until the host has descriptors and memory again: the timer or an end is waited for.
-    ForMeans,
-}
-
 /// The two sides.
 pub struct Ends {
     pub muxer: Muxer,
     /// A driver has begun and not been reset since.
     pub guest_ready: bool,
     pub counters: Counters,
-    listener: Listener,
-    handshakes: Vec<Option<Handshake>>,
+    door: Door,
     /// At the place of their connection's id.
     streams: Vec<Option<Stream>>,
     pool: Pool,
     /// Sockets that have become connections, from the beginning on.
     begun: u64,
-    waiting: Waiting,
     timer: TimerFd,
     timer_runs: bool,
     patience: Duration,
-    complaints: Complaints,
 }
 
 impl Ends {
@@ -73,29 +58,22 @@ impl Ends {
             muxer: Muxer::new(cid),
             guest_ready: false,
             counters: Counters::default(),
-            listener,
-            handshakes: std::iter::repeat_with(|| None).take(MAX_HANDSHAKES).collect(),
+            door: Door::new(listener, patience),
             streams: Vec::new(),
             pool: Pool::default(),
             begun: 0,
-            waiting: Waiting::Nobody,
             timer,
             timer_runs: false,
             patience,
-            complaints: Complaints::default(),
         }
     }
 
     /// Registers everything there is with an event loop.
     pub fn watch(&mut self, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
         // The timer is never read: setting it anew forgets what it has to tell.
-        ops.add(Events::with_data(&self.timer, Token::Timer.data(), edges(EventSet::IN)))?;
-        ops.add(Events::with_data(&self.listener, Token::Listener.data(), edges(EventSet::IN)))?;
-        for (place, n) in self.handshakes.iter().zip(0..) {
-            if let Some(handshake) = place {
-                ops.add(watched(&handshake.socket, Token::Handshake(n)))?;
-            }
-        }
+        let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        ops.add(Events::with_data(&self.timer, Token::Timer.data(), events))?;
+        self.door.watch(ops)?;
         for stream in self.streams.iter().flatten() {
             ops.add(watched(stream, stream.token))?;
         }
@@ -120,46 +98,19 @@ impl Ends {
 
     /// Accepts those who wait, as far as there is room for them.
     pub fn accept(&mut self, ops: &mut EventOps<'_>) {
-        self.waiting = Waiting::ForRoom;
-        while let Some((place, n)) =
-            self.handshakes.iter_mut().zip(0..).find(|(place, _)| place.is_none())
-        {
-            match self.listener.accept() {
-                Ok(socket) => {
-                    let deadline = Instant::now() + self.patience;
-                    if let Err(e) = ops.add(watched(&socket, Token::Handshake(n))) {
-                        self.complain(&e);
-                        continue;
-                    }
-                    *place = Some(Handshake::new(socket, deadline));
-                    self.run_timer();
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.waiting = Waiting::Nobody;
-                    return;
-                }
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
-                Err(e) => {
-                    // No descriptor or memory left.
-                    self.waiting = Waiting::ForMeans;
-                    self.complain(&e);
-                    self.run_timer();
-                    return;
-                }
-            }
-        }
+        self.door.accept(ops);
+        self.run_timer_for_door();
     }
 
     /// Accepts those for whom there was no room before.
     pub fn accept_waiting(&mut self, ops: &mut EventOps<'_>) {
-        if self.waiting == Waiting::ForRoom && self.handshakes.iter().any(Option::is_none) {
-            self.accept(ops);
-        }
+        self.door.accept_waiting(ops);
+        self.run_timer_for_door();
     }
 
-    fn complain(&self, error: &dyn std::fmt::Display) {
-        if let Some(silent) = self.complaints.admit() {
-            log::warn!("vsock: a connection has to wait or is lost: {error} (not said: {silent})");
+    fn run_timer_for_door(&mut self) {
+        if self.door.needs_time() {
+            self.run_timer();
         }
     }
 
@@ -167,7 +118,7 @@ impl Ends {
         if !self.timer_runs {
             match self.timer.reset(self.patience / 10, None) {
                 Ok(()) => self.timer_runs = true,
-                Err(e) => self.complain(&e),
+                Err(e) => self.door.complain(&e),
             }
         }
     }
@@ -177,17 +128,7 @@ impl Ends {
         self.timer_runs = false;
         let now = Instant::now();
         let mut waiting = false;
-        for place in &mut self.handshakes {
-            match place {
-                Some(handshake) if handshake.deadline <= now => {
-                    if let Some(handshake) = place.take() {
-                        self.counters.refused += 1;
-                        dismiss(handshake.socket, ops, "ERROR no CONNECT line came in time\n");
-                    }
-                }
-                other => waiting |= other.is_some(),
-            }
-        }
+        self.counters.refused += self.door.tick(now, ops);
         for id in 0..self.streams.len() as Id {
             let Some(Some(stream)) = self.streams.get(id as usize) else { continue };
             match stream.deadline {
@@ -203,30 +144,21 @@ impl Ends {
                 deadline => waiting |= deadline.is_some(),
             }
         }
-        if self.waiting != Waiting::Nobody {
-            self.accept(ops);
-        }
-        if waiting {
+        if waiting || self.door.needs_time() {
             self.run_timer();
         }
     }
 
     /// A peer has said more.
     pub fn shake(&mut self, n: u32, ops: &mut EventOps<'_>) {
-        let Some(place) = self.handshakes.get_mut(n as usize) else { return };
-        let Some(said) = place.as_mut().map(Handshake::listen) else { return };
-        if said == Said::Part {
-            return;
-        }
-        let Some(Handshake { socket, .. }) = place.take() else { return };
-        let why = match said {
-            Said::Port(_) if !self.guest_ready => NOT_READY,
-            Said::Port(port) => match self.muxer.connect(port) {
+        let Some((socket, wanted)) = self.door.listen(n) else { return };
+        let why = match wanted {
+            Ok(_) if !self.guest_ready => NOT_READY,
+            Ok(port) => match self.muxer.connect(port) {
                 Some(id) => return self.begin(id, socket, ops),
                 None => "ERROR there are too many connections\n",
             },
-            Said::Nonsense => "ERROR expected CONNECT <port>\n",
-            Said::Gone | Said::Part => "",
+            Err(why) => why,
         };
         self.counters.refused += 1;
         dismiss(socket, ops, why);
@@ -237,7 +169,7 @@ impl Ends {
         // Changing what is watched also brings an event for what came meanwhile.
         let token = self.next_token(id);
         if let Err(e) = ops.modify(watched(&socket, token)) {
-            self.complain(&e);
+            self.door.complain(&e);
         }
         let deadline = Instant::now() + self.patience;
         self.put(id, Stream::new(socket, token, Some(deadline)));
@@ -308,9 +240,7 @@ impl Ends {
         // It is watched, and if it were not there would be nothing to undo.
         let _ = ops.remove(Events::empty(&stream));
         self.muxer.host_closed(id);
-        if self.waiting == Waiting::ForMeans {
-            self.waiting = Waiting::ForRoom;
-        }
+        self.door.has_means();
     }
 
     /// Takes a packet of the guest's.
@@ -337,7 +267,7 @@ impl Ends {
 
     /// The guest wants to reach `port` of the host's.
     fn connect(&mut self, port: u32, request: &Header, ops: &mut EventOps<'_>) {
-        let Ok(socket) = self.listener.connect(port) else {
+        let Ok(socket) = self.door.connect(port) else {
             self.counters.refused += 1;
             self.muxer.refuse(request);
             return;
@@ -348,7 +278,7 @@ impl Ends {
         self.put(id, Stream::new(socket, token, None));
         self.counters.opened += 1;
         if let Err(e) = added {
-            self.complain(&e);
+            self.door.complain(&e);
             self.muxer.reset(id);
             self.close(id, ops);
         }
@@ -483,25 +413,9 @@ impl Drop for Ends {
 
 const NOT_READY: &str = "ERROR the guest is not ready\n";
 
-fn edges(events: EventSet) -> EventSet {
-    events | EventSet::EDGE_TRIGGERED
-}
-
-fn watched(socket: &impl AsRawFd, token: Token) -> Events {
-    let events = edges(EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP);
-    Events::with_data(socket, token.data(), events)
-}
-
 /// Counts a connection that does not come to be, and tells its peer.
 fn refuse(counters: &mut Counters, say: impl FnOnce(&str) -> io::Result<()>, why: &str) {
     counters.refused += 1;
     // A peer that has gone need not know.
     let _ = say(why);
-}
-
-/// Tells a peer why, if it is still there, and lets it go.
-fn dismiss(socket: UnixStream, ops: &mut EventOps<'_>, why: &str) {
-    let _ = stream::say(&socket, why);
-    // It is watched, and if it were not there would be nothing to undo.
-    let _ = ops.remove(Events::empty(&socket));
 }

@@ -1,9 +1,9 @@
 //! The socket device (virtio 1.3 §5.10): stream connections between the guest and unix sockets.
 //!
 //! ```text
-//! host ──unix sockets──▶ Ends ──packets──▶ Muxer ──▶ Connection (states, credit)
-//!                         │
-//!                       Serve ──chains──▶ queues ──▶ guest
+//! host ──▶ Door ──▶ Stream ─┬─ Ends ─┬─ Muxer ──▶ Connection (states, credit): pure
+//!      unix sockets         └────────┘
+//!                            Serve, in the worker ──▶ queues ──▶ guest
 //! ```
 //!
 //! A host's program connects to the device's socket and says `CONNECT <port>\n`; when the guest
@@ -15,6 +15,7 @@
 //! connections survive a pause, and end with a reset of the device.
 
 mod connection;
+mod door;
 mod ends;
 mod handshake;
 mod muxer;

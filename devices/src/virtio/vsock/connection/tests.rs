@@ -128,6 +128,23 @@ fn the_host_sends_as_much_as_the_guest_has_room_for_and_asks_once_for_more() {
 }
 
 #[test]
+fn a_guest_that_answers_that_it_has_no_room_is_not_asked_again() {
+    let mut connection = open();
+    connection.set_readable(true);
+    connection.say(op::RW, 0, 1000);
+    assert_eq!(drain(&mut connection), [op::CREDIT_REQUEST]);
+    for _ in 0..3 {
+        connection.hear(&packet(op::CREDIT_UPDATE));
+        assert_eq!(connection.owed(), None);
+    }
+    // When it has had some and has none again, it is.
+    connection.hear(&Header { fwd_cnt: 1, ..packet(op::CREDIT_UPDATE) });
+    assert_eq!(connection.owed(), Some(Owed::Data(1)));
+    connection.say(op::RW, 0, 1);
+    assert_eq!(drain(&mut connection), [op::CREDIT_REQUEST]);
+}
+
+#[test]
 fn credit_that_wraps_or_lies_gives_the_guest_no_more_than_its_room() {
     let mut connection = open();
     connection.set_readable(true);
@@ -135,7 +152,7 @@ fn credit_that_wraps_or_lies_gives_the_guest_no_more_than_its_room() {
     connection.hear(&Header { fwd_cnt: 1, ..packet(op::CREDIT_UPDATE) });
     assert_eq!(drain(&mut connection), [op::CREDIT_REQUEST]);
     connection.hear(&Header { buf_alloc: 0, ..packet(op::CREDIT_UPDATE) });
-    assert_eq!(drain(&mut connection), [op::CREDIT_REQUEST]);
+    assert_eq!(connection.owed(), None);
     // Far into a connection the counts go round.
     connection.sent = u32::MAX - 100;
     connection.hear(&Header { fwd_cnt: u32::MAX - 100, ..packet(op::CREDIT_UPDATE) });
