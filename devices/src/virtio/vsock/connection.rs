@@ -136,11 +136,6 @@ impl Connection {
         matches!(self.phase, Phase::Asking | Phase::Asked)
     }
 
-    /// What the host does no more: [`shut`] flags.
-    pub fn host_ended(&self) -> u32 {
-        self.host
-    }
-
     /// Whether nothing is read from the host any more.
     pub fn is_deaf(&self) -> bool {
         self.guest & shut::RECEIVE != 0 || self.host & shut::SEND != 0

@@ -168,12 +168,25 @@ impl Ends {
     fn begin(&mut self, id: Id, socket: UnixStream, ops: &mut EventOps<'_>) {
         // Changing what is watched also brings an event for what came meanwhile.
         let token = self.next_token(id);
-        if let Err(e) = ops.modify(watched(&socket, token)) {
-            self.door.complain(&e);
-        }
+        let watching = ops.modify(watched(&socket, token));
         let deadline = Instant::now() + self.patience;
         self.put(id, Stream::new(socket, token, Some(deadline)));
         self.run_timer();
+        self.give_up_unless(watching, id, ops);
+    }
+
+    /// A socket that is not watched is none.
+    fn give_up_unless(
+        &mut self,
+        watching: Result<(), event_manager::Error>,
+        id: Id,
+        ops: &mut EventOps<'_>,
+    ) {
+        if let Err(e) = watching {
+            self.door.complain(&e);
+            self.muxer.reset(id);
+            self.close(id, ops);
+        }
     }
 
     fn next_token(&mut self, id: Id) -> Token {
@@ -202,7 +215,7 @@ impl Ends {
         let hung_up = stream.hung_up;
         self.flush(id, ops);
         self.muxer.readable(id, true);
-        let (_, deaf) = self.muxer.host_state(id);
+        let deaf = self.muxer.is_deaf(id);
         let ending = self.stream(id).is_none_or(|stream| stream.is_ending());
         if hung_up && (deaf || ending || self.muxer.is_asking(id)) {
             // Otherwise the end is found by reading, after what comes before it.
@@ -274,14 +287,10 @@ impl Ends {
         };
         let id = self.muxer.accept(request);
         let token = self.next_token(id);
-        let added = ops.add(watched(&socket, token));
+        let watching = ops.add(watched(&socket, token));
         self.put(id, Stream::new(socket, token, None));
         self.counters.opened += 1;
-        if let Err(e) = added {
-            self.door.complain(&e);
-            self.muxer.reset(id);
-            self.close(id, ops);
-        }
+        self.give_up_unless(watching, id, ops);
     }
 
     fn heard(

@@ -130,9 +130,9 @@ impl Muxer {
         self.connection(id).is_some_and(Connection::is_asking)
     }
 
-    /// What the host does no more, and whether nothing is read from it any more.
-    pub fn host_state(&self, id: Id) -> (u32, bool) {
-        self.connection(id).map_or((0, true), |c| (c.host_ended(), c.is_deaf()))
+    /// Whether nothing is read from the host any more.
+    pub fn is_deaf(&self, id: Id) -> bool {
+        self.connection(id).is_none_or(Connection::is_deaf)
     }
 
     /// Takes in a packet of the guest's. Its payload has the length the header says.
