@@ -141,7 +141,7 @@ exit 0
     let before = cpu_time(guest.pid());
     thread::sleep(Duration::from_secs(2));
     let used = cpu_time(guest.pid()) - before;
-    assert!(used < Duration::from_millis(500), "{used:?} of processor time in 2 s");
+    assert!(used < Duration::from_secs(1), "{used:?} of processor time in 2 s");
     let begin = Instant::now();
     through_echo(&connect(&socket, 5000), &noise(1, AMOUNT));
     let took = begin.elapsed().as_secs_f64();
