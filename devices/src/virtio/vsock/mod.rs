@@ -148,8 +148,10 @@ impl VirtioDevice for Vsock {
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        let guest = self.change(|serve| serve.guest.take()).ok().flatten();
-        guest.map(|guest| guest.states()).unwrap_or_default()
+        let Ok(Some(guest)) = self.change(|serve| serve.guest.take()) else { return Vec::new() };
+        // What could not be told yet is told after the pause.
+        self.restored = guest.reset_owed;
+        guest.states()
     }
 
     fn reset(&mut self) {

@@ -369,7 +369,9 @@ fn a_restored_driver_is_told_that_its_connections_are_gone() {
     rig.driver.transport.restore(&state).unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     rig.driver.transport.resume();
-    // There is no event buffer yet: it waits for one.
+    // There is no event buffer yet: it waits for one, and over a pause.
+    rig.driver.transport.pause();
+    rig.driver.transport.resume();
     rig.send(op::RW, 5000, port, b"?");
     rig.expect(op::RST);
     let place = crate::virtio::testing::MEMORY_END - 16;
