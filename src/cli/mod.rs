@@ -14,6 +14,7 @@ mod doctor;
 mod footprint;
 mod kernel;
 mod keyvalue;
+mod limits;
 mod logging;
 mod run;
 mod signals;

@@ -10,16 +10,17 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use husk::config::{
     BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, VmConfig,
+    VsockConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
 use super::signals::Signals;
-use super::{Error, footprint, logging, terminal};
+use super::{Error, footprint, limits, logging, terminal};
 use values::{
     parse_console, parse_cpus, parse_disk, parse_memory, parse_net, parse_on_reboot,
-    parse_protocol, parse_seconds, parse_switch,
+    parse_protocol, parse_seconds, parse_switch, parse_vsock,
 };
 
 /// Exit status: the time given with --timeout ran out.
@@ -66,6 +67,10 @@ pub struct Run {
     /// Whether the guest has virtio-rng [default: on]
     #[arg(long, value_name = "on|off", value_parser = parse_switch)]
     rng: Option<bool>,
+    /// Sockets between guest and host: socket=PATH[,cid=N]; the host says `CONNECT <port>` to PATH,
+    /// and the guest reaches PATH_<port> [cid: 3]
+    #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
+    vsock: Option<VsockConfig>,
     /// The serial console: stdio, none, file=PATH, or pty [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<ConsoleConfig>,
@@ -161,6 +166,9 @@ impl Run {
             return Ok(0);
         }
 
+        if config.vsock.is_some() {
+            limits::raise_descriptors();
+        }
         let _restore = terminal::Restore;
         let ending = Ending::attend(Signals::block()?, grace)?;
         let (console, escapes) = console(&config)?;
@@ -223,6 +231,7 @@ impl Run {
             config.nets = self.net;
         }
         config.rng = self.rng.unwrap_or(config.rng);
+        config.vsock = self.vsock.or(config.vsock);
         config.console = self.console.unwrap_or(config.console);
         config.on_reboot = self.on_reboot.unwrap_or(config.on_reboot);
         config.acpi = config.acpi && !self.no_acpi;

@@ -12,6 +12,7 @@ mod validate;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use husk_devices::virtio::vsock::GUEST_CIDS;
 use serde::{Deserialize, Serialize};
 
 pub use crate::size::{Size, SizeError};
@@ -53,6 +54,9 @@ pub struct VmConfig {
     /// Whether the guest has a source of entropy (virtio-rng).
     #[serde(default = "yes")]
     pub rng: bool,
+    /// Sockets between guest and host (virtio-vsock).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// What the serial console is connected to.
     #[serde(default)]
     pub console: ConsoleConfig,
@@ -92,6 +96,7 @@ impl VmConfig {
             disks: Vec::new(),
             nets: Vec::new(),
             rng: true,
+            vsock: None,
             console: ConsoleConfig::default(),
             on_reboot: OnReboot::default(),
             acpi: true,
@@ -135,6 +140,25 @@ pub struct NetConfig {
     /// The guest's MAC address, `52:54:00:12:34:56`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+}
+
+/// Sockets between guest and host; see `docs/devices/vsock.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3 to 4294967294. It need not be unique on the host.
+    #[serde(default = "VsockConfig::default_cid")]
+    pub cid: u32,
+    /// The unix socket through which the host connects to the guest's ports; it is made, and removed
+    /// at the end. What the guest connects to is looked for beside it: port P at `<socket>_<P>`.
+    pub socket: PathBuf,
+}
+
+impl VsockConfig {
+    /// The first context id a guest may have.
+    pub fn default_cid() -> u32 {
+        *GUEST_CIDS.start()
+    }
 }
 
 /// What the serial console is connected to.

@@ -14,6 +14,7 @@ fn a_configuration_reads_back_as_it_was_written() {
     config.memory = MemoryConfig { size: Size::mib(1024), shared: true, hugepages: false };
     config.disks.push(disk("root"));
     config.nets.push(net("lan"));
+    config.vsock = Some(VsockConfig { cid: 7, socket: "/run/v.sock".into() });
     config.console = ConsoleConfig::File("/tmp/log".into());
     config.on_reboot = OnReboot::Exit;
     assert_eq!(VmConfig::from_json(&config.to_json()), Ok(config));
@@ -166,6 +167,25 @@ fn a_network_interface_has_one_host_side_and_a_usable_name_and_mac() {
 }
 
 #[test]
+fn a_vsock_has_a_guests_cid_and_a_socket_with_room_for_ports() {
+    let with = |cid, socket: &str| {
+        let mut config = VmConfig::new("k");
+        config.vsock = Some(VsockConfig { cid, socket: socket.into() });
+        config.validate()
+    };
+    assert_eq!(with(3, &"x".repeat(96)), Ok(()));
+    assert_eq!(with(u32::MAX - 1, "v"), Ok(()));
+    for cid in [0, 1, 2, u32::MAX] {
+        assert_eq!(with(cid, "v"), Err(ConfigError::VsockCid(cid)));
+    }
+    for socket in ["".to_owned(), "x".repeat(97)] {
+        assert_eq!(with(3, &socket), Err(ConfigError::VsockSocket(socket.into())));
+    }
+    let config = VmConfig::from_json(r#"{"kernel": "k", "vsock": {"socket": "v"}}"#).unwrap();
+    assert_eq!(config.vsock, Some(VsockConfig { cid: 3, socket: "v".into() }));
+}
+
+#[test]
 fn no_device_is_described_twice() {
     for parameter in ["virtio_mmio.device=4K@0xd0000000:6", "a virtio-mmio.device=4K@0xd0000000:6"]
     {
@@ -178,10 +198,14 @@ fn no_device_is_described_twice() {
 }
 
 #[test]
-fn no_device_takes_the_name_of_the_entropy_source() {
+fn no_device_takes_the_name_of_the_entropy_source_or_the_sockets() {
     let mut config = VmConfig::new("k");
     config.disks = vec![disk("rng")];
     assert_eq!(config.validate(), Err(ConfigError::DuplicateId("rng".to_owned())));
     config.rng = false;
     assert_eq!(config.validate(), Ok(()));
+    config.disks = vec![disk("vsock")];
+    assert_eq!(config.validate(), Ok(()));
+    config.vsock = Some(VsockConfig { cid: 3, socket: "v".into() });
+    assert_eq!(config.validate(), Err(ConfigError::DuplicateId("vsock".to_owned())));
 }

@@ -1,6 +1,9 @@
 //! What is wrong with a configuration by itself, before anything is opened.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
+
+use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
 
 use husk_devices::virtio::net::tap::{INTERFACE_NAME, is_interface_name};
 
@@ -58,6 +61,15 @@ pub enum ConfigError {
         "`{0}` is no MAC address for a guest: six hex bytes such as 52:54:00:12:34:56, the first one even"
     )]
     Mac(String),
+    /// A context id that is reserved.
+    #[error("vsock cid {0}: a guest has one of {first} to {last}", first = GUEST_CIDS.start(), last = GUEST_CIDS.end())]
+    VsockCid(u32),
+    /// A path that cannot be a socket's.
+    #[error(
+        "vsock socket {path}: a path of 1 to {PATH_MAX} bytes is needed, so that `_PORT` has room behind it",
+        path = .0.display()
+    )]
+    VsockSocket(PathBuf),
     /// A parameter with which the guest would find a device twice.
     #[error("the command line has `{0}`, but husk describes its devices to the guest itself")]
     ReservedParameter(&'static str),
@@ -92,9 +104,12 @@ impl VmConfig {
         self.validate_memory()?;
         let ids = self.disks.iter().map(|d| &d.id).chain(self.nets.iter().map(|n| &n.id));
         let mut seen = HashSet::new();
-        let rng = "rng".to_owned();
+        let (rng, vsock) = ("rng".to_owned(), "vsock".to_owned());
         if self.rng {
             seen.insert(&rng);
+        }
+        if self.vsock.is_some() {
+            seen.insert(&vsock);
         }
         for id in ids {
             let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -105,7 +120,10 @@ impl VmConfig {
                 return Err(ConfigError::DuplicateId(id.clone()));
             }
         }
-        let devices = self.disks.len() + self.nets.len() + usize::from(self.rng);
+        let devices = self.disks.len()
+            + self.nets.len()
+            + usize::from(self.rng)
+            + usize::from(self.vsock.is_some());
         if devices > VIRTIO_DEVICES_MAX {
             return Err(ConfigError::TooManyDevices(devices));
         }
@@ -118,6 +136,14 @@ impl VmConfig {
             }
             if let Some(mac) = &net.mac {
                 parse_mac(mac)?;
+            }
+        }
+        if let Some(vsock) = &self.vsock {
+            if !GUEST_CIDS.contains(&vsock.cid) {
+                return Err(ConfigError::VsockCid(vsock.cid));
+            }
+            if !(1..=PATH_MAX).contains(&vsock.socket.as_os_str().len()) {
+                return Err(ConfigError::VsockSocket(vsock.socket.clone()));
             }
         }
         // The guest would find a device twice. To the kernel - and _ are the same in a name.

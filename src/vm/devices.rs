@@ -19,6 +19,7 @@ use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::net::Net;
 use husk_devices::virtio::net::tap::Tap;
 use husk_devices::virtio::rng::Rng;
+use husk_devices::virtio::vsock::Vsock;
 use husk_devices::worker::{Worker, WorkerError, WorkerHandle};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -213,6 +214,10 @@ fn open_virtio(config: &VmConfig, workers: &mut Workers) -> Result<Vec<Named>, V
     }
     if config.rng {
         devices.push(("rng".to_owned(), Box::new(Rng::new(workers.shared.handle()))));
+    }
+    if let Some(vsock) = &config.vsock {
+        let device = Vsock::new(vsock.cid, &vsock.socket, workers.shared.handle())?;
+        devices.push(("vsock".to_owned(), Box::new(device)));
     }
     Ok(devices)
 }

@@ -39,6 +39,8 @@ pub enum VmError {
     #[error("network interface {id}: {source}")]
     Tap { id: String, source: husk_devices::virtio::net::tap::TapError },
     #[error(transparent)]
+    Vsock(#[from] husk_devices::virtio::vsock::VsockError),
+    #[error(transparent)]
     Bus(#[from] husk_devices::bus::BusError),
     #[error(transparent)]
     Worker(#[from] husk_devices::worker::WorkerError),

@@ -6,7 +6,7 @@
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -21,8 +21,9 @@ use super::net::tap::Tap;
 use super::queue::{Answer, Queue, QueueState, Round};
 use super::rng::Rng;
 use super::testing::{
-    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, guarded_memory,
+    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, guarded_memory, wait_until,
 };
+use super::vsock::Vsock;
 use crate::bus::BusDevice;
 use crate::worker::Worker;
 
@@ -36,6 +37,8 @@ struct Subject {
     wire: Option<UnixDatagram>,
     _worker: Worker,
     _image: Option<tempfile::NamedTempFile>,
+    /// With the socket in it.
+    dir: Option<tempfile::TempDir>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,16 +46,17 @@ enum Kind {
     Rng,
     Blk,
     Net,
+    Vsock,
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::Rng), Just(Kind::Blk), Just(Kind::Net)]
+    prop_oneof![Just(Kind::Rng), Just(Kind::Blk), Just(Kind::Net), Just(Kind::Vsock)]
 }
 
 impl Subject {
     fn new(kind: Kind) -> Subject {
         let worker = Worker::spawn("subject").unwrap();
-        let (mut image, mut wire) = (None, None);
+        let (mut image, mut wire, mut dir) = (None, None, None);
         let device: Box<dyn VirtioDevice> = match kind {
             Kind::Rng => Box::new(Rng::new(worker.handle())),
             Kind::Blk => {
@@ -69,8 +73,13 @@ impl Subject {
                 wire = Some(theirs);
                 Box::new(Net::new("net", Tap::plain(OwnedFd::from(ours)), None, worker.handle()))
             }
+            Kind::Vsock => {
+                let dir = dir.insert(tempfile::tempdir().unwrap());
+                let socket = dir.path().join("v.sock");
+                Box::new(Vsock::new(3, &socket, worker.handle()).unwrap())
+            }
         };
-        Subject { driver: Driver::idle(device), kind, wire, _worker: worker, _image: image }
+        Subject { driver: Driver::idle(device), kind, wire, _worker: worker, _image: image, dir }
     }
 
     /// Frames come and go on the far side.
@@ -79,6 +88,11 @@ impl Subject {
             // A wire that is full or empty is as good.
             let _ = wire.send(&[0; 3000]);
             let _ = wire.recv(&mut [0; 100]);
+        }
+        if let Some(dir) = &self.dir {
+            let mut peer = UnixStream::connect(dir.path().join("v.sock")).unwrap();
+            // It may have been told already that the guest is not ready.
+            let _ = peer.write_all(b"CONNECT 5\nhello");
         }
     }
 
@@ -106,6 +120,25 @@ impl Subject {
             Kind::Net => {
                 driver.send(1, &[Piece::Out(DATA, 77)]);
                 assert_eq!(driver.wait_used(1, 1), [(0, 0)]);
+            }
+            Kind::Vsock => {
+                // An RW of no connection's, from port 7 of CID 3 to port 8 of CID 2: an RST.
+                let mut packet = [0; 44];
+                for (at, byte) in [(0, 3), (8, 2), (16, 7), (20, 8), (28, 1), (30, 5)] {
+                    packet[at] = byte;
+                }
+                driver.write(DATA, &packet);
+                driver.send(1, &[Piece::Out(DATA, 44)]);
+                assert_eq!(driver.wait_used(1, 1), [(0, 0)]);
+                for n in 1..=u64::from(SIZE) {
+                    driver.send(0, &[Piece::In(DATA + n * 64, 64)]);
+                }
+                wait_until("an RST", || {
+                    (1..=u64::from(SIZE)).any(|n| {
+                        let got = driver.read(DATA + n * 64, 44);
+                        (got[16], got[20], got[30]) == (8, 7, 3)
+                    })
+                });
             }
         }
         assert_eq!(driver.status() & 0x40, 0);

@@ -272,6 +272,7 @@ impl Core {
     /// As after power-on: the device stopped, everything the guest set forgotten. A pause lasts.
     pub fn reset(&mut self) {
         self.halt();
+        self.device.reset();
         self.driver_features = 0;
         self.device_features_sel = 0;
         self.driver_features_sel = 0;
@@ -330,6 +331,7 @@ impl Core {
             return Err(RestoreError::Queues { name: name(), own, saved });
         }
         self.pause();
+        self.device.restored();
         self.driver_features = state.driver_features;
         self.device_features_sel = state.device_features_sel;
         self.driver_features_sel = state.driver_features_sel;

@@ -42,6 +42,14 @@ pub trait VirtioDevice: Send {
     /// order they were handed over. After it returns the device touches no guest memory and raises
     /// no interrupt. Idempotent: a device that is not started gives back an empty vector.
     fn stop(&mut self) -> Vec<QueueState>;
+
+    /// The driver has reset the device, which is stopped: whatever was between the two is forgotten.
+    /// For devices that keep something beside their queues over a stop.
+    fn reset(&mut self) {}
+
+    /// The state of another device like this one has been restored: the driver that is started next
+    /// goes on with what it has from there. For devices that keep something beside their queues.
+    fn restored(&mut self) {}
 }
 
 /// What a device is given when it starts.

@@ -40,6 +40,8 @@ fn every_option_reaches_the_configuration() {
         "fd=7,id=lan",
         "--rng",
         "off",
+        "--vsock",
+        "cid=4,socket=v.sock",
         "--console",
         "file=/tmp/log",
         "--on-reboot",
@@ -64,6 +66,7 @@ fn every_option_reaches_the_configuration() {
         NetConfig { id: "lan".into(), tap: None, fd: Some(7), mac: None },
     ];
     wanted.rng = false;
+    wanted.vsock = Some(VsockConfig { cid: 4, socket: "v.sock".into() });
     wanted.console = ConsoleConfig::File("/tmp/log".into());
     wanted.on_reboot = OnReboot::Exit;
     wanted.acpi = false;
@@ -79,6 +82,9 @@ fn mistyped_values_are_refused_with_the_way_out() {
         (["--disk", "x,readonly"], "path, ro, id"),
         (["--net", "user"], "user-mode networking is not there yet"),
         (["--net", "fd=x"], "descriptor"),
+        (["--vsock", "cid=3"], "socket=PATH"),
+        (["--vsock", "socket=v,cid=x"], "no number"),
+        (["--vsock", "socket=v,port=1"], "did you mean"),
         (["--console", "tty"], "stdio, none, file=PATH, pty"),
         (["--grace", "soon"], "seconds"),
         (["--cpus", "two"], "a number of vCPUs is wanted"),

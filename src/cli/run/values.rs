@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use husk::config::{
-    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Size,
+    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Size, VsockConfig,
 };
 
 use crate::cli::keyvalue::KeyValues;
@@ -51,6 +51,16 @@ pub fn parse_net(text: &str) -> Result<NetConfig, String> {
 }
 
 /// `--console`.
+pub fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
+    let mut kv = KeyValues::parse("--vsock", &["socket", "cid"], text)?;
+    let cid =
+        kv.value("cid")?.map(|cid| cid.parse().map_err(|_| format!("cid={cid} is no number")));
+    Ok(VsockConfig {
+        cid: cid.transpose()?.unwrap_or_else(VsockConfig::default_cid),
+        socket: kv.value("socket")?.ok_or("where on the host? --vsock socket=PATH")?.into(),
+    })
+}
+
 pub fn parse_console(text: &str) -> Result<ConsoleConfig, String> {
     match text.split_once('=').unwrap_or((text, "")) {
         ("stdio", "") => Ok(ConsoleConfig::Stdio),
