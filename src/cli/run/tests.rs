@@ -84,7 +84,7 @@ fn mistyped_values_are_refused_with_the_way_out() {
         (["--net", "fd=x"], "descriptor"),
         (["--vsock", "cid=3"], "socket=PATH"),
         (["--vsock", "socket=v,cid=x"], "no number"),
-        (["--vsock", "socket=v,port=1"], "did you mean"),
+        (["--vsock", "socket=v,cidr=1"], "did you mean"),
         (["--console", "tty"], "stdio, none, file=PATH, pty"),
         (["--grace", "soon"], "seconds"),
         (["--cpus", "two"], "a number of vCPUs is wanted"),
