@@ -11,7 +11,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::Malformed;
-use super::iovec::{IOV_MAX, Iovecs, Segment};
+use super::iovec::{IOV_MAX, Iovecs, Segment, each};
 use super::ring::{Rings, descriptor};
 
 /// The most segments of one chain, and entries of one indirect table.
@@ -160,13 +160,14 @@ impl<'a> Chain<'a> {
     /// When the readable part ends before; then nothing useful is in `data`.
     pub fn copy_to(&self, offset: usize, data: &mut [u8]) -> Result<(), OutOfChain> {
         let mut done = 0;
-        each(self.readable, offset, data.len(), |piece| {
+        let whole = each(self.readable, offset, data.len(), |piece| {
             // SAFETY: Chain::new's caller vouches for the memory, for 'a.
             let piece = unsafe { piece.as_slice() };
             if let Some(rest) = data.get_mut(done..) {
                 done += piece.copy_to(rest);
             }
-        })
+        });
+        whole.then_some(()).ok_or(OutOfChain)
     }
 
     /// A copy of the object at readable byte `offset`.
@@ -217,35 +218,12 @@ pub(super) unsafe fn copy_into(
     data: &[u8],
 ) -> Result<(), OutOfChain> {
     let mut rest = data;
-    each(segments, offset, data.len(), |piece| {
+    let whole = each(segments, offset, data.len(), |piece| {
         if let Some((now, later)) = rest.split_at_checked(piece.len()) {
             // SAFETY: the caller vouches for the memory.
             unsafe { piece.as_slice() }.copy_from(now);
             rest = later;
         }
-    })
-}
-
-/// Calls `f` with the pieces that make up the bytes `offset..offset + len` of `segments`.
-fn each(
-    segments: &[Segment],
-    mut offset: usize,
-    len: usize,
-    mut f: impl FnMut(Segment),
-) -> Result<(), OutOfChain> {
-    let mut left = len;
-    for segment in segments {
-        if left == 0 {
-            break;
-        }
-        if offset >= segment.len() {
-            offset -= segment.len();
-            continue;
-        }
-        let piece = segment.cut(offset, left);
-        offset = 0;
-        left -= piece.len();
-        f(piece);
-    }
-    if left == 0 { Ok(()) } else { Err(OutOfChain) }
+    });
+    whole.then_some(()).ok_or(OutOfChain)
 }

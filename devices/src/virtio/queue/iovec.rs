@@ -48,6 +48,31 @@ impl Segment {
     }
 }
 
+/// Calls `f` with the pieces that make up the bytes `offset..offset + len` of `segments`; false when
+/// they are not that long.
+pub(super) fn each(
+    segments: &[Segment],
+    mut offset: usize,
+    len: usize,
+    mut f: impl FnMut(Segment),
+) -> bool {
+    let mut left = len;
+    for segment in segments {
+        if left == 0 {
+            break;
+        }
+        if offset >= segment.len() {
+            offset -= segment.len();
+            continue;
+        }
+        let piece = segment.cut(offset, left);
+        offset = 0;
+        left -= piece.len();
+        f(piece);
+    }
+    left == 0
+}
+
 /// A buffer for [`Iovecs`], kept by its owner so that a request allocates nothing.
 #[derive(Default)]
 pub struct IovecBuffer(Vec<Segment>);
@@ -68,26 +93,13 @@ impl<'a> Iovecs<'a> {
     /// The memory of every segment must be mapped, readable and writable, for `'a`.
     pub(super) unsafe fn slice(
         segments: &[Segment],
-        mut offset: usize,
+        offset: usize,
         len: usize,
         list: &'a mut Vec<Segment>,
     ) -> Option<Iovecs<'a>> {
         list.clear();
-        let mut left = len;
-        for segment in segments {
-            if left == 0 {
-                break;
-            }
-            if offset >= segment.len() {
-                offset -= segment.len();
-                continue;
-            }
-            let piece = segment.cut(offset, left);
-            offset = 0;
-            left -= piece.len();
-            list.push(piece);
-        }
-        (left == 0).then_some(Iovecs { list, first: 0, len, memory: PhantomData })
+        let whole = each(segments, offset, len, |piece| list.push(piece));
+        whole.then_some(Iovecs { list, first: 0, len, memory: PhantomData })
     }
 
     /// The host's own buffers, in order.
