@@ -17,11 +17,10 @@ use super::blk::backend::DiskBackend;
 use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
 use super::net::Net;
-use super::net::tap::Tap;
 use super::queue::{Answer, Queue, QueueState, Round};
 use super::rng::Rng;
 use super::testing::{
-    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, guarded_memory,
+    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, Wire, guarded_memory,
 };
 use crate::bus::BusDevice;
 use crate::worker::Worker;
@@ -67,7 +66,7 @@ impl Subject {
                 ours.set_nonblocking(true).unwrap();
                 theirs.set_nonblocking(true).unwrap();
                 wire = Some(theirs);
-                Box::new(Net::new("net", Tap::plain(OwnedFd::from(ours)), None, worker.handle()))
+                Box::new(Net::new("net", Wire(OwnedFd::from(ours)), None, worker.handle()))
             }
         };
         Subject { driver: Driver::idle(device), kind, wire, _worker: worker, _image: image }
