@@ -71,6 +71,12 @@ impl Worker {
         Ok(Worker { handle, ended, thread: Some(thread) })
     }
 
+    /// Ends the thread without waiting for that: the kernel does not let a thread go before the
+    /// requests it has made of a host that hangs.
+    pub fn abandon(mut self) {
+        self.thread = None;
+    }
+
     /// A handle through which tasks enter the loop.
     pub fn handle(&self) -> WorkerHandle {
         self.handle.clone()

@@ -12,6 +12,7 @@ use husk::config::{
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
 use log::LevelFilter;
+use serde::de::{DeserializeOwned, IntoDeserializer};
 
 use super::keyvalue::KeyValues;
 use super::signals::Signals;
@@ -51,7 +52,8 @@ pub struct Run {
     /// Guest memory: SIZE[,shared][,hugepages], as in 512M or 2G [default: 512M]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<MemoryConfig>,
-    /// A disk: path=FILE[,ro][,id=NAME]; may be repeated
+    /// A disk: path=FILE[,ro][,id=NAME][,cache=writeback|direct|unsafe][,engine=auto|io_uring|threads]
+    /// [,queues=N]; may be repeated
     #[arg(long, value_name = "DISK", value_parser = parse_disk)]
     disk: Vec<DiskConfig>,
     /// A network interface: tap=NAME or fd=N, [,mac=MAC][,id=NAME]; may be repeated
@@ -364,12 +366,26 @@ fn parse_memory(text: &str) -> Result<MemoryConfig, String> {
 }
 
 fn parse_disk(text: &str) -> Result<DiskConfig, String> {
-    let mut kv = KeyValues::parse("--disk", &["path", "ro", "id"], text)?;
+    let known = ["path", "ro", "id", "cache", "engine", "queues"];
+    let mut kv = KeyValues::parse("--disk", &known, text)?;
+    let queues = kv.value("queues")?;
+    let queues =
+        queues.map(|n| n.parse().map_err(|_| format!("queues={n} is no number of queues")));
     Ok(DiskConfig {
         path: kv.value("path")?.ok_or("which file? --disk path=FILE")?.into(),
         readonly: kv.switch("ro")?,
         id: kv.value("id")?.unwrap_or_default(),
+        cache: choice(&mut kv, "cache")?,
+        engine: choice(&mut kv, "engine")?,
+        queues: queues.transpose()?,
     })
+}
+
+/// The value of `key`, one of those that the configuration knows by the same name.
+fn choice<T: DeserializeOwned + Default>(kv: &mut KeyValues, key: &str) -> Result<T, String> {
+    let Some(value) = kv.value(key)? else { return Ok(T::default()) };
+    let name = IntoDeserializer::<serde::de::value::Error>::into_deserializer(value.as_str());
+    T::deserialize(name).map_err(|e| format!("{key}={value}: {e}"))
 }
 
 fn parse_net(text: &str) -> Result<NetConfig, String> {

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use husk_devices::block::{Cache as DiskCache, EngineChoice as DiskEngine};
 pub use json::ConfigFileError;
 pub use size::{Size, SizeError};
 pub use validate::ConfigError;
@@ -114,6 +115,10 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 impl Default for MemoryConfig {
     fn default() -> Self {
         Self { size: Size::mib(512), shared: false, hugepages: false }
@@ -121,7 +126,7 @@ impl Default for MemoryConfig {
 }
 
 /// A disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
     /// Names the disk in messages and, as its serial number, in the guest. Unique.
@@ -132,6 +137,15 @@ pub struct DiskConfig {
     /// Whether the guest may only read it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub readonly: bool,
+    /// What a write is worth once it was answered.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cache: DiskCache,
+    /// What carries its requests out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub engine: DiskEngine,
+    /// Number of queues, 1 to 16; by default one for each vCPU, but not more than 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
 }
 
 /// A network interface.

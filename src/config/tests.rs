@@ -1,7 +1,7 @@
 use super::*;
 
 fn disk(id: &str) -> DiskConfig {
-    DiskConfig { id: id.to_owned(), path: "/x".into(), readonly: false }
+    DiskConfig { id: id.to_owned(), path: "/x".into(), ..DiskConfig::default() }
 }
 
 fn net(id: &str) -> NetConfig {

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use husk_devices::virtio::blk::QUEUES_MAX;
+
 use super::{Size, VmConfig};
 use crate::x86_64::layout;
 
@@ -38,6 +40,14 @@ pub enum ConfigError {
     /// More devices than interrupts.
     #[error("{0} virtio devices, but there are interrupts for {max}", max = layout::VIRTIO_MAX)]
     TooManyDevices(usize),
+    /// Number of queues of a disk.
+    #[error("disk `{id}`: {queues} queues: a disk has 1 to {max}", max = QUEUES_MAX)]
+    Queues {
+        /// The disk.
+        id: String,
+        /// What was asked for.
+        queues: u16,
+    },
     /// A network interface without a host side, or with two.
     #[error("network interface `{0}`: give it either tap=NAME or fd=N")]
     NetBackend(String),
@@ -93,6 +103,11 @@ impl VmConfig {
         let devices = self.disks.len() + self.nets.len() + usize::from(self.rng);
         if devices > layout::VIRTIO_MAX {
             return Err(ConfigError::TooManyDevices(devices));
+        }
+        for disk in &self.disks {
+            if let Some(queues) = disk.queues.filter(|n| !(1..=QUEUES_MAX).contains(n)) {
+                return Err(ConfigError::Queues { id: disk.id.clone(), queues });
+            }
         }
         for net in &self.nets {
             if net.tap.is_some() == net.fd.is_some() {

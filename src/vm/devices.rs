@@ -6,14 +6,15 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use husk_devices::block::{Disk, DiskOptions};
 use husk_devices::bus::{BusBuilder, BusDevice};
 use husk_devices::platform::{
     AbsentRtc, EventSink, KeyboardReset, MarkerPort, POWER_LEN, PVPANIC_LEN, PowerControl, PvPanic,
 };
 use husk_devices::serial::{UART_LEN, Uart};
-use husk_devices::virtio::blk::Blk;
-use husk_devices::virtio::blk::backend::DiskBackend;
+use husk_devices::virtio::blk::{Blk, BlkOptions};
 use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::net::Net;
@@ -29,6 +30,11 @@ use crate::config::{NetConfig, VmConfig, parse_mac};
 use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
 use crate::x86_64::layout;
+
+/// Queues of a disk, unless the user says otherwise: one for each vCPU, but not more than this.
+const DISK_QUEUES: u32 = 4;
+/// How long a reboot waits for a host that does not answer.
+const HOST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A virtio device at its place.
 pub(super) struct Placed {
@@ -46,8 +52,6 @@ pub(super) struct Devices {
     console: Option<Console>,
     /// The VM's worker. After the devices that run in it.
     worker: Worker,
-    /// Those of devices that block.
-    _workers: Vec<Worker>,
 }
 
 impl Devices {
@@ -58,8 +62,7 @@ impl Devices {
         events: EventSink,
     ) -> Result<Self, VmError> {
         let worker = Worker::spawn("husk-worker")?;
-        let mut workers = Vec::new();
-        let devices = open_virtio(config, &worker, &mut workers)?;
+        let devices = open_virtio(config, &worker)?;
 
         let uart = Uart::new().map_err(host("serial console"))?;
         let mut pio = BusBuilder::default();
@@ -106,7 +109,6 @@ impl Devices {
                 .map_err(host("power button"))?,
             console: None,
             worker,
-            _workers: workers,
         })
     }
 
@@ -137,8 +139,23 @@ impl Devices {
     }
 
     /// Brings every device back to its state after power-on. No vCPU runs.
+    ///
+    /// # Errors
+    /// When the host does not finish what a device asked of it before: it may still write to guest
+    /// memory, which is about to become another guest's.
     pub fn reset(&self) -> io::Result<()> {
         self.virtio.iter().for_each(|placed| placed.transport.reset());
+        let deadline = Instant::now() + HOST_PATIENCE;
+        for placed in &self.virtio {
+            while placed.transport.is_busy() {
+                if Instant::now() >= deadline {
+                    let name = placed.transport.name();
+                    let what = format!("{name}: the host has not answered for {HOST_PATIENCE:?}");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         self.uart.reset()
     }
 
@@ -162,18 +179,17 @@ type Named = (String, Box<dyn VirtioDevice>);
 
 /// Every virtio device of the configuration with its name, in the order in which the guest finds
 /// them.
-fn open_virtio(
-    config: &VmConfig,
-    worker: &Worker,
-    workers: &mut Vec<Worker>,
-) -> Result<Vec<Named>, VmError> {
+fn open_virtio(config: &VmConfig, worker: &Worker) -> Result<Vec<Named>, VmError> {
     let mut devices: Vec<Named> = Vec::new();
     for disk in &config.disks {
-        let backend = DiskBackend::open(&disk.path, disk.readonly)?;
-        // A disk blocks in its system calls, so it has a worker of its own.
-        let own = Worker::spawn(format!("husk-{}", disk.id))?;
-        devices.push((disk.id.clone(), Box::new(Blk::new(&disk.id, backend, own.handle()))));
-        workers.push(own);
+        let options = DiskOptions { read_only: disk.readonly, cache: disk.cache };
+        let backend = Disk::open(&disk.path, options)?;
+        // At most 4, so the cast keeps the number.
+        let queues = disk.queues.unwrap_or(config.cpus.min(DISK_QUEUES) as u16);
+        let options = BlkOptions { engine: disk.engine, queues, ..BlkOptions::default() };
+        let device = Blk::new(&disk.id, backend, options)
+            .map_err(|source| VmError::DiskEngine { id: disk.id.clone(), source })?;
+        devices.push((disk.id.clone(), Box::new(device)));
     }
     for net in &config.nets {
         let mac = net.mac.as_deref().map(parse_mac).transpose()?;

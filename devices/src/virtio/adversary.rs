@@ -12,8 +12,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::blk::Blk;
-use super::blk::backend::DiskBackend;
+use super::blk::{Blk, BlkOptions};
 use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
 use super::net::Net;
@@ -22,6 +21,7 @@ use super::rng::Rng;
 use super::testing::{
     DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, Wire, guarded_memory,
 };
+use crate::block::{Disk, DiskOptions};
 use crate::bus::BusDevice;
 use crate::worker::Worker;
 
@@ -57,9 +57,9 @@ impl Subject {
             Kind::Blk => {
                 let mut file = tempfile::NamedTempFile::new().unwrap();
                 file.write_all(&[7; 65536]).unwrap();
-                let disk = DiskBackend::open(file.path(), false).unwrap();
+                let disk = Disk::open(file.path(), DiskOptions::default()).unwrap();
                 image = Some(file);
-                Box::new(Blk::new("disk", disk, worker.handle()))
+                Box::new(Blk::new("disk", disk, BlkOptions::default()).unwrap())
             }
             Kind::Net => {
                 let (ours, theirs) = UnixDatagram::pair().unwrap();

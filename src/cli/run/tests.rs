@@ -1,6 +1,7 @@
 use super::super::{Cli, Command};
 use super::*;
 use clap::{CommandFactory, Parser};
+use husk::config::{DiskCache, DiskEngine};
 
 fn config(args: &[&str]) -> Result<VmConfig, String> {
     let args = ["husk", "run", "--kernel", "k"].iter().chain(args);
@@ -30,7 +31,7 @@ fn every_option_reaches_the_configuration() {
         "--memory",
         "1G,shared",
         "--disk",
-        "path=d.img,ro,id=root",
+        "path=d.img,ro,id=root,cache=direct,engine=io_uring,queues=2",
         "--disk",
         "e.img",
         "--net",
@@ -54,8 +55,15 @@ fn every_option_reaches_the_configuration() {
     wanted.cpus = 3;
     wanted.memory = MemoryConfig { size: Size::mib(1024), shared: true, hugepages: false };
     wanted.disks = vec![
-        DiskConfig { id: "root".into(), path: "d.img".into(), readonly: true },
-        DiskConfig { id: "".into(), path: "e.img".into(), readonly: false },
+        DiskConfig {
+            id: "root".into(),
+            path: "d.img".into(),
+            readonly: true,
+            cache: DiskCache::Direct,
+            engine: DiskEngine::IoUring,
+            queues: Some(2),
+        },
+        DiskConfig { path: "e.img".into(), ..DiskConfig::default() },
     ];
     let mac = Some("52:54:00:00:00:01".into());
     wanted.nets = vec![
@@ -76,6 +84,8 @@ fn mistyped_values_are_refused_with_the_way_out() {
         (["--memory", "lots"], "512M"),
         (["--disk", "ro"], "path=FILE"),
         (["--disk", "x,readonly"], "did you mean"),
+        (["--disk", "x,engine=magic"], "expected one of `auto`, `io_uring`, `threads`"),
+        (["--disk", "x,queues=many"], "queues=many"),
         (["--net", "fd=x"], "descriptor"),
         (["--console", "tty"], "stdio, none, file=PATH, pty"),
         (["--grace", "soon"], "seconds"),

@@ -11,8 +11,8 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::Malformed;
-use super::iovec::{IOV_MAX, Iovecs, Segment, each};
 use super::ring::{Rings, descriptor};
+use crate::iovec::{IOV_MAX, IovecBuffer, Iovecs, Segment, each};
 
 /// The most segments of one chain, and entries of one indirect table.
 pub const MAX_SEGMENTS: usize = IOV_MAX;
@@ -123,7 +123,7 @@ pub struct Chain<'a> {
     readable: &'a [Segment],
     writable: &'a [Segment],
     extent: Extent,
-    scratch: &'a mut Vec<Segment>,
+    scratch: &'a mut IovecBuffer,
 }
 
 impl<'a> Chain<'a> {
@@ -133,7 +133,7 @@ impl<'a> Chain<'a> {
         head: u16,
         segments: &'a [Segment],
         extent: Extent,
-        scratch: &'a mut Vec<Segment>,
+        scratch: &'a mut IovecBuffer,
     ) -> Chain<'a> {
         let (readable, writable) = segments.split_at_checked(extent.readable).unwrap_or_default();
         Chain { head, readable, writable, extent, scratch }
@@ -205,6 +205,41 @@ impl<'a> Chain<'a> {
     pub fn writable_iovecs(&mut self, offset: usize, len: usize) -> Result<Iovecs<'_>, OutOfChain> {
         // SAFETY: Chain::new's caller vouches for the memory, for 'a, which outlives this borrow.
         unsafe { Iovecs::slice(self.writable, offset, len, self.scratch) }.ok_or(OutOfChain)
+    }
+
+    /// The writable byte at `offset`, for who answers later.
+    pub(crate) fn place(&self, offset: usize) -> Option<Segment> {
+        let mut place = None;
+        let _ = each(self.writable, offset, 1, |piece| place = Some(piece));
+        place
+    }
+
+    /// The readable bytes `offset..offset + len` as a list that outlives this borrow: who uses it
+    /// vouches for the memory.
+    ///
+    /// # Errors
+    /// When the readable part ends before.
+    pub(crate) fn list_readable(
+        &self,
+        offset: usize,
+        len: usize,
+        list: &mut IovecBuffer,
+    ) -> Result<(), OutOfChain> {
+        list.assign(self.readable, offset, len).then_some(()).ok_or(OutOfChain)
+    }
+
+    /// The writable bytes `offset..offset + len` as a list that outlives this borrow: who uses it
+    /// vouches for the memory.
+    ///
+    /// # Errors
+    /// When the writable part ends before.
+    pub(crate) fn list_writable(
+        &self,
+        offset: usize,
+        len: usize,
+        list: &mut IovecBuffer,
+    ) -> Result<(), OutOfChain> {
+        list.assign(self.writable, offset, len).then_some(()).ok_or(OutOfChain)
     }
 }
 
