@@ -6,6 +6,8 @@
 //! only carries steps to the kernel and back: [`threads`] by system calls in a few threads,
 //! [`uring`] by io_uring. None of them ever makes who submits wait for the host.
 
+#![allow(clippy::vec_box, reason = "a job stays where it is while the kernel reads its list")]
+
 mod disk;
 mod engine;
 mod job;

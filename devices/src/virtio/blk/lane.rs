@@ -4,6 +4,8 @@
 //! event. [`Hand`] is what a lane has in hand and outlives a stop: the engine with the requests at
 //! the host, and what is needed to answer them.
 
+#![allow(clippy::vec_box, reason = "a job stays where it is while the kernel reads its list")]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
