@@ -53,7 +53,7 @@ pub struct Run {
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<MemoryConfig>,
     /// A disk: path=FILE[,ro][,id=NAME][,cache=writeback|direct|unsafe][,engine=auto|io_uring|threads]
-    /// [,queues=N]; may be repeated
+    /// [,queues=N][,bps=SIZE][,iops=N]; may be repeated
     #[arg(long, value_name = "DISK", value_parser = parse_disk)]
     disk: Vec<DiskConfig>,
     /// A network interface: tap=NAME or fd=N, [,mac=MAC][,id=NAME]; may be repeated
@@ -366,11 +366,15 @@ fn parse_memory(text: &str) -> Result<MemoryConfig, String> {
 }
 
 fn parse_disk(text: &str) -> Result<DiskConfig, String> {
-    let known = ["path", "ro", "id", "cache", "engine", "queues"];
+    let known = ["path", "ro", "id", "cache", "engine", "queues", "bps", "iops"];
     let mut kv = KeyValues::parse("--disk", &known, text)?;
     let queues = kv.value("queues")?;
     let queues =
         queues.map(|n| n.parse().map_err(|_| format!("queues={n} is no number of queues")));
+    let bps = kv.value("bps")?;
+    let bps = bps.map(|n| n.parse().map_err(|e: husk::config::SizeError| format!("bps={n}: {e}")));
+    let iops = kv.value("iops")?;
+    let iops = iops.map(|n| n.parse().map_err(|_| format!("iops={n} is no number of requests")));
     Ok(DiskConfig {
         path: kv.value("path")?.ok_or("which file? --disk path=FILE")?.into(),
         readonly: kv.switch("ro")?,
@@ -378,6 +382,8 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
         cache: choice(&mut kv, "cache")?,
         engine: choice(&mut kv, "engine")?,
         queues: queues.transpose()?,
+        bytes_per_second: bps.transpose()?,
+        requests_per_second: iops.transpose()?,
     })
 }
 

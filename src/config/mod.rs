@@ -146,6 +146,12 @@ pub struct DiskConfig {
     /// Number of queues, 1 to 16; by default one for each vCPU, but not more than 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
+    /// The most bytes read and written a second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<Size>,
+    /// The most requests a second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<u64>,
 }
 
 /// A network interface.

@@ -137,3 +137,23 @@ fn no_device_takes_the_name_of_the_entropy_source() {
     config.rng = false;
     assert_eq!(config.validate(), Ok(()));
 }
+
+#[test]
+fn a_disk_has_some_queues_and_limits_that_let_something_pass() {
+    let refused = |change: fn(&mut DiskConfig)| {
+        let mut config = VmConfig::new("k");
+        config.disks = vec![disk("d")];
+        change(&mut config.disks[0]);
+        config.validate().unwrap_err()
+    };
+    for queues in [0, 17] {
+        let why = match queues {
+            0 => refused(|d| d.queues = Some(0)),
+            _ => refused(|d| d.queues = Some(17)),
+        };
+        assert_eq!(why, ConfigError::Queues { id: "d".to_owned(), queues });
+    }
+    let nothing = ConfigError::NoBudget("d".to_owned());
+    assert_eq!(refused(|d| d.bytes_per_second = Some(Size(0))), nothing);
+    assert_eq!(refused(|d| d.requests_per_second = Some(0)), nothing);
+}

@@ -48,6 +48,9 @@ pub enum ConfigError {
         /// What was asked for.
         queues: u16,
     },
+    /// A disk that may do nothing.
+    #[error("disk `{0}`: a limit of 0 would let no request pass; leave it out for none")]
+    NoBudget(String),
     /// A network interface without a host side, or with two.
     #[error("network interface `{0}`: give it either tap=NAME or fd=N")]
     NetBackend(String),
@@ -107,6 +110,9 @@ impl VmConfig {
         for disk in &self.disks {
             if let Some(queues) = disk.queues.filter(|n| !(1..=QUEUES_MAX).contains(n)) {
                 return Err(ConfigError::Queues { id: disk.id.clone(), queues });
+            }
+            if disk.bytes_per_second == Some(Size(0)) || disk.requests_per_second == Some(0) {
+                return Err(ConfigError::NoBudget(disk.id.clone()));
             }
         }
         for net in &self.nets {

@@ -4,6 +4,7 @@
 //! on the command line follow from its place in the list.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -186,7 +187,13 @@ fn open_virtio(config: &VmConfig, worker: &Worker) -> Result<Vec<Named>, VmError
         let backend = Disk::open(&disk.path, options)?;
         // At most 4, so the cast keeps the number.
         let queues = disk.queues.unwrap_or(config.cpus.min(DISK_QUEUES) as u16);
-        let options = BlkOptions { engine: disk.engine, queues, ..BlkOptions::default() };
+        let options = BlkOptions {
+            engine: disk.engine,
+            queues,
+            bytes_per_second: disk.bytes_per_second.and_then(|size| NonZeroU64::new(size.0)),
+            requests_per_second: disk.requests_per_second.and_then(NonZeroU64::new),
+            ..BlkOptions::default()
+        };
         let device = Blk::new(&disk.id, backend, options)
             .map_err(|source| VmError::DiskEngine { id: disk.id.clone(), source })?;
         devices.push((disk.id.clone(), Box::new(device)));

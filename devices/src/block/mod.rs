@@ -8,6 +8,7 @@
 
 #![allow(clippy::vec_box, reason = "a job stays where it is while the kernel reads its list")]
 
+mod bucket;
 mod disk;
 mod engine;
 mod job;
@@ -19,6 +20,7 @@ pub(crate) mod hanging;
 #[cfg(test)]
 mod tests;
 
+pub use bucket::{Bucket, Budget};
 pub use disk::{Cache, Disk, DiskError, DiskOptions, SECTOR};
 pub use engine::{Engine, EngineChoice, EngineError, Keep};
 pub use job::{Job, Operation};

@@ -31,7 +31,7 @@ fn every_option_reaches_the_configuration() {
         "--memory",
         "1G,shared",
         "--disk",
-        "path=d.img,ro,id=root,cache=direct,engine=io_uring,queues=2",
+        "path=d.img,ro,id=root,cache=direct,engine=io_uring,queues=2,bps=10M,iops=500",
         "--disk",
         "e.img",
         "--net",
@@ -62,6 +62,8 @@ fn every_option_reaches_the_configuration() {
             cache: DiskCache::Direct,
             engine: DiskEngine::IoUring,
             queues: Some(2),
+            bytes_per_second: Some(Size::mib(10)),
+            requests_per_second: Some(500),
         },
         DiskConfig { path: "e.img".into(), ..DiskConfig::default() },
     ];

@@ -18,6 +18,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
 use super::CANCELLED;
+use super::limit::Throttle;
 use super::request::{self, HEADER_LEN, ID_LEN, Limits, RANGE_LEN, Request};
 use crate::block::{Disk, Engine, Job, Keep, Operation};
 use crate::complaints::Complaints;
@@ -33,6 +34,8 @@ pub(super) struct Serve {
     pub(super) server: Server,
     pub(super) hand: Hand,
     pub(super) stopping: Arc<AtomicBool>,
+    /// If there are limits.
+    pub(super) throttle: Option<Throttle>,
 }
 
 impl MutEventSubscriber for Serve {
@@ -40,7 +43,11 @@ impl MutEventSubscriber for Serve {
         let engine = self.hand.engine.event().as_raw_fd();
         let added = ops
             .add(Events::new(self.queue.doorbell(), EventSet::IN))
-            .and_then(|()| ops.add(Events::new_raw(engine, EventSet::IN)));
+            .and_then(|()| ops.add(Events::new_raw(engine, EventSet::IN)))
+            .and_then(|()| match &self.throttle {
+                Some(throttle) => ops.add(Events::new_raw(throttle.as_raw_fd(), EventSet::IN)),
+                None => Ok(()),
+            });
         if let Err(e) = added {
             self.interrupt.needs_reset(&e);
         }
@@ -50,14 +57,22 @@ impl MutEventSubscriber for Serve {
         if events.fd() == self.queue.doorbell().as_raw_fd() {
             self.queue.quiet();
         }
+        if let Some(throttle) = &mut self.throttle
+            && events.fd() == throttle.as_raw_fd()
+        {
+            throttle.quiet();
+        }
         self.answer();
-        let Serve { queue, memory, interrupt, server, hand, stopping } = self;
+        let Serve { queue, memory, interrupt, server, hand, stopping, throttle } = self;
         if !stopping.load(Ordering::Acquire) {
             hand.go_on();
         }
         queue.process(memory, interrupt, |chain| {
             // What is put back here is found when the device starts again.
-            if stopping.load(Ordering::Acquire) { Answer::Stop } else { server.take(chain, hand) }
+            match stopping.load(Ordering::Acquire) {
+                true => Answer::Stop,
+                false => server.take(chain, hand, throttle.as_mut()),
+            }
         });
         // Twice: some jobs are done at once, and some of these need another step.
         self.kick();
@@ -224,6 +239,8 @@ impl Hand {
 
 /// What a chain asks for, so far.
 enum Taken {
+    /// Its limits do not let it begin yet.
+    Later,
     /// Answered already, so many bytes filled.
     Done(usize),
     /// Begun; so many bytes will be filled.
@@ -252,7 +269,12 @@ impl Server {
         Server { id, disk, limits, write_through, complaints }
     }
 
-    fn take(&mut self, chain: &mut Chain<'_>, hand: &mut Hand) -> Answer {
+    fn take(
+        &mut self,
+        chain: &mut Chain<'_>,
+        hand: &mut Hand,
+        throttle: Option<&mut Throttle>,
+    ) -> Answer {
         let mut header = [0; HEADER_LEN];
         let (Ok(()), Some(data)) =
             (chain.copy_to(0, &mut header), chain.writable_len().checked_sub(1))
@@ -262,7 +284,8 @@ impl Server {
         let Some(place) = chain.place(data) else {
             return Answer::Broken("a block request without status");
         };
-        let (status, filled) = match self.run(header, data, chain, hand) {
+        let (status, filled) = match self.run(header, data, chain, hand, throttle) {
+            Ok(Taken::Later) => return Answer::Stop,
             // A chain has at most u32::MAX bytes, so the casts keep the number.
             Ok(Taken::Begun(job, filled)) => {
                 if let Some(ticket) = hand.tickets.get_mut(job.tag()) {
@@ -288,10 +311,20 @@ impl Server {
         writable: usize,
         chain: &mut Chain<'_>,
         hand: &mut Hand,
+        throttle: Option<&mut Throttle>,
     ) -> Result<Taken, u8> {
         let readable = chain.readable_len() - HEADER_LEN;
         let request = request::parse(header, readable, writable, self.limits)
             .map_err(request::Refusal::status)?;
+        if let Some(throttle) = throttle {
+            let bytes = match request {
+                Request::Read { len, .. } | Request::Write { len, .. } => len as u64,
+                _ => 0,
+            };
+            if !throttle.admits(bytes) {
+                return Ok(Taken::Later);
+            }
+        }
         let misshapen = VIRTIO_BLK_S_IOERR as u8;
         let (operation, offset, len) = match request {
             Request::GetId => {

@@ -6,10 +6,12 @@
 //! to life with the next start, and until it is answered keeps the guest's memory and the disk.
 
 mod lane;
+mod limit;
 pub mod request;
 #[cfg(test)]
 mod tests;
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,9 +23,10 @@ use virtio_bindings::bindings::virtio_blk::{
 
 use super::device::{Activation, StartError, VirtioDevice};
 use super::queue::QueueState;
-use crate::block::{Disk, Engine, EngineChoice, EngineError, SECTOR};
+use crate::block::{Budget, Disk, Engine, EngineChoice, EngineError, SECTOR};
 use crate::worker::{Task, Worker};
 use lane::{Hand, Serve, Server};
+use limit::{Limiter, Throttle};
 use request::{ID_LEN, Limits, MAX_RANGE_SECTORS};
 
 /// Device type 2, virtio 1.3 §5.
@@ -48,11 +51,21 @@ pub struct BlkOptions {
     pub queues: u16,
     /// How long a stop waits for the host; what takes longer is pending then.
     pub patience: Duration,
+    /// The most bytes read and written a second, on average.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// The most requests of any kind a second, on average.
+    pub requests_per_second: Option<NonZeroU64>,
 }
 
 impl Default for BlkOptions {
     fn default() -> Self {
-        BlkOptions { engine: EngineChoice::Auto, queues: 1, patience: Duration::from_secs(2) }
+        BlkOptions {
+            engine: EngineChoice::Auto,
+            queues: 1,
+            patience: Duration::from_secs(2),
+            bytes_per_second: None,
+            requests_per_second: None,
+        }
     }
 }
 
@@ -66,6 +79,7 @@ pub struct Blk {
     queue_sizes: Vec<u16>,
     lanes: Vec<Lane>,
     stopping: Arc<AtomicBool>,
+    limiter: Option<Arc<Limiter>>,
     /// What the last stop gave back.
     parked: Vec<QueueState>,
 }
@@ -98,6 +112,7 @@ impl Blk {
         for (to, from) in bytes.iter_mut().zip(id.bytes()) {
             *to = from;
         }
+        let budget = Budget::per_second(options.bytes_per_second, options.requests_per_second);
         let mut lanes: Vec<Lane> = (0..options.queues).map(|_| Lane::default()).collect();
         if let Some(lane) = lanes.first_mut() {
             lane.hand = Some(Hand::new(first));
@@ -111,6 +126,7 @@ impl Blk {
             options,
             lanes,
             stopping: Arc::default(),
+            limiter: budget.is_limited().then(|| Arc::new(Limiter::new(budget))),
             parked: Vec::new(),
         }
     }
@@ -155,8 +171,11 @@ impl Blk {
             };
             let name = interrupt.name().clone();
             let server = Server::new(self.id, self.disk.clone(), limits, write_through, name);
+            let throttle = self.limiter.clone().map(Throttle::new).transpose();
+            let throttle = throttle.map_err(|source| StartError::Host { what: "timer", source })?;
             let serve = Serve {
                 queue,
+                throttle,
                 memory: memory.clone(),
                 interrupt: interrupt.clone(),
                 server,

@@ -322,6 +322,47 @@ fn every_queue_is_served_and_keeps_its_own_order() {
 }
 
 #[test]
+fn limits_hold_across_queues_and_resets() {
+    let file = image(4096);
+    // One request at once (a tenth of 10), and one that finds no debt.
+    let requests_per_second = NonZeroU64::new(10);
+    let options = BlkOptions { requests_per_second, queues: 2, ..BlkOptions::default() };
+    let device = Blk::new("slow", open(file.path(), true).unwrap(), options).unwrap();
+    let begin = Instant::now();
+    let mut rig = Rig::of(device);
+    rig.driver.write(HEAD, &[0; 16]);
+    let pieces = [Piece::Out(HEAD, 16), Piece::In(BUFFER, 512), Piece::In(STATUS, 1)];
+    for queue in [0, 1, 0, 1] {
+        rig.driver.send(queue, &pieces);
+    }
+    rig.driver.wait_used(0, 2);
+    rig.driver.wait_used(1, 2);
+    let four = begin.elapsed();
+    assert!(four >= Duration::from_millis(200), "four requests in {four:?}");
+    rig.driver.transport.reset();
+    rig.driver.bring_up(0, 64);
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 512)]), (0, 513));
+    let five = begin.elapsed();
+    assert!(five >= Duration::from_millis(300), "five requests in {five:?}");
+    assert!(five < Duration::from_secs(5), "five requests in {five:?}");
+}
+
+#[test]
+fn a_request_that_waits_for_its_limit_holds_up_no_pause() {
+    let file = image(4096);
+    let options = BlkOptions { bytes_per_second: NonZeroU64::new(1000), ..BlkOptions::default() };
+    let device = Blk::new("slow", open(file.path(), true).unwrap(), options).unwrap();
+    let mut rig = Rig::of(device);
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 1024)]), (0, 1025));
+    let pieces = [Piece::Out(HEAD, 16), Piece::In(BUFFER, 512), Piece::In(STATUS, 1)];
+    rig.driver.send(0, &pieces);
+    at_once(|| rig.driver.transport.pause());
+    assert!(rig.driver.rings[0].used().is_empty());
+    rig.driver.transport.resume();
+    rig.driver.wait_used(0, 1);
+}
+
+#[test]
 fn a_disk_without_the_page_cache_says_what_blocks_it_wants() {
     let file = image(1 << 16);
     let options = DiskOptions { cache: crate::block::Cache::Direct, ..DiskOptions::default() };
