@@ -378,6 +378,19 @@ fn an_engine_that_is_dropped_keeps_memory_and_lock_until_the_host_is_done() {
     }
 }
 
+#[test]
+fn a_disk_can_be_opened_again_as_soon_as_its_engine_is_gone() {
+    for choice in engines() {
+        let file = image(4096);
+        for _ in 0..200 {
+            let mut rig = Rig::writable(file.path(), choice);
+            let mut data = [0; 512];
+            rig.read(512, &mut data).unwrap();
+            rig.run(Operation::Flush, 0, 0, &mut []).unwrap();
+        }
+    }
+}
+
 /// A tmpfs of 1 MiB, unmounted when dropped; `None` where we may not mount.
 struct SmallTmpfs(tempfile::TempDir);
 

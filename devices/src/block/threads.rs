@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -24,6 +25,7 @@ const STACK: usize = 128 << 10;
 
 pub(super) struct Threads {
     shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
     in_flight: usize,
 }
 
@@ -39,7 +41,6 @@ struct Shared {
 struct State {
     todo: VecDeque<Box<Job>>,
     done: Vec<Box<Job>>,
-    threads: usize,
     idle: usize,
     held: bool,
     closed: bool,
@@ -54,14 +55,13 @@ impl Threads {
             work: Condvar::new(),
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         };
-        Ok(Threads { shared: Arc::new(shared), in_flight: 0 })
+        Ok(Threads { shared: Arc::new(shared), threads: Vec::new(), in_flight: 0 })
     }
 
-    fn spawn(&self, state: &mut State) -> io::Result<()> {
+    fn spawn(&mut self) -> io::Result<()> {
         let shared = self.shared.clone();
         let thread = std::thread::Builder::new().name("husk-disk-io".into()).stack_size(STACK);
-        thread.spawn(move || shared.work())?;
-        state.threads += 1;
+        self.threads.push(thread.spawn(move || shared.work())?);
         Ok(())
     }
 }
@@ -76,20 +76,22 @@ impl Engine for Threads {
             return;
         }
         state.todo.push_back(job);
-        if state.idle < state.todo.len() && state.threads < MAX_THREADS {
-            // Fewer threads do too, if there is one.
-            if let Err(e) = self.spawn(&mut state)
-                && state.threads == 0
-                && let Some(mut job) = state.todo.pop_back()
-            {
+        let busy = state.idle < state.todo.len();
+        drop(state);
+        self.shared.work.notify_one();
+        // Fewer threads do too, if there is one.
+        if busy
+            && self.threads.len() < MAX_THREADS
+            && let Err(e) = self.spawn()
+            && self.threads.is_empty()
+        {
+            let mut state = self.shared.state();
+            if let Some(mut job) = state.todo.pop_back() {
                 job.fail(e);
                 state.done.push(job);
                 self.shared.ring();
-                return;
             }
         }
-        drop(state);
-        self.shared.work.notify_one();
     }
 
     fn kick(&mut self) -> io::Result<()> {
@@ -138,8 +140,16 @@ impl Drop for Threads {
         state.held = true;
         state.todo.clear();
         drop(state);
-        // A thread that is in a system call keeps `shared`, with the memory and the file.
         self.shared.work.notify_all();
+        // A thread that is in a system call keeps `shared`, with the memory and the file. Without
+        // one, the disk is unlocked when this returns.
+        if self.in_flight == 0 {
+            for thread in self.threads.drain(..) {
+                if thread.join().is_err() {
+                    log::error!("a disk's thread panicked");
+                }
+            }
+        }
     }
 }
 

@@ -234,9 +234,13 @@ impl Engine for Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        let Some(ring) = self.ring.take().filter(|r| r.free.len() < r.slots.len()) else {
+        let Some(ring) = self.ring.take() else { return };
+        if ring.free.len() == ring.slots.len() {
+            // The kernel takes its time over a ring that is closed: the disk's lock should not wait
+            // for that. It fails only when there is nothing registered.
+            let _ = ring.ring.submitter().unregister_files();
             return;
-        };
+        }
         // Closing the ring would leave the kernel at work on memory that may be unmapped next: a
         // thread waits for that instead, and has the memory and the file as long; for ever, if
         // there can be no thread.

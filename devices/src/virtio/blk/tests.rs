@@ -322,6 +322,47 @@ fn every_queue_is_served_and_keeps_its_own_order() {
 }
 
 #[test]
+fn stops_in_the_middle_of_everything_answer_each_request_once() {
+    let file = image(64 << 10);
+    for engine in [EngineChoice::Threads, EngineChoice::Auto] {
+        let options = BlkOptions { engine, queues: 2, ..BlkOptions::default() };
+        let device = Blk::new("d", open(file.path(), false).unwrap(), options).unwrap();
+        let mut rig = Rig::of(device);
+        // Sector n is read to its own place by request n, whose header and status are there too.
+        let place = |n: u64| DATA + 0x1000 + n * 0x400;
+        for round in 0..100u64 {
+            for n in 0..20 {
+                let mut header = [0; 16];
+                header[8] = n as u8;
+                rig.driver.write(place(n), &header);
+                rig.driver.write(place(n) + 0x10, &[0xee]);
+                rig.driver.write(place(n) + 0x200, &[0; 512]);
+                let status = Piece::In(place(n) + 0x10, 1);
+                let to = Piece::In(place(n) + 0x200, 512);
+                rig.driver.send((n % 2) as usize, &[Piece::Out(place(n), 16), to, status]);
+                if n % 7 == round % 7 {
+                    rig.driver.transport.pause();
+                    rig.driver.transport.resume();
+                }
+            }
+            let mut heads = Vec::new();
+            for queue in 0..2 {
+                let used = rig.driver.wait_used(queue, 10);
+                assert!(used.iter().all(|(_, len)| *len == 513), "{used:?}");
+                heads.extend(used.iter().map(|(head, _)| (queue, *head)));
+            }
+            heads.sort_unstable();
+            heads.dedup();
+            assert_eq!(heads.len(), 20, "{engine:?}: a request was answered twice");
+            for n in 0..20 {
+                assert_eq!(rig.driver.read(place(n) + 0x10, 1), [0]);
+                assert_eq!(rig.driver.read(place(n) + 0x200, 512), [n as u8 + 1; 512]);
+            }
+        }
+    }
+}
+
+#[test]
 fn limits_hold_across_queues_and_resets() {
     let file = image(4096);
     // One request at once (a tenth of 10), and one that finds no debt.
