@@ -11,11 +11,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a sector, whatever the disk's own are (virtio 1.3 §5.2).
 pub const SECTOR: u64 = 512;
+
+/// How long a lock that somebody else has is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_millis(250);
 
 /// A disk that cannot be opened. Each names the path and the way out.
 #[derive(Debug, thiserror::Error)]
@@ -135,9 +139,9 @@ impl Disk {
             let kind = if kind.is_dir() { "a directory" } else { "a special file" };
             return Err(DiskError::Kind { path, kind });
         }
-        match lock(&file, read_only) {
+        match lock_soon(&file, read_only) {
             Ok(()) => {}
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Err(e) if is_taken(&e) => {
                 return Err(DiskError::InUse { path, read_only });
             }
             Err(e) => return Err(host("lock", e)),
@@ -242,6 +246,25 @@ fn direct_align(file: &File) -> io::Result<usize> {
         }
     }
     Err(refused.unwrap_or_else(|| io::ErrorKind::Unsupported.into()))
+}
+
+/// [`lock`], with some patience: when a process that used io_uring is killed, the kernel closes its
+/// files when it gets round to it.
+fn lock_soon(file: &File, read_only: bool) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match lock(file, read_only) {
+            Err(e) if is_taken(&e) && Instant::now() < deadline => {
+                std::thread::sleep(LOCK_PATIENCE / 50);
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Somebody else has the lock.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
 }
 
 /// An open file description lock over the whole file: it belongs to this opening of the file, not

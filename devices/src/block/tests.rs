@@ -391,6 +391,23 @@ fn a_disk_can_be_opened_again_as_soon_as_its_engine_is_gone() {
     }
 }
 
+#[test]
+fn a_lock_that_is_about_to_go_is_waited_for() {
+    let file = image(4096);
+    let first = Disk::open(file.path(), DiskOptions::default()).unwrap();
+    let going = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(first);
+    });
+    let second = Disk::open(file.path(), DiskOptions::default()).unwrap();
+    going.join().unwrap();
+    let begin = Instant::now();
+    let refused = Disk::open(file.path(), DiskOptions::default());
+    assert!(matches!(refused, Err(DiskError::InUse { .. })));
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    drop(second);
+}
+
 /// A tmpfs of 1 MiB, unmounted when dropped; `None` where we may not mount.
 struct SmallTmpfs(tempfile::TempDir);
 
