@@ -271,6 +271,8 @@ fn a_huge_job_is_held_between_two_steps_and_goes_on_where_it_was() {
         rig.submit(Operation::Read, 0, 0, &mut [&mut data]);
         let mut holds = 0;
         loop {
+            // Time for a step to begin.
+            std::thread::sleep(Duration::from_micros(100));
             rig.engine.hold(true);
             let job = rig.reap().pop().unwrap();
             if job.is_finished() {

@@ -3,7 +3,8 @@
 //!
 //! The ring has room for every job at once, so that completions cannot overflow. What would block is
 //! done by the kernel's own threads; that is found by trying, except where trying itself may wait
-//! for a server that does not answer (see [`is_remote`]).
+//! for a server that does not answer (see [`is_remote`]). A local file system that has to read its
+//! own metadata may make even the trial wait.
 
 use std::fs::File;
 use std::io;

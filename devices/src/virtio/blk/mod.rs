@@ -23,7 +23,7 @@ use virtio_bindings::bindings::virtio_blk::{
 
 use super::device::{Activation, StartError, VirtioDevice};
 use super::queue::QueueState;
-use crate::block::{Budget, Disk, Engine, EngineChoice, EngineError, SECTOR};
+use crate::block::{Budget, Disk, EngineChoice, EngineError, SECTOR};
 use crate::worker::{Task, Worker};
 use lane::{Hand, Serve, Server};
 use limit::{Limiter, Throttle};
@@ -103,11 +103,6 @@ impl Blk {
         let mut options = options;
         options.queues = options.queues.clamp(1, QUEUES_MAX);
         let first = options.engine.open(&disk, QUEUE_SIZE)?;
-        Ok(Blk::with_engine(id, disk, options, first))
-    }
-
-    /// With an engine for the first queue.
-    fn with_engine(id: &str, disk: Disk, options: BlkOptions, first: Box<dyn Engine>) -> Blk {
         let mut bytes = [0; ID_LEN];
         for (to, from) in bytes.iter_mut().zip(id.bytes()) {
             *to = from;
@@ -117,7 +112,7 @@ impl Blk {
         if let Some(lane) = lanes.first_mut() {
             lane.hand = Some(Hand::new(first));
         }
-        Blk {
+        Ok(Blk {
             name: id.into(),
             id: bytes,
             config: config(&disk, options.queues),
@@ -128,7 +123,7 @@ impl Blk {
             stopping: Arc::default(),
             limiter: budget.is_limited().then(|| Arc::new(Limiter::new(budget))),
             parked: Vec::new(),
-        }
+        })
     }
 
     /// Has every lane ready to go on, or to begin anew.
