@@ -1,7 +1,7 @@
 //! The errors inside a [`VmError`](crate::VmError), by name, for who wants to tell them apart.
 
+pub use husk_devices::block::{DiskError, EngineError};
 pub use husk_devices::bus::BusError;
-pub use husk_devices::virtio::blk::backend::DiskError;
 pub use husk_devices::virtio::net::tap::TapError;
 pub use husk_devices::worker::WorkerError;
 

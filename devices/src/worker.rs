@@ -18,6 +18,9 @@ use event_manager::{
 
 use crate::panics;
 
+/// Called, with a sentence, when a worker has ended of itself: the devices in it are gone.
+pub type OnBroken = Arc<dyn Fn(String) + Send + Sync>;
+
 /// What a worker can run: it registers its descriptors in `init` and is called back in `process`.
 pub trait Run: MutEventSubscriber + Any + Send {}
 impl<T: MutEventSubscriber + Any + Send> Run for T {}
@@ -90,6 +93,12 @@ impl Worker {
             }
         })?;
         Ok(Worker { handle, ended, thread: Some(thread) })
+    }
+
+    /// Ends the thread without waiting for that: the kernel does not let a thread go before the
+    /// requests it has made of a host that hangs.
+    pub fn abandon(mut self) {
+        self.thread = None;
     }
 
     /// A handle through which tasks enter the loop.

@@ -58,7 +58,8 @@ pub struct Run {
     /// Guest memory: SIZE[,shared][,hugepages], as in 512M or 2G [default: 512M]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<MemoryConfig>,
-    /// A disk: path=FILE[,ro][,id=NAME]; may be repeated
+    /// A disk: path=FILE [,ro] [,id=NAME] [,cache=writeback|direct|unsafe]
+    /// [,engine=auto|io_uring|threads] [,queues=N] [,bps=SIZE] [,iops=N]; may be repeated
     #[arg(long, value_name = "DISK", value_parser = parse_disk)]
     disk: Vec<DiskConfig>,
     /// A network interface: tap=NAME or fd=N, [,mac=MAC][,id=NAME]; may be repeated

@@ -16,6 +16,7 @@ use husk_devices::virtio::vsock::GUEST_CIDS;
 use serde::{Deserialize, Serialize};
 
 pub use crate::size::{Size, SizeError};
+pub use husk_devices::block::{Cache as DiskCache, EngineChoice as DiskEngine};
 pub use json::ConfigFileError;
 pub use memory::MemoryConfig;
 pub use nearest::nearest;
@@ -110,8 +111,12 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// A disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
     /// Names the disk in messages and, as its serial number, in the guest. Unique.
@@ -122,6 +127,21 @@ pub struct DiskConfig {
     /// Whether the guest may only read it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub readonly: bool,
+    /// What a write is worth once it was answered.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cache: DiskCache,
+    /// What carries its requests out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub engine: DiskEngine,
+    /// Number of queues, 1 to 16; by default one for each vCPU, but not more than 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// The most bytes read and written a second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<Size>,
+    /// The most requests a second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<u64>,
 }
 
 /// A network interface.

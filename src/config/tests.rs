@@ -1,7 +1,7 @@
 use super::*;
 
 fn disk(id: &str) -> DiskConfig {
-    DiskConfig { id: id.to_owned(), path: "/x".into(), readonly: false }
+    DiskConfig { id: id.to_owned(), path: "/x".into(), ..DiskConfig::default() }
 }
 
 fn net(id: &str) -> NetConfig {
@@ -208,4 +208,24 @@ fn no_device_takes_the_name_of_the_entropy_source_or_the_sockets() {
     assert_eq!(config.validate(), Ok(()));
     config.vsock = Some(VsockConfig { cid: 3, socket: "v".into() });
     assert_eq!(config.validate(), Err(ConfigError::DuplicateId("vsock".to_owned())));
+}
+
+#[test]
+fn a_disk_has_some_queues_and_limits_that_let_something_pass() {
+    let refused = |change: fn(&mut DiskConfig)| {
+        let mut config = VmConfig::new("k");
+        config.disks = vec![disk("d")];
+        change(&mut config.disks[0]);
+        config.validate().unwrap_err()
+    };
+    for queues in [0, 17] {
+        let why = match queues {
+            0 => refused(|d| d.queues = Some(0)),
+            _ => refused(|d| d.queues = Some(17)),
+        };
+        assert_eq!(why, ConfigError::Queues { id: "d".to_owned(), queues });
+    }
+    let nothing = ConfigError::NoBudget("d".to_owned());
+    assert_eq!(refused(|d| d.bytes_per_second = Some(Size(0))), nothing);
+    assert_eq!(refused(|d| d.requests_per_second = Some(0)), nothing);
 }

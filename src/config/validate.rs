@@ -7,6 +7,8 @@ use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
 
 use husk_devices::virtio::net::tap::{INTERFACE_NAME, is_interface_name};
 
+use husk_devices::virtio::blk::QUEUES_MAX;
+
 use super::{Size, VmConfig};
 
 /// The most vCPUs a configuration can ask for.
@@ -50,6 +52,17 @@ pub enum ConfigError {
     /// More devices than interrupts.
     #[error("{0} virtio devices, but there are interrupts for {max}", max = VIRTIO_DEVICES_MAX)]
     TooManyDevices(usize),
+    /// Number of queues of a disk.
+    #[error("disk `{id}`: {queues} queues: a disk has 1 to {max}", max = QUEUES_MAX)]
+    Queues {
+        /// The disk.
+        id: String,
+        /// What was asked for.
+        queues: u16,
+    },
+    /// A disk that may do nothing.
+    #[error("disk `{0}`: a limit of 0 would let no request pass; leave it out for none")]
+    NoBudget(String),
     /// A network interface without a host side, or with two.
     #[error("network interface `{0}`: give it either tap=NAME or fd=N")]
     NetBackend(String),
@@ -126,6 +139,14 @@ impl VmConfig {
             + usize::from(self.vsock.is_some());
         if devices > VIRTIO_DEVICES_MAX {
             return Err(ConfigError::TooManyDevices(devices));
+        }
+        for disk in &self.disks {
+            if let Some(queues) = disk.queues.filter(|n| !(1..=QUEUES_MAX).contains(n)) {
+                return Err(ConfigError::Queues { id: disk.id.clone(), queues });
+            }
+            if disk.bytes_per_second == Some(Size(0)) || disk.requests_per_second == Some(0) {
+                return Err(ConfigError::NoBudget(disk.id.clone()));
+            }
         }
         for net in &self.nets {
             if net.tap.is_some() == net.fd.is_some() {

@@ -169,7 +169,7 @@ impl Controller {
                     panicked.get_or_insert_with(Instant::now);
                     Next::Continue
                 }
-                Message::Guest(GuestEvent::Marker(_)) => {
+                Message::Guest(GuestEvent::Marker) => {
                     self.timeline.mark(Phase::UserSpaceMarker);
                     Next::Continue
                 }

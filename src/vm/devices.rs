@@ -4,23 +4,25 @@
 //! on the command line follow from its place in the list.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use husk_devices::block::{Disk, DiskOptions};
 use husk_devices::bus::{BusBuilder, BusDevice};
 use husk_devices::platform::{
     AbsentRtc, EventSink, KeyboardReset, MarkerPort, POWER_LEN, PVPANIC_LEN, PowerControl, PvPanic,
 };
 use husk_devices::serial::{UART_LEN, Uart};
-use husk_devices::virtio::blk::Blk;
-use husk_devices::virtio::blk::backend::DiskBackend;
+use husk_devices::virtio::blk::{Blk, BlkOptions};
 use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::net::Net;
 use husk_devices::virtio::net::tap::Tap;
 use husk_devices::virtio::rng::Rng;
 use husk_devices::virtio::vsock::Vsock;
-use husk_devices::worker::{Worker, WorkerError, WorkerHandle};
+use husk_devices::worker::{OnBroken, Worker, WorkerError};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -31,37 +33,21 @@ use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
 use crate::x86_64::layout;
 
+/// Queues of a disk, unless the user says otherwise: one for each vCPU, but not more than this.
+const DISK_QUEUES: u32 = 4;
+/// How long a reboot waits for a host that does not answer.
+const HOST_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A virtio device at its place.
 pub(super) struct Placed {
     pub slot: VirtioSlot,
     pub transport: Arc<MmioTransport>,
 }
 
-/// Called, with a sentence, when a worker has ended of itself: the devices in it are gone.
-pub(super) type OnBroken = Arc<dyn Fn(String) + Send + Sync>;
-
-/// The threads the devices run in.
-struct Workers {
-    /// The VM's own.
-    shared: Worker,
-    /// Those of devices that block.
-    own: Vec<Worker>,
-    on_broken: OnBroken,
-}
-
-impl Workers {
-    /// One more, for a device that blocks.
-    fn add(&mut self, name: &str) -> Result<WorkerHandle, WorkerError> {
-        let worker = watched(name, &self.on_broken)?;
-        let handle = worker.handle();
-        self.own.push(worker);
-        Ok(handle)
-    }
-}
-
-fn watched(name: &str, on_broken: &OnBroken) -> Result<Worker, WorkerError> {
+/// The VM's worker.
+fn watched(on_broken: &OnBroken) -> Result<Worker, WorkerError> {
     let on_broken = on_broken.clone();
-    Worker::spawn_watched(name, move |why| on_broken(why))
+    Worker::spawn_watched("husk-worker", move |why| on_broken(why))
 }
 
 /// All devices of a machine; they outlive its reboots.
@@ -72,8 +58,8 @@ pub(super) struct Devices {
     /// Rung to press the power button; an irqfd.
     pub power_button: EventFd,
     console: Option<Console>,
-    /// After the devices that run in them.
-    workers: Workers,
+    /// The VM's worker. After the devices that run in it.
+    worker: Worker,
 }
 
 impl Devices {
@@ -87,9 +73,8 @@ impl Devices {
         events: EventSink,
         on_broken: OnBroken,
     ) -> Result<Self, VmError> {
-        let mut workers =
-            Workers { shared: watched("husk-worker", &on_broken)?, own: Vec::new(), on_broken };
-        let devices = open_virtio(config, &mut workers)?;
+        let worker = watched(&on_broken)?;
+        let devices = open_virtio(config, &worker, &on_broken)?;
 
         let uart = Uart::new().map_err(host("serial console"))?;
         let mut pio = BusBuilder::default();
@@ -135,7 +120,7 @@ impl Devices {
             power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(host("power button"))?,
             console: None,
-            workers,
+            worker,
         })
     }
 
@@ -144,7 +129,7 @@ impl Devices {
     /// # Errors
     /// As [`Console::connect`].
     pub fn connect_console(&mut self, source: Source) -> Result<(), VmError> {
-        self.console = Some(Console::connect(source, self.uart.clone(), &self.workers.shared)?);
+        self.console = Some(Console::connect(source, self.uart.clone(), &self.worker)?);
         Ok(())
     }
 
@@ -171,9 +156,21 @@ impl Devices {
     /// Brings every device back to its state after power-on. No vCPU runs.
     ///
     /// # Errors
-    /// When the serial console's interrupt cannot be lowered.
+    /// When the host does not finish what a device asked of it before: it may still write to guest
+    /// memory, which is about to become another guest's.
     pub fn reset(&self) -> io::Result<()> {
         self.virtio.iter().for_each(|placed| placed.transport.reset());
+        let deadline = Instant::now() + HOST_PATIENCE;
+        for placed in &self.virtio {
+            while placed.transport.is_busy() {
+                if Instant::now() >= deadline {
+                    let name = placed.transport.name();
+                    let what = format!("{name}: the host has not answered for {HOST_PATIENCE:?}");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         self.uart.reset()
     }
 
@@ -197,26 +194,40 @@ type Named = (String, Box<dyn VirtioDevice>);
 
 /// Every virtio device of the configuration with its name, in the order in which the guest finds
 /// them.
-fn open_virtio(config: &VmConfig, workers: &mut Workers) -> Result<Vec<Named>, VmError> {
+fn open_virtio(
+    config: &VmConfig,
+    worker: &Worker,
+    on_broken: &OnBroken,
+) -> Result<Vec<Named>, VmError> {
     let mut devices: Vec<Named> = Vec::new();
     for disk in &config.disks {
-        let backend = DiskBackend::open(&disk.path, disk.readonly)?;
-        // A disk blocks in its system calls, so it has a worker of its own.
-        let own = workers.add(&format!("husk-{}", disk.id))?;
-        devices.push((disk.id.clone(), Box::new(Blk::new(&disk.id, backend, own))));
+        let options = DiskOptions { read_only: disk.readonly, cache: disk.cache };
+        let backend = Disk::open(&disk.path, options)?;
+        // At most 4, so the cast keeps the number.
+        let queues = disk.queues.unwrap_or(config.cpus.min(DISK_QUEUES) as u16);
+        let options = BlkOptions {
+            engine: disk.engine,
+            queues,
+            bytes_per_second: disk.bytes_per_second.and_then(|size| NonZeroU64::new(size.0)),
+            requests_per_second: disk.requests_per_second.and_then(NonZeroU64::new),
+            ..BlkOptions::default()
+        };
+        let device = Blk::new(&disk.id, backend, options)
+            .map_err(|source| VmError::DiskEngine { id: disk.id.clone(), source })?;
+        devices.push((disk.id.clone(), Box::new(device.watched(on_broken.clone()))));
     }
     for net in &config.nets {
         let mac = net.mac.as_deref().map(parse_mac).transpose()?;
         devices.push((
             net.id.clone(),
-            Box::new(Net::new(&net.id, open_tap(net)?, mac, workers.shared.handle())),
+            Box::new(Net::new(&net.id, open_tap(net)?, mac, worker.handle())),
         ));
     }
     if config.rng {
-        devices.push(("rng".to_owned(), Box::new(Rng::new(workers.shared.handle()))));
+        devices.push(("rng".to_owned(), Box::new(Rng::new(worker.handle()))));
     }
     if let Some(vsock) = &config.vsock {
-        let device = Vsock::new(vsock.cid, &vsock.socket, workers.shared.handle())?;
+        let device = Vsock::new(vsock.cid, &vsock.socket, worker.handle())?;
         devices.push(("vsock".to_owned(), Box::new(device)));
     }
     Ok(devices)

@@ -35,7 +35,9 @@ pub enum VmError {
     #[error("guest memory: {0}")]
     GuestMemory(#[from] vm_memory::GuestMemoryError),
     #[error(transparent)]
-    Disk(#[from] husk_devices::virtio::blk::backend::DiskError),
+    Disk(#[from] husk_devices::block::DiskError),
+    #[error("disk {id}: {source}")]
+    DiskEngine { id: String, source: husk_devices::block::EngineError },
     #[error("network interface {id}: {source}")]
     Tap { id: String, source: husk_devices::virtio::net::tap::TapError },
     #[error(transparent)]

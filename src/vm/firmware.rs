@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn the_first_disk_is_the_root_unless_the_user_says_otherwise() {
         let mut config = VmConfig::new("k");
-        config.disks = vec![DiskConfig { id: "d".into(), path: "p".into(), readonly: true }];
+        config.disks = vec![DiskConfig { readonly: true, ..DiskConfig::default() }];
         assert!(firmware(&config).ends_with("root=/dev/vda ro"));
         config.append = "root=/dev/vdb".to_owned();
         assert!(!firmware(&config).contains("vda"));

@@ -102,13 +102,13 @@ mod tests {
     #[test]
     fn a_guest_that_shouts_does_not_fill_the_hosts_memory_nor_drown_commands() {
         let mailbox = Mailbox::default();
-        for byte in 0..100_000u32 {
-            mailbox.post(Message::Guest(GuestEvent::Marker(byte as u8)));
+        for _ in 0..100_000 {
+            mailbox.post(Message::Guest(GuestEvent::Marker));
         }
         mailbox.post(Message::Guest(GuestEvent::PowerOff));
         let (reply, _) = std::sync::mpsc::sync_channel(1);
         mailbox.post(Message::Command(Command::Kill, reply));
-        assert_eq!(mailbox.state().queue.len(), 256 + 2);
+        assert_eq!(mailbox.state().queue.len(), 1 + 2);
         mailbox.forget_guest();
         assert!(matches!(mailbox.next(None), Some(Message::Command(Command::Kill, _))));
         assert!(mailbox.next(Some(Instant::now())).is_none());

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use husk_devices::platform::EventSink;
 use husk_devices::serial::ConsoleStreams;
+use husk_devices::worker::OnBroken;
 use kvm_bindings::CpuId;
 
 use crate::boot::{Cache, Initrd, Kernel};
@@ -36,7 +37,7 @@ use crate::timeline::{Phase, Timeline};
 use crate::x86_64::{cpuid, layout};
 use console::Source;
 use controller::Controller;
-use devices::{Devices, OnBroken};
+use devices::Devices;
 use firmware::Software;
 use mailbox::{Mailbox, Message};
 use making::Making;

@@ -237,7 +237,7 @@ fn a_disks_window_answers_every_width_and_alignment_and_is_harmed_by_none() {
     a_window_answers(2, &capacity, |kernel, machine| {
         let path = kernel.directory().join("disk");
         File::create(&path).unwrap().set_len(3 * 512).unwrap();
-        machine.disks = vec![DiskConfig { id: "d".to_owned(), path, readonly: false }];
+        machine.disks = vec![DiskConfig { id: "d".to_owned(), path, ..DiskConfig::default() }];
     });
 }
 

@@ -12,18 +12,18 @@ use std::time::Duration;
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::blk::Blk;
-use super::blk::backend::DiskBackend;
+use super::blk::{Blk, BlkOptions};
 use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
 use super::net::Net;
-use super::net::tap::Tap;
 use super::queue::{Answer, Queue, QueueState, Round};
 use super::rng::Rng;
 use super::testing::{
-    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, guarded_memory, wait_until,
+    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, Wire, guarded_memory,
+    wait_until,
 };
 use super::vsock::Vsock;
+use crate::block::{Disk, DiskOptions};
 use crate::bus::BusDevice;
 use crate::worker::Worker;
 
@@ -62,16 +62,16 @@ impl Subject {
             Kind::Blk => {
                 let mut file = tempfile::NamedTempFile::new().unwrap();
                 file.write_all(&[7; 65536]).unwrap();
-                let disk = DiskBackend::open(file.path(), false).unwrap();
+                let disk = Disk::open(file.path(), DiskOptions::default()).unwrap();
                 image = Some(file);
-                Box::new(Blk::new("disk", disk, worker.handle()))
+                Box::new(Blk::new("disk", disk, BlkOptions::default()).unwrap())
             }
             Kind::Net => {
                 let (ours, theirs) = UnixDatagram::pair().unwrap();
                 ours.set_nonblocking(true).unwrap();
                 theirs.set_nonblocking(true).unwrap();
                 wire = Some(theirs);
-                Box::new(Net::new("net", Tap::plain(OwnedFd::from(ours)), None, worker.handle()))
+                Box::new(Net::new("net", Wire(OwnedFd::from(ours)), None, worker.handle()))
             }
             Kind::Vsock => {
                 let dir = dir.insert(tempfile::tempdir().unwrap());

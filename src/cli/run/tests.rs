@@ -1,7 +1,7 @@
 use super::super::{Cli, Command};
 use super::*;
 use clap::{CommandFactory, Parser};
-use husk::config::Size;
+use husk::config::{DiskCache, DiskEngine, Size};
 
 fn config(args: &[&str]) -> Result<VmConfig, String> {
     let args = ["husk", "run", "--kernel", "k"].iter().chain(args);
@@ -31,7 +31,7 @@ fn every_option_reaches_the_configuration() {
         "--memory",
         "1G,shared",
         "--disk",
-        "path=d.img,ro,id=root",
+        "path=d.img,ro,id=root,cache=direct,engine=io_uring,queues=2,bps=10M,iops=500",
         "--disk",
         "e.img",
         "--net",
@@ -57,8 +57,17 @@ fn every_option_reaches_the_configuration() {
     wanted.cpus = 3;
     wanted.memory = MemoryConfig { size: Size::mib(1024), shared: true, hugepages: false };
     wanted.disks = vec![
-        DiskConfig { id: "root".into(), path: "d.img".into(), readonly: true },
-        DiskConfig { id: "".into(), path: "e.img".into(), readonly: false },
+        DiskConfig {
+            id: "root".into(),
+            path: "d.img".into(),
+            readonly: true,
+            cache: DiskCache::Direct,
+            engine: DiskEngine::IoUring,
+            queues: Some(2),
+            bytes_per_second: Some(Size::mib(10)),
+            requests_per_second: Some(500),
+        },
+        DiskConfig { path: "e.img".into(), ..DiskConfig::default() },
     ];
     let mac = Some("52:54:00:00:00:01".into());
     wanted.nets = vec![
@@ -79,7 +88,9 @@ fn mistyped_values_are_refused_with_the_way_out() {
     for (args, hint) in [
         (["--memory", "lots"], "512M"),
         (["--disk", "ro"], "path=FILE"),
-        (["--disk", "x,readonly"], "path, ro, id"),
+        (["--disk", "x,readonly"], "the keys are path, ro, id"),
+        (["--disk", "x,engine=magic"], "expected one of `auto`, `io_uring`, `threads`"),
+        (["--disk", "x,queues=many"], "queues=many"),
         (["--net", "user"], "user-mode networking is not there yet"),
         (["--net", "fd=x"], "descriptor"),
         (["--vsock", "cid=3"], "socket=PATH"),

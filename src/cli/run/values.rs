@@ -6,6 +6,7 @@ use std::time::Duration;
 use husk::config::{
     BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Size, VsockConfig,
 };
+use serde::de::{DeserializeOwned, IntoDeserializer};
 
 use crate::cli::keyvalue::KeyValues;
 
@@ -24,12 +25,32 @@ pub fn parse_memory(text: &str) -> Result<MemoryConfig, String> {
 
 /// `--disk`.
 pub fn parse_disk(text: &str) -> Result<DiskConfig, String> {
-    let mut kv = KeyValues::parse("--disk", &["path", "ro", "id"], text)?;
+    let known = ["path", "ro", "id", "cache", "engine", "queues", "bps", "iops"];
+    let mut kv = KeyValues::parse("--disk", &known, text)?;
+    let queues = kv.value("queues")?;
+    let queues =
+        queues.map(|n| n.parse().map_err(|_| format!("queues={n} is no number of queues")));
+    let bps = kv.value("bps")?;
+    let bps = bps.map(|n| n.parse().map_err(|e: husk::config::SizeError| format!("bps={n}: {e}")));
+    let iops = kv.value("iops")?;
+    let iops = iops.map(|n| n.parse().map_err(|_| format!("iops={n} is no number of requests")));
     Ok(DiskConfig {
         path: kv.value("path")?.ok_or("which file? --disk path=FILE")?.into(),
         readonly: kv.switch("ro")?,
         id: kv.value("id")?.unwrap_or_default(),
+        cache: choice(&mut kv, "cache")?,
+        engine: choice(&mut kv, "engine")?,
+        queues: queues.transpose()?,
+        bytes_per_second: bps.transpose()?,
+        requests_per_second: iops.transpose()?,
     })
+}
+
+/// The value of `key`, one of those that the configuration knows by the same name.
+fn choice<T: DeserializeOwned + Default>(kv: &mut KeyValues, key: &str) -> Result<T, String> {
+    let Some(value) = kv.value(key)? else { return Ok(T::default()) };
+    let name = IntoDeserializer::<serde::de::value::Error>::into_deserializer(value.as_str());
+    T::deserialize(name).map_err(|e| format!("{key}={value}: {e}"))
 }
 
 /// `--net`.

@@ -1,10 +1,10 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use super::tap::{TapError, is_interface_name};
+use super::tap::{Tap, TapError, is_interface_name};
 use super::*;
 use crate::virtio::testing::{
-    DATA, Desc, Driver, EVENT_IDX, INDIRECT, NEXT, Piece, WRITE, wait_until,
+    DATA, Desc, Driver, EVENT_IDX, INDIRECT, NEXT, Piece, WRITE, Wire, wait_until,
 };
 use crate::worker::Worker;
 use std::os::fd::AsFd;
@@ -30,7 +30,7 @@ impl Rig {
     fn new(features: u64, size: u16) -> Rig {
         let worker = Worker::spawn("net").unwrap();
         let (ours, wire) = socketpair();
-        let net = Net::new("net0", Tap::plain(ours), None, worker.handle());
+        let net = Net::new("net0", Wire(ours), None, worker.handle());
         Rig { driver: Driver::start(Box::new(net), features, size), wire, _worker: worker }
     }
 
