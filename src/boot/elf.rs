@@ -27,7 +27,7 @@ pub(super) const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 pub(super) const XEN_NOTE_NAME: &[u8; 4] = b"Xen\0";
 
 /// No kernel has more program headers (Linux has five).
-const MAX_PHNUM: u16 = 128;
+pub(super) const MAX_PHNUM: u16 = 128;
 /// No kernel has longer notes, in bytes (Linux has some 500).
 const MAX_NOTES: u64 = 64 << 10;
 /// Nothing is loaded below this: the first MiB belongs to the boot data and to what looks like a PC.
