@@ -114,15 +114,6 @@ impl Span<'_> {
         Ok(())
     }
 
-    /// Makes all of the span zero.
-    pub(super) fn zero(&self) -> io::Result<()> {
-        let host = self.host()?;
-        // SAFETY: as in `read_from`, the range is inside the region's mapping, and nothing in Rust
-        // refers to guest memory; no vCPU runs before its kernel is loaded.
-        unsafe { std::ptr::write_bytes(host, 0, self.len) };
-        Ok(())
-    }
-
     /// Asks for huge pages behind the span and the rest of the huge pages it begins and ends in,
     /// as far as the region goes. A wish: a host that does not grant it is only slower.
     pub(super) fn advise_huge(&self) {

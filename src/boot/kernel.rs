@@ -95,14 +95,11 @@ pub struct LoadOptions {
     pub method: LoadMethod,
     /// The only protocol to enter by, or `None`: PVH if the kernel can, else `Linux64`.
     pub protocol: Option<Protocol>,
-    /// Nobody has written to guest memory since it was mapped, so what must be zero is. False when
-    /// a machine that ran is loaded again.
-    pub memory_is_zero: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { method: LoadMethod::Read, protocol: None, memory_is_zero: true }
+        LoadOptions { method: LoadMethod::Read, protocol: None }
     }
 }
 
@@ -176,7 +173,7 @@ impl Kernel {
         matches!(self.body, Body::Code(_))
     }
 
-    /// Puts it into `memory`.
+    /// Puts it into `memory`, which must be as it was mapped: what has to be zero in it is.
     ///
     /// # Errors
     /// When it cannot be entered by the protocol wanted, the guest has no memory where it goes, or
@@ -191,14 +188,8 @@ impl Kernel {
             Body::Elf(elf) => elf.segments.as_slice(),
             Body::Code(segment) => std::slice::from_ref(segment),
         };
-        let method = load::load_segments(
-            memory,
-            &self.image,
-            segments,
-            options.method,
-            options.memory_is_zero,
-        )
-        .map_err(|source| KernelError::Load { path: self.path.clone(), source })?;
+        let method = load::load_segments(memory, &self.image, segments, options.method)
+            .map_err(|source| KernelError::Load { path: self.path.clone(), source })?;
 
         let start = segments.first().map_or(0, |segment| segment.paddr);
         // boot.rst, "init_size": counted from where the kernel runs, which for one that cannot be

@@ -73,11 +73,11 @@ enum Next {
 }
 
 impl Controller {
-    /// Powers the machine on; its vCPUs wait.
+    /// Powers the machine on, its memory as it was mapped; its vCPUs wait.
     ///
     /// # Errors
     /// As [`Machine::boot`].
-    pub fn boot(&self, making: Making, memory_is_zero: bool) -> Result<Machine, VmError> {
+    pub fn boot(&self, making: Making) -> Result<Machine, VmError> {
         let mailbox = self.mailbox.clone();
         let on_failure: OnFailure = Arc::new(move |failure| {
             mailbox.post(match failure {
@@ -95,7 +95,7 @@ impl Controller {
             on_failure,
             timeline: &self.timeline,
         };
-        Machine::boot(&parts, making, memory_is_zero)
+        Machine::boot(&parts, making)
     }
 
     /// Runs `machine` and its successors to the end.
@@ -134,7 +134,7 @@ impl Controller {
         let host = |source| VmError::Host { what: "reboot".to_owned(), source };
         self.devices.reset().map_err(host)?;
         memory::discard(&self.memory, super::memory_spec(&self.config)).map_err(host)?;
-        self.boot(Making::begin(&self.hypervisor, &self.memory)?, true)
+        self.boot(Making::begin(&self.hypervisor, &self.memory)?)
     }
 
     /// Answers messages until something has to happen to the machine.

@@ -110,6 +110,9 @@ impl Vm {
             kernel: Kernel::open(&config.kernel, cache)?,
             initrd: config.initrd.as_deref().map(Initrd::open).transpose()?,
         };
+        if software.needs_timer(&config) {
+            hypervisor.check_timer()?;
+        }
         timeline.mark(Phase::KernelOpened);
         let mailbox = Arc::new(Mailbox::default());
         let (guest, husk) = (mailbox.clone(), mailbox.clone());
@@ -135,7 +138,7 @@ impl Vm {
     pub fn start(self) -> Result<RunningVm, VmError> {
         let Self { making, mut controller, console } = self;
         // Before there is a RunningVm: when dropped it waits for the answer of its controller.
-        let machine = controller.boot(making, true)?;
+        let machine = controller.boot(making)?;
         controller.devices.connect_console(console)?;
         let verdict = Arc::new(Verdict::default());
         let mut running = RunningVm {
