@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use husk_devices::virtio::net::tap::{INTERFACE_NAME, is_interface_name};
 
 use super::{Size, VmConfig};
+use crate::boot::Cmdline;
 
 /// The most vCPUs a configuration can ask for.
 pub const CPUS_MAX: u32 = 64;
@@ -120,12 +121,12 @@ impl VmConfig {
                 parse_mac(mac)?;
             }
         }
-        // The guest would find a device twice. To the kernel - and _ are the same in a name.
-        let parameters = [self.cmdline.as_deref().unwrap_or_default(), &self.append];
-        let described =
-            parameters.iter().any(|p| p.replace('-', "_").contains("virtio_mmio.device="));
-        if described {
-            return Err(ConfigError::ReservedParameter("virtio_mmio.device="));
+        // The guest would find a device twice. A line that is none is refused when the kernel, which
+        // says how long it may be, is loaded.
+        const DEVICE: &str = "virtio_mmio.device=";
+        let has_device = |text: &str| Cmdline::new(text).is_ok_and(|line| line.has(DEVICE));
+        if self.cmdline.as_deref().is_some_and(has_device) || has_device(&self.append) {
+            return Err(ConfigError::ReservedParameter(DEVICE));
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ mod machine;
 mod mailbox;
 mod making;
 mod outcome;
+mod panic;
 mod running;
 
 use std::path::Path;
