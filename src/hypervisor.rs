@@ -62,7 +62,7 @@ pub enum HypervisorError {
         /// The ioctl.
         call: &'static str,
         /// Its error.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 
@@ -125,7 +125,7 @@ impl Hypervisor {
         Ok(hypervisor)
     }
 
-    /// Opens /dev/kvm, whatever it is: for [`crate::doctor`], which looks closer.
+    /// Opens /dev/kvm, whatever it is: for who looks closer.
     pub(crate) fn open_unchecked() -> Result<Self, HypervisorError> {
         let kvm = Kvm::new().map_err(|e| match e.errno() {
             libc::ENOENT | libc::ENXIO | libc::ENODEV => HypervisorError::Absent,

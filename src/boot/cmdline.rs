@@ -43,7 +43,7 @@ pub enum CmdlineError {
         /// The guest-physical address.
         address: u64,
         /// What is wrong with it.
-        source: vm_memory::GuestMemoryError,
+        r#source: vm_memory::GuestMemoryError,
     },
 }
 

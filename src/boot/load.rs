@@ -53,7 +53,13 @@ pub enum LoadError {
     },
     /// The file could not be read.
     #[error("cannot be read into guest memory: {0}")]
-    Read(#[from] io::Error),
+    Read(io::Error),
+}
+
+impl From<io::Error> for LoadError {
+    fn from(e: io::Error) -> Self {
+        Self::Read(e)
+    }
 }
 
 /// Loads `segments` of `image` into `memory`, and says how it did: [`LoadMethod::Map`] if at least

@@ -30,7 +30,7 @@ const ELSEWHERE: &str = "run husk on bare metal, or on a cloud machine with nest
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
     #[error("no VM could be made: {0}")]
-    Setup(#[from] HypervisorError),
+    Setup(HypervisorError),
     #[error("no VM could be made: {0}")]
     Memory(String),
     #[error("this KVM cannot emulate it (KVM_EXIT_INTERNAL_ERROR, suberror 1)")]
@@ -39,6 +39,12 @@ enum Trouble {
     Exit(String),
     #[error("the guest did not come back within {} s", PATIENCE.as_secs())]
     TimedOut,
+}
+
+impl From<HypervisorError> for Trouble {
+    fn from(e: HypervisorError) -> Self {
+        Self::Setup(e)
+    }
 }
 
 /// Adds what running kernel code shows.

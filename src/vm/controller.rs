@@ -101,7 +101,7 @@ impl Controller {
                 }
             };
         };
-        // The guest first: devices must not lose their memory under them.
+        // The guest first: it shall not see its devices go.
         drop(machine);
         self.end(outcome)
     }
