@@ -28,5 +28,6 @@ mod vm;
 mod x86_64;
 
 pub use husk_devices::serial::{ConsoleStreams, Escape};
-pub use vcpu::report::{Cause, CrashReport};
+pub use hypervisor::Cause;
+pub use vcpu::report::CrashReport;
 pub use vm::{Ended, Outcome, RunningVm, Vm, VmError, stdio_streams};

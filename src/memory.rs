@@ -61,7 +61,7 @@ pub enum MemoryError {
         /// What was asked for.
         wanted: Size,
         /// Its answer.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

@@ -78,7 +78,7 @@ pub enum ParamsError {
         /// The guest-physical address.
         address: u64,
         /// What is wrong with it.
-        source: vm_memory::GuestMemoryError,
+        r#source: vm_memory::GuestMemoryError,
     },
 }
 

@@ -79,7 +79,7 @@ pub enum UnpackError {
         /// The compression it was taken for.
         compression: Compression,
         /// What the decoder says.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The claimed length cannot be.
     #[error("its payload claims to unpack to {claimed} bytes; at most {limit} are possible")]

@@ -17,7 +17,7 @@ pub enum ConfigFileError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// It is not the JSON that is expected.
     #[error("{path}: {message}", path = path.display())]

@@ -198,6 +198,17 @@ fn no_device_is_described_twice() {
 }
 
 #[test]
+fn what_is_not_the_kernels_parameter_is_not_taken_for_it() {
+    for text in
+        ["x=virtio_mmio.device=1", r#"x="a virtio_mmio.device=1""#, "-- virtio_mmio.device=1"]
+    {
+        let mut config = VmConfig::new("k");
+        config.append = text.to_owned();
+        assert_eq!(config.validate(), Ok(()), "{text}");
+    }
+}
+
+#[test]
 fn no_device_takes_the_name_of_the_entropy_source_or_the_sockets() {
     let mut config = VmConfig::new("k");
     config.disks = vec![disk("rng")];

@@ -10,6 +10,7 @@ use husk_devices::virtio::net::tap::{INTERFACE_NAME, is_interface_name};
 use husk_devices::virtio::blk::QUEUES_MAX;
 
 use super::{Size, VmConfig};
+use crate::boot::Cmdline;
 
 /// The most vCPUs a configuration can ask for.
 pub const CPUS_MAX: u32 = 64;
@@ -167,12 +168,12 @@ impl VmConfig {
                 return Err(ConfigError::VsockSocket(vsock.socket.clone()));
             }
         }
-        // The guest would find a device twice. To the kernel - and _ are the same in a name.
-        let parameters = [self.cmdline.as_deref().unwrap_or_default(), &self.append];
-        let described =
-            parameters.iter().any(|p| p.replace('-', "_").contains("virtio_mmio.device="));
-        if described {
-            return Err(ConfigError::ReservedParameter("virtio_mmio.device="));
+        // The guest would find a device twice. A line that is none is refused when the kernel, which
+        // says how long it may be, is loaded.
+        const DEVICE: &str = "virtio_mmio.device=";
+        let has_device = |text: &str| Cmdline::new(text).is_ok_and(|line| line.has(DEVICE));
+        if self.cmdline.as_deref().is_some_and(has_device) || has_device(&self.append) {
+            return Err(ConfigError::ReservedParameter(DEVICE));
         }
         Ok(())
     }

@@ -1,16 +1,7 @@
 //! The device /dev/kvm and what its KVM can do.
 
-use kvm_ioctls::Cap;
-
 use super::{Check, Report, host};
-use crate::hypervisor::{Hypervisor, HypervisorError, REQUIRED};
-
-/// Capabilities husk uses where they are there, and what for.
-const USED: [(Cap, &str, &str); 3] = [
-    (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER", "cheap guest timers"),
-    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ", "a guest that need not calibrate its clock"),
-    (Cap::KvmclockCtrl, "KVM_CAP_KVMCLOCK_CTRL", "a pause without alarms in the guest"),
-];
+use crate::hypervisor::{Hypervisor, HypervisorError, REQUIRED, USED};
 
 /// The first Linux with all of [`REQUIRED`] (KVM_CAP_IMMEDIATE_EXIT came last).
 const OLDEST_LINUX: &str = "4.12";
@@ -43,8 +34,8 @@ pub fn examine(report: &mut Report) -> Option<Hypervisor> {
     }
 
     let mut complete = true;
-    for (cap, name) in REQUIRED {
-        let there = hypervisor.has(cap);
+    for capability in REQUIRED {
+        let (there, name) = (hypervisor.has(capability), capability.name);
         complete &= there;
         report.checks.push(if there {
             Check::ok(name, "there; husk needs it")
@@ -53,8 +44,9 @@ pub fn examine(report: &mut Report) -> Option<Hypervisor> {
             Check::fail(name, "missing, and husk needs it", remedy)
         });
     }
-    for (cap, name, purpose) in USED {
-        report.checks.push(if hypervisor.has(cap) {
+    for (capability, purpose) in USED {
+        let name = capability.name;
+        report.checks.push(if hypervisor.has(capability) {
             Check::ok(name, format!("there, for {purpose}"))
         } else {
             Check::warn(

@@ -61,7 +61,7 @@ pub enum FetchError {
         /// With what.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

@@ -18,7 +18,7 @@ pub enum UnpackFileError {
         /// The input.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The output cannot be written.
     #[error("{path} cannot be written: {source}", path = .path.display())]
@@ -26,7 +26,7 @@ pub enum UnpackFileError {
         /// The output.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The input is an ELF file already.
     #[error("{path} is not packed: it is an ELF file already; use it as it is", path = .0.display())]
@@ -37,7 +37,7 @@ pub enum UnpackFileError {
         /// The input.
         path: PathBuf,
         /// What is wrong with it.
-        source: HeaderError,
+        r#source: HeaderError,
     },
     /// The input carries no Linux kernel.
     #[error(
@@ -52,7 +52,7 @@ pub enum UnpackFileError {
         /// The input.
         path: PathBuf,
         /// What the decoder says.
-        source: UnpackError,
+        r#source: UnpackError,
     },
 }
 

@@ -33,13 +33,13 @@ pub enum VmError {
     #[error(transparent)]
     Acpi(#[from] crate::x86_64::acpi::AcpiError),
     #[error("guest memory: {0}")]
-    GuestMemory(#[from] vm_memory::GuestMemoryError),
+    GuestMemory(vm_memory::GuestMemoryError),
     #[error(transparent)]
     Disk(#[from] husk_devices::block::DiskError),
     #[error("disk {id}: {source}")]
     DiskEngine { id: String, source: husk_devices::block::EngineError },
     #[error("network interface {id}: {source}")]
-    Tap { id: String, source: husk_devices::virtio::net::tap::TapError },
+    Tap { id: String, r#source: husk_devices::virtio::net::tap::TapError },
     #[error(transparent)]
     Vsock(#[from] husk_devices::virtio::vsock::VsockError),
     #[error(transparent)]
@@ -47,7 +47,13 @@ pub enum VmError {
     #[error(transparent)]
     Worker(#[from] husk_devices::worker::WorkerError),
     #[error("{what}: {source}")]
-    Host { what: String, source: io::Error },
+    Host { what: String, r#source: io::Error },
+}
+
+impl From<vm_memory::GuestMemoryError> for VmError {
+    fn from(e: vm_memory::GuestMemoryError) -> Self {
+        Self::GuestMemory(e)
+    }
 }
 
 /// Makes an error of the host's one that names what was tried.

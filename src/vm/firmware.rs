@@ -22,6 +22,14 @@ pub(super) struct Software {
     pub initrd: Option<Initrd>,
 }
 
+impl Software {
+    /// Whether it cannot do without a PC's timer. Linux finds its clocks in CPUID and ACPI; what was
+    /// written for a PC does not, nor does a Linux without ACPI (Debian's reads no MP table either).
+    pub fn needs_timer(&self, config: &VmConfig) -> bool {
+        self.kernel.is_opaque() || !config.acpi
+    }
+}
+
 /// The description of a machine for its guest.
 pub(super) struct Firmware<'a> {
     pub config: &'a VmConfig,
@@ -29,16 +37,11 @@ pub(super) struct Firmware<'a> {
 }
 
 impl Firmware<'_> {
-    /// Fills guest memory and returns how the kernel is entered.
+    /// Fills guest memory, which is as it was mapped, and returns how the kernel is entered.
     ///
     /// # Errors
     /// When the kernel, its initrd or its command line does not fit, or cannot be read.
-    pub fn load(
-        &self,
-        software: &Software,
-        memory: &GuestMemoryMmap,
-        memory_is_zero: bool,
-    ) -> Result<Loaded, VmError> {
+    pub fn load(&self, software: &Software, memory: &GuestMemoryMmap) -> Result<Loaded, VmError> {
         let options = LoadOptions {
             method: match self.config.share_kernel {
                 true => LoadMethod::Map,
@@ -49,7 +52,6 @@ impl Firmware<'_> {
                 BootProtocol::Pvh => Some(Protocol::Pvh),
                 BootProtocol::Linux64 => Some(Protocol::Linux64),
             },
-            memory_is_zero,
         };
         let loaded = software.kernel.load(memory, options)?;
         if options.method == LoadMethod::Map && loaded.method != LoadMethod::Map {

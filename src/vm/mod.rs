@@ -18,6 +18,7 @@ mod machine;
 mod mailbox;
 mod making;
 mod outcome;
+mod panic;
 mod running;
 
 use std::path::Path;
@@ -111,6 +112,9 @@ impl Vm {
             kernel: Kernel::open(&config.kernel, cache)?,
             initrd: config.initrd.as_deref().map(Initrd::open).transpose()?,
         };
+        if software.needs_timer(&config) {
+            hypervisor.check_timer()?;
+        }
         timeline.mark(Phase::KernelOpened);
         let mailbox = Arc::new(Mailbox::default());
         let (guest, husk) = (mailbox.clone(), mailbox.clone());
@@ -136,7 +140,7 @@ impl Vm {
     pub fn start(self) -> Result<RunningVm, VmError> {
         let Self { making, mut controller, console } = self;
         // Before there is a RunningVm: when dropped it waits for the answer of its controller.
-        let machine = controller.boot(making, true)?;
+        let machine = controller.boot(making)?;
         controller.devices.connect_console(console)?;
         let verdict = Arc::new(Verdict::default());
         let mut running = RunningVm {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use husk_devices::panics::caught;
 use husk_devices::serial::Output;
@@ -35,20 +35,20 @@ impl Verdict {
         self.known.notify_all();
     }
 
-    fn wait(&self, deadline: Option<Instant>) -> Option<Outcome> {
+    fn wait(&self) -> Outcome {
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if outcome.is_some() {
+            if let Some(outcome) = &*outcome {
                 return outcome.clone();
             }
-            outcome = match deadline {
-                None => self.known.wait(outcome).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.checked_duration_since(Instant::now())?;
-                    self.known.wait_timeout(outcome, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            outcome = self.known.wait(outcome).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn wait_timeout(&self, limit: Duration) -> Option<Outcome> {
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.known.wait_timeout_while(outcome, limit, |outcome| outcome.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 }
 
@@ -67,13 +67,12 @@ pub struct RunningVm {
 impl RunningVm {
     /// Waits until the VM ends.
     pub fn wait(&self) -> Outcome {
-        // Without a deadline there is always an outcome.
-        self.verdict.wait(None).unwrap_or(Outcome::Killed)
+        self.verdict.wait()
     }
 
     /// Waits until the VM ends, at most for `limit`. `None` when it still runs.
     pub fn wait_timeout(&self, limit: Duration) -> Option<Outcome> {
-        self.verdict.wait(Instant::now().checked_add(limit))
+        self.verdict.wait_timeout(limit)
     }
 
     /// Holds the guest: when this returns no vCPU executes guest code and no device has a request

@@ -94,7 +94,8 @@ pub fn for_machine(supported: &CpuId, machine: Machine) -> Vec<kvm_cpuid_entry2>
                 let cores = if leaf.function == 4 { (1 << id_bits) - 1 } else { 0 };
                 leaf.eax = leaf.eax & 0x3fff | sharing << 14 | cores << 26;
             }
-            // Performance counters: KVM's emulated ones cost every start and most guests nothing.
+            // No performance counters: setting KVM's emulated ones up costs every start time, and few
+            // guests count.
             0xa | 0x8000_0022 => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
             0x8000_0001 => {
                 leaf.ecx &= !PERF_CTR_EXT_CORE;

@@ -21,6 +21,15 @@ fn parameters_are_appended_before_what_is_for_init() {
 }
 
 #[test]
+fn what_is_appended_for_init_does_not_hide_what_is_appended_later() {
+    let mut line = cmdline("quiet");
+    line.append("ro -- single").unwrap();
+    line.append("panic=-1").unwrap();
+    line.append("-- --verbose").unwrap();
+    assert_eq!(line.text(), "quiet ro panic=-1 -- single --verbose");
+}
+
+#[test]
 fn parameters_are_found_as_the_kernel_finds_them() {
     let line = cmdline(r#"quiet panic=-1 panic=5 a-b=1 x="one two=3" "y=four five" -- z=1"#);
     assert!(line.has("quiet") && line.has("panic") && line.has("panic=") && !line.has("quiet="));

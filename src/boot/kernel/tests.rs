@@ -5,6 +5,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::boot::synth::{self, ALL, BASE, INIT_SIZE, PVH_ENTRY, SETUP_LEN, Spec, noise, pack};
+use crate::boot::unpack::Compression;
 
 struct Fixture {
     dir: tempfile::TempDir,

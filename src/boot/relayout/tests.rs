@@ -71,13 +71,20 @@ fn a_kernel_entered_in_zeros_is_left_as_it_is() {
 }
 
 #[test]
-fn a_kernel_full_of_holes_gets_a_bounded_number_of_segments() {
+fn a_kernel_full_of_holes_gets_no_more_segments_than_are_read_back() {
     let hole = [noise(1, 1), vec![0; 0x10fff]].concat();
-    let segments = vec![(BASE, hole.repeat(100), 0x11000 * 100)];
-    let spec = Spec { pvh: None, segments, ..Spec::default() };
-    let (elf, file) = relaid(&spec);
-    assert_eq!(elf.segments.len(), MAX_SEGMENTS + 1);
-    assert!(memory(&elf, &file) == spec.memory());
+    let entry = PVH_ENTRY.to_le_bytes()[..4].to_vec();
+    // One segment, several that each could use up what there is, and more than need be cut at all.
+    for (count, holes, pvh) in [(1, 200, None), (3, 70, Some(entry.clone())), (126, 2, Some(entry))]
+    {
+        let size = 0x11000 * holes as u64;
+        let segment = |n: u64| (BASE + n * size, hole.repeat(holes), size);
+        let segments = (0..count).map(segment).collect();
+        let spec = Spec { pvh, segments, ..Spec::default() };
+        let (elf, file) = relaid(&spec);
+        assert_eq!(elf.segments.len(), MAX_SEGMENTS, "{count}");
+        assert!(memory(&elf, &file) == spec.memory(), "{count}");
+    }
 }
 
 #[test]
