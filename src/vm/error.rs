@@ -37,7 +37,7 @@ pub enum VmError {
     #[error(transparent)]
     Disk(#[from] husk_devices::block::DiskError),
     #[error("disk {id}: {source}")]
-    DiskEngine { id: String, source: husk_devices::block::EngineError },
+    DiskEngine { id: String, r#source: husk_devices::block::EngineError },
     #[error("network interface {id}: {source}")]
     Tap { id: String, r#source: husk_devices::virtio::net::tap::TapError },
     #[error(transparent)]
