@@ -14,16 +14,20 @@
 //! signal it claims is the first real-time signal, for which it installs an empty handler: KVM_RUN
 //! can be interrupted in no other way.
 
-pub mod boot;
+mod boot;
 pub mod config;
 pub mod doctor;
-pub mod hypervisor;
+pub mod error;
+mod hypervisor;
 pub mod kernels;
 mod memory;
+mod size;
 pub mod timeline;
-pub mod vcpu;
+mod vcpu;
 mod vm;
 mod x86_64;
 
 pub use husk_devices::serial::{ConsoleStreams, Escape};
+pub use hypervisor::Cause;
+pub use vcpu::report::CrashReport;
 pub use vm::{Ended, Outcome, RunningVm, Vm, VmError, stdio_streams};

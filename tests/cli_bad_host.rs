@@ -158,6 +158,7 @@ fn without_permission_a_tap_and_a_disk_are_refused_by_name() {
     }
     for (args, words) in [
         ("--disk secret", &["disk secret", "ermission denied"][..]),
+        ("--initrd secret", &["initrd secret", "ermission denied"]),
         ("--net tap=husk-no-such", &["husk-no-such"]),
     ] {
         if let Some(command) = in_mount_namespace(&sandbox, &script(args)) {
@@ -173,6 +174,55 @@ fn without_permission_a_tap_and_a_disk_are_refused_by_name() {
     }
     let taps = std::fs::read_to_string("/proc/net/dev").unwrap();
     assert!(!taps.contains("husk-no-such"), "an interface was left behind");
+}
+
+#[test]
+fn a_tap_that_husk_made_is_gone_whatever_ends_husk() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    sandbox.file(
+        "kernel",
+        image(32, |a| {
+            a.say("up")?;
+            a.spin()
+        }),
+    );
+    fixture::husk::sparse(&sandbox.path().join("huge"), 64 << 20);
+    let tap = format!("husk{}", std::process::id());
+    let interface = std::path::Path::new("/sys/class/net").join(&tap);
+    let net = format!("tap={tap}");
+    let args = ["--kernel", "kernel", "--memory", "32M", "--net", &net];
+
+    let up = [&["run"], &args[..], &["--console", "file=log"]].concat();
+    let mut running = Running::start(&mut sandbox.husk(&up));
+    let log = sandbox.path().join("log");
+    while !std::fs::read(&log).is_ok_and(|said| said.starts_with(b"up")) {
+        if running.child.try_wait().unwrap().is_some() {
+            let finished = running.finish();
+            assert!(finished.stderr.contains(&tap), "{finished:?}");
+            fixture::skipped("husk may not make a TAP here");
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(interface.exists(), "husk has made no TAP");
+    running.child.kill().unwrap();
+    running.status();
+    assert!(!interface.exists(), "left behind after a SIGKILL");
+    std::fs::remove_file(log).unwrap();
+
+    // Failures of later steps: a second interface, the console, the kernel's parameters, its initrd.
+    let long = "x".repeat(3000);
+    for (late, words) in [
+        (["--net", "fd=77"], "77"),
+        (["--net", net.as_str()], tap.as_str()),
+        (["--console", "file=nowhere/log"], "nowhere/log"),
+        (["--append", long.as_str()], "command line"),
+        (["--initrd", "huge"], "more memory"),
+    ] {
+        refuses_run(&sandbox, &[&args[..], &late].concat(), &[words]);
+        assert!(!interface.exists(), "left behind after a failure: {late:?}");
+    }
 }
 
 /// Runs `sh -c script` in a mount namespace of its own, with husk as `$0` and `run --kernel kernel`

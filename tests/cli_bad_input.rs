@@ -10,81 +10,15 @@
 
 mod fixture;
 
-use fixture::husk::{Running, Sandbox, broken_pipe, refuses, refuses_run, sparse};
-use fixture::kernel::image;
-use fixture::{Emit, Kernel};
+use fixture::Kernel;
+use fixture::husk::{Finished, Running, Sandbox, broken_pipe, refuses, refuses_run, sparse};
 
 /// `husk run --config` with this text must be refused with `words`.
 #[track_caller]
-fn refuses_json(text: &str, words: &[&str]) {
+fn refuses_json(text: &str, words: &[&str]) -> Finished {
     let sandbox = Sandbox::with_kernel();
     let file = sandbox.file("vm.json", text);
-    refuses_run(&sandbox, &["--config", &file], &[&["vm.json"], words].concat());
-}
-
-#[test]
-fn a_kernel_that_is_none_is_named_and_said_to_be_what_it_is() {
-    needs_kvm!();
-    let sandbox = Sandbox::with_kernel();
-    std::fs::create_dir(sandbox.path().join("directory")).unwrap();
-    sandbox.file("empty", "");
-    sandbox.file("text", "Dear kernel,\n");
-    sandbox.file("noise", [0xfe, 0x01, 0x80].repeat(1000));
-    for (name, words) in [
-        ("missing", "No such file"),
-        ("empty", "an empty file"),
-        ("directory", "a directory"),
-        ("text", "a text file"),
-        ("noise", "vmlinux"),
-        ("/dev/null", "a device"),
-    ] {
-        refuses_run(&sandbox, &["--kernel", name], &["kernel", name, words]);
-    }
-}
-
-#[test]
-fn a_kernel_cut_off_anywhere_is_refused() {
-    needs_kvm!();
-    let whole = image(32, |a| {
-        a.power_off()?;
-        a.db(&[0x90; 20_000])
-    });
-    let sandbox = Sandbox::with_kernel();
-    for sixteenth in 0..16 {
-        let name = format!("cut{sixteenth}");
-        sandbox.file(&name, &whole[..whole.len() * sixteenth / 16]);
-        let words: &[&str] = if sixteenth == 0 { &["empty"] } else { &["truncated"] };
-        refuses_run(&sandbox, &["--kernel", &name], &[&[name.as_str()], words].concat());
-    }
-    // And within the headers.
-    for len in [1, 3, 4, 16, 63, 64, 100, 176, 190] {
-        let name = format!("head{len}");
-        sandbox.file(&name, &whole[..len]);
-        refuses_run(&sandbox, &["--kernel", &name], &[&name]);
-    }
-}
-
-#[test]
-fn a_kernel_for_another_machine_is_refused_with_its_name() {
-    needs_kvm!();
-    let sandbox = Sandbox::with_kernel();
-    for (machine, name) in [(183u16, "aarch64"), (243, "RISC-V"), (3, "32-bit x86")] {
-        let mut kernel = image(32, |a| a.power_off());
-        kernel[18..20].copy_from_slice(&machine.to_le_bytes());
-        sandbox.file("other", kernel);
-        refuses_run(&sandbox, &["--kernel", "other"], &["other", name]);
-    }
-}
-
-#[test]
-fn a_kernel_larger_than_memory_is_told_how_much_it_needs() {
-    needs_kvm!();
-    let sandbox = Sandbox::with_kernel();
-    let mut kernel = image(32, |a| a.power_off());
-    // p_memsz of the first program header.
-    kernel[64 + 40..64 + 48].copy_from_slice(&(64u64 << 20).to_le_bytes());
-    sandbox.file("big", kernel);
-    refuses_run(&sandbox, &["--kernel", "big", "--memory", "32M"], &["big", "65 MiB"]);
+    refuses_run(&sandbox, &["--config", &file], &[&["vm.json"], words].concat())
 }
 
 #[test]
@@ -147,8 +81,17 @@ fn numbers_of_cpus_that_cannot_be_are_refused() {
             &["--cpus", cpus, "1 to 64"],
         );
     }
+    // One more than both husk and this host's KVM allow.
+    let report = sandbox.run(&["doctor", "--json"]);
+    let report: husk::doctor::Report = serde_json::from_str(&report.stdout).unwrap();
+    if let Some(most) = report.max_vcpus {
+        let cpus = (most + 1).to_string();
+        let words = &["--cpus", &cpus, &format!("{most}")];
+        refuses_run(&sandbox, &["--kernel", "kernel", "--cpus", &cpus], words);
+    }
     for cpus in ["-1", "two", "4294967296", "1.5", ""] {
-        refuses_run(&sandbox, &["--kernel", "kernel", "--cpus", cpus], &["--cpus"]);
+        let words = &["--cpus", cpus, "a number of vCPUs"];
+        refuses_run(&sandbox, &["--kernel", "kernel", "--cpus", cpus], words);
     }
 }
 
@@ -193,7 +136,6 @@ fn a_configuration_file_with_a_mistake_is_named_with_the_place_of_the_mistake() 
     refuses_json("{", &["line 1"]);
     refuses_json("{\n  \"kernel\": \"kernel\",\n}", &["line 3"]);
     refuses_json("[]", &["line 1"]);
-    refuses_json("{}", &["kernel"]);
     refuses_json(r#"{"kernel": "kernel"} more"#, &["line 1"]);
     refuses_json(r#"{"kernel": "kernel", "kernel": "kernel"}"#, &["duplicate", "kernel"]);
 }
@@ -211,7 +153,8 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         let text = format!(r#"{{"kernel": "kernel", {wrong}}}"#);
         refuses_json(&text, &["did you mean", right]);
     }
-    refuses_json(r#"{"kernel": "kernel", "xyzzy": 1}"#, &["xyzzy"]);
+    let finished = refuses_json(r#"{"kernel": "kernel", "xyzzy": 1}"#, &["xyzzy"]);
+    assert!(!finished.stderr.contains("did you mean"), "{}", finished.stderr);
 }
 
 #[test]
@@ -220,7 +163,8 @@ fn a_value_of_the_wrong_type_is_refused() {
         r#""cpus": "two""#,
         r#""cpus": -1"#,
         r#""cpus": 1.5"#,
-        r#""memory": "1G""#,
+        r#""memory": "1X""#,
+        r#""memory": ["1G"]"#,
         r#""memory": {"size": true}"#,
         r#""memory": {"size": -1}"#,
         r#""memory": {"size": "1X"}"#,
@@ -291,7 +235,8 @@ fn devices_that_make_no_sense_are_refused() {
         (["--on-reboot", "never"], "restart"),
         (["--rng", "maybe"], "on or off"),
         (["--boot-protocol", "bios"], "linux64"),
-        (["--grace", "-1"], "--grace"),
+        (["--grace", "-1"], "a number of seconds is wanted"),
+        (["--timeout", "1e30"], "a number of seconds is wanted"),
         (["--timeout", "soon"], "seconds"),
         (["--append", "virtio_mmio.device=4K@0xd0000000:6"], "describes its devices"),
     ] {
@@ -312,7 +257,7 @@ fn an_unknown_option_or_subcommand_is_refused_with_the_nearest_known_one() {
     let sandbox = Sandbox::with_kernel();
     refuses_run(&sandbox, &["--kernle", "kernel"], &["--kernle", "--kernel"]);
     refuses_run(&sandbox, &["--kernel", "kernel", "--cups", "2"], &["--cups", "--cpus"]);
-    refuses_run(&sandbox, &["kernel"], &["kernel"]);
+    refuses_run(&sandbox, &["./vmlinuz"], &["husk run --kernel ./vmlinuz"]);
     refuses_run(&sandbox, &["--kernel"], &["--kernel"]);
     refuses(&sandbox, sandbox.husk(&["rum"]), &["rum", "run"]);
     refuses(&sandbox, sandbox.husk(&[]), &["run"]);

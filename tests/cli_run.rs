@@ -399,6 +399,25 @@ fn the_printed_configuration_is_the_one_that_runs() {
 }
 
 #[test]
+fn options_complete_a_file_and_append_adds_to_it() {
+    let sandbox = Sandbox::new();
+    sandbox.file("vm.json", r#"{"memory": "1G", "append": "of=file"}"#);
+    let options = ["--kernel", "k", "--append", "of=option", "--append", "two"];
+    let args = [&["run", "--config", "vm.json", "--print-config"], &options[..]].concat();
+    let printed = sandbox.run(&args);
+    assert_eq!(printed.status, 0, "{printed:?}");
+    let config = VmConfig::from_json(&printed.stdout).unwrap();
+    assert_eq!(config.kernel, std::path::Path::new("k"));
+    assert_eq!(config.append, "of=file of=option two");
+    assert!(printed.stdout.contains(r#""size": "1G""#), "{}", printed.stdout);
+    // Without a kernel in either it is the one that is taken without a file.
+    let mut command = sandbox.husk(&["run", "--config", "vm.json", "--print-config"]);
+    let printed = Running::start(command.env("HUSK_KERNEL", "/some/vmlinuz")).finish();
+    let config = VmConfig::from_json(&printed.stdout).unwrap();
+    assert_eq!(config.kernel, std::path::Path::new("/some/vmlinuz"));
+}
+
+#[test]
 fn a_configuration_file_runs() {
     needs_kvm!();
     let sandbox = sandbox(|a| {

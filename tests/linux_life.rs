@@ -265,7 +265,7 @@ done
     config.disks = vec![DiskConfig {
         id: "disk".to_owned(),
         path: lab.hole("disk.img", 1 << 20),
-        readonly: false,
+        ..DiskConfig::default()
     }];
     config.console = ConsoleConfig::File(console.clone());
     let vm: RunningVm = Vm::new(config).unwrap().start().unwrap();

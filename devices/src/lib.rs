@@ -4,8 +4,11 @@
 //! it is built and tested on a machine without `/dev/kvm`. The machine floor (`husk`) places the
 //! devices on its buses and connects their event descriptors to KVM.
 
+pub mod block;
 pub mod bus;
 mod complaints;
+mod iovec;
+pub mod panics;
 pub mod platform;
 pub mod rate;
 pub mod serial;

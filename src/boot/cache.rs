@@ -29,10 +29,18 @@ use super::image::Image;
 pub(super) use entry::Key;
 pub(super) use index::Stamp;
 
-/// How many kernels are kept; of more, those longest unused go.
-const KEEP_KERNELS: usize = 16;
-/// How many index records are kept; they are small, and one is left by every kernel file deleted.
-const KEEP_RECORDS: usize = 256;
+/// What is kept in a directory; of more, the files longest unused go.
+#[derive(Clone, Copy)]
+struct Room {
+    files: usize,
+    /// Of all files together.
+    bytes: u64,
+}
+
+/// Kernels: a distribution's is 30 to 60 MiB, and half of it zeros that are not kept.
+const KERNELS: Room = Room { files: 16, bytes: 512 << 20 };
+/// Index records: they are small, and one is left by every kernel file deleted.
+const RECORDS: Room = Room { files: 256, bytes: (256 * MAX_RECORD) as u64 };
 /// An index record is some 300 bytes; what is longer is none.
 const MAX_RECORD: usize = 1024;
 
@@ -51,11 +59,13 @@ impl Cache {
     }
 
     /// A cache in a directory of the caller's, which is made when something is stored.
+    #[cfg(test)]
     pub fn at(dir: impl Into<PathBuf>) -> Cache {
         Cache { dir: Some(dir.into()), warned: AtomicBool::new(false) }
     }
 
     /// No cache: every `bzImage` is unpacked every time. Nothing is said about it.
+    #[cfg(test)]
     pub fn off() -> Cache {
         Cache { dir: None, warned: AtomicBool::new(true) }
     }
@@ -113,8 +123,8 @@ impl Cache {
             self.warn(Some(dir), &error);
             return None;
         }
-        prune(&dir.join("kernels"), KEEP_KERNELS, Some(&entry_path(dir, key)));
-        prune(&dir.join("index"), KEEP_RECORDS, None);
+        prune(&dir.join("kernels"), KERNELS, Some(&entry_path(dir, key)));
+        prune(&dir.join("index"), RECORDS, None);
         let (file, stamp) = self.open_entry(dir, key)?;
         self.record(dir, source, key, &stamp);
         entry::parse(file, &stamp)
@@ -216,9 +226,10 @@ fn write_renamed(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) ->
     written
 }
 
-/// Removes all but the `keep` files used last, and what a process that died left half-written.
-/// (An entry in use by another process stays readable to it: only its name goes.)
-fn prune(dir: &Path, keep: usize, spare: Option<&Path>) {
+/// Removes what there is no `room` for, the files longest unused first and `spare` never, and what a
+/// process that died left half-written. (An entry in use by another process stays readable to it:
+/// only its name goes.)
+fn prune(dir: &Path, room: Room, spare: Option<&Path>) {
     let Ok(listing) = fs::read_dir(dir) else { return };
     let mut files = Vec::new();
     for file in listing.flatten() {
@@ -229,14 +240,19 @@ fn prune(dir: &Path, keep: usize, spare: Option<&Path>) {
         let age = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
         if temporary && i64::try_from(age).is_ok_and(|now| now - used > 3600) {
             let _ = fs::remove_file(&path);
-        } else if !temporary && Some(path.as_path()) != spare {
-            files.push((used, path));
+        } else if !temporary {
+            let spared = Some(path.as_path()) == spare;
+            files.push((spared, used, metadata.len(), path));
         }
     }
     files.sort();
-    let surplus = (files.len() + usize::from(spare.is_some())).saturating_sub(keep);
-    for (_, path) in files.into_iter().take(surplus) {
-        let _ = fs::remove_file(path);
+    let (mut count, mut bytes) = (0, 0u64);
+    for (spared, _, len, path) in files.into_iter().rev() {
+        count += 1;
+        bytes = bytes.saturating_add(len);
+        if !spared && (count > room.files || bytes > room.bytes) {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

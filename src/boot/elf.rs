@@ -27,7 +27,7 @@ pub(super) const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 pub(super) const XEN_NOTE_NAME: &[u8; 4] = b"Xen\0";
 
 /// No kernel has more program headers (Linux has five).
-const MAX_PHNUM: u16 = 128;
+pub(super) const MAX_PHNUM: u16 = 128;
 /// No kernel has longer notes, in bytes (Linux has some 500).
 const MAX_NOTES: u64 = 64 << 10;
 /// Nothing is loaded below this: the first MiB belongs to the boot data and to what looks like a PC.
@@ -38,7 +38,7 @@ const LOWEST: u64 = 1 << 20;
 pub enum ElfError {
     /// The file could not be read.
     #[error("cannot be read: {0}")]
-    Read(#[from] io::Error),
+    Read(io::Error),
     /// An ELF, but not for the machine husk runs.
     #[error("it is an ELF for {0}; husk runs 64-bit x86 kernels")]
     OtherMachine(String),
@@ -61,6 +61,12 @@ pub enum ElfError {
     /// Neither way of entering the kernel is there.
     #[error("its entry point {0:#x} is in none of its segments, and it has no PVH note")]
     NoEntry(u64),
+}
+
+impl From<io::Error> for ElfError {
+    fn from(e: io::Error) -> Self {
+        Self::Read(e)
+    }
 }
 
 /// A piece of the file and where in guest-physical memory it goes.
@@ -158,11 +164,6 @@ impl Elf {
     /// Whether a byte of the file goes to `address`.
     pub(super) fn holds(&self, address: u64) -> bool {
         self.segments.iter().any(|segment| segment.holds(address))
-    }
-
-    /// The first address after the highest segment.
-    pub fn end(&self) -> u64 {
-        self.segments.last().map_or(0, Segment::end)
     }
 }
 

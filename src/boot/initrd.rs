@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use vm_memory::GuestMemoryMmap;
 
 use super::host::for_each_span;
-use super::kernel::not_a_file;
 use super::params::GuestRange;
+use super::recognise::not_a_file;
 use super::{PAGE, align_down, align_up};
 
 /// Why an initrd cannot be used. All name the path the user gave.
@@ -22,7 +22,7 @@ use super::{PAGE, align_down, align_up};
 pub enum InitrdError {
     /// It cannot be opened or read.
     #[error("initrd {}: {source}", .path.display())]
-    Read { path: PathBuf, source: io::Error },
+    Read { path: PathBuf, r#source: io::Error },
     /// It is a directory, a pipe or a device.
     #[error("initrd {}: it is {what}, not a file", .path.display())]
     NotAFile { path: PathBuf, what: &'static str },
@@ -67,11 +67,6 @@ impl Initrd {
             0 => Err(InitrdError::Empty { path: path.to_owned() }),
             len => Ok(Initrd { path: path.to_owned(), file, len }),
         }
-    }
-
-    /// Its length in bytes.
-    pub fn size(&self) -> u64 {
-        self.len
     }
 
     /// Where it goes, page-aligned: as high as possible below `low_ram_end` (the end of the memory

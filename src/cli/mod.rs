@@ -14,6 +14,7 @@ mod doctor;
 mod footprint;
 mod kernel;
 mod keyvalue;
+mod limits;
 mod logging;
 mod net;
 mod run;
@@ -49,7 +50,8 @@ pub fn main() -> ExitCode {
     let started = run::process_start();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) => {
+        Err(mut e) => {
+            run::hint_at_kernel(&mut e);
             let status = if e.use_stderr() { CANNOT } else { 0 };
             // A closed stderr or stdout leaves nobody to tell.
             let _ = e.print();

@@ -1,5 +1,7 @@
 //! `husk run`: boot a kernel, be its console, end with its status.
 
+mod values;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -7,16 +9,19 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use husk::config::{
-    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Publish, Size,
-    VmConfig,
+    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Publish, VmConfig,
+    VsockConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
-use super::keyvalue::KeyValues;
 use super::signals::Signals;
-use super::{Error, footprint, logging, net, terminal};
+use super::{Error, footprint, limits, logging, net, terminal};
+use values::{
+    parse_console, parse_cpus, parse_disk, parse_memory, parse_on_reboot, parse_protocol,
+    parse_seconds, parse_switch, parse_vsock,
+};
 
 /// Exit status: the time given with --timeout ran out.
 const TIMED_OUT: u8 = 124;
@@ -40,24 +45,26 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// The kernel command line [default: console=ttyS0 pci=off, and root=/dev/vda when there
-    /// is a disk; panic=-1 is added unless panic= is set]
+    /// is a disk; panic=-1 is added unless panic= is set]. Without pci=off Linux says "PCI: Fatal:
+    /// No config space access function found", which is harmless
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Added to the kernel command line; may be repeated
+    /// Added to the kernel command line, after what --config adds; may be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Vec<String>,
     /// Number of vCPUs [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
     cpus: Option<u32>,
     /// Guest memory: SIZE[,shared][,hugepages], as in 512M or 2G [default: 512M]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<MemoryConfig>,
-    /// A disk: path=FILE[,ro][,id=NAME]; may be repeated
+    /// A disk: path=FILE [,ro] [,id=NAME] [,cache=writeback|direct|unsafe]
+    /// [,engine=auto|io_uring|threads] [,queues=N] [,bps=SIZE] [,iops=N]; may be repeated
     #[arg(long, value_name = "DISK", value_parser = parse_disk)]
     disk: Vec<DiskConfig>,
-    /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,mac=MAC][,mtu=BYTES]
-    /// [,queues=N][,vhost=on|off|auto][,rx_bandwidth=SIZE][,tx_bandwidth=SIZE][,rx_ops=N]
-    /// [,tx_ops=N][,id=NAME]; may be repeated
+    /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,mac=MAC] [,mtu=BYTES]
+    /// [,queues=N] [,vhost=on|off|auto] [,rx_bandwidth=SIZE] [,tx_bandwidth=SIZE] [,rx_ops=N]
+    /// [,tx_ops=N] [,id=NAME]; may be repeated
     #[arg(long, value_name = "NET", value_parser = net::parse)]
     net: Vec<NetConfig>,
     /// With --net user, a port of the host that leads to the guest: [ADDRESS:]HOST:GUEST[/udp];
@@ -67,6 +74,10 @@ pub struct Run {
     /// Whether the guest has virtio-rng [default: on]
     #[arg(long, value_name = "on|off", value_parser = parse_switch)]
     rng: Option<bool>,
+    /// Sockets between guest and host: socket=PATH[,cid=N]; the host says `CONNECT <port>` to PATH,
+    /// and the guest reaches PATH_<port> [cid: 3]
+    #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
+    vsock: Option<VsockConfig>,
     /// The serial console: stdio, none, file=PATH, or pty [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<ConsoleConfig>,
@@ -82,7 +93,7 @@ pub struct Run {
     /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew
     #[arg(long)]
     share_kernel: bool,
-    /// On SIGTERM or SIGINT, seconds between the power button and a hard stop
+    /// On SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds between the power button and a hard stop
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     grace: Duration,
     /// End the VM after this many seconds, with status 124
@@ -91,7 +102,7 @@ pub struct Run {
     /// What husk says on stderr
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     log: Level,
-    /// Read the VM from a JSON file; other options override it
+    /// Read the VM from a JSON file; other options override it, and --append adds to it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the VM as the JSON that --config reads, and exit
@@ -110,6 +121,21 @@ enum Level {
     Info,
     Debug,
     Trace,
+}
+
+/// Says where a kernel goes when `husk run` was given a word that is no option. (The other
+/// subcommands know their words, or are not followed by the name of a file.)
+pub fn hint_at_kernel(error: &mut clap::Error) {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let word = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if !word.starts_with('-') => word.clone(),
+        _ => return,
+    };
+    let in_run = std::env::args_os().nth(1).is_some_and(|subcommand| subcommand == "run");
+    if error.kind() == ErrorKind::UnknownArgument && in_run {
+        let tip = format!("if that is the kernel: husk run --kernel {word}");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
 }
 
 /// When this process began, as far as it can tell: the CPU time it has used lies behind it.
@@ -147,6 +173,9 @@ impl Run {
             return Ok(0);
         }
 
+        if config.vsock.is_some() {
+            limits::raise_descriptors();
+        }
         let _restore = terminal::Restore;
         let ending = Ending::attend(Signals::block()?, grace)?;
         let (console, escapes) = console(&config)?;
@@ -187,20 +216,19 @@ impl Run {
     }
 
     fn into_config(self) -> Result<VmConfig, Error> {
-        let mut config = match (&self.config, self.kernel) {
-            (Some(path), kernel) => {
-                let mut config = VmConfig::from_file(path)?;
-                config.kernel = kernel.unwrap_or(config.kernel);
-                config
-            }
-            (None, Some(kernel)) => VmConfig::new(kernel),
-            (None, None) => VmConfig::new(husk::kernels::default_kernel()?),
+        let mut config = match &self.config {
+            Some(path) => VmConfig::from_file(path)?,
+            None => VmConfig::new(""),
         };
+        if let Some(kernel) = self.kernel {
+            config.kernel = kernel;
+        } else if config.kernel.as_os_str().is_empty() {
+            config.kernel = husk::kernels::default_kernel()?;
+        }
         config.initrd = self.initrd.or(config.initrd);
         config.cmdline = self.cmdline.or(config.cmdline);
-        if !self.append.is_empty() {
-            config.append = self.append.join(" ");
-        }
+        let appended = [config.append].into_iter().chain(self.append);
+        config.append = appended.filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ");
         config.cpus = self.cpus.unwrap_or(config.cpus);
         config.memory = self.memory.unwrap_or(config.memory);
         if !self.disk.is_empty() {
@@ -215,6 +243,7 @@ impl Run {
                 self.publish;
         }
         config.rng = self.rng.unwrap_or(config.rng);
+        config.vsock = self.vsock.or(config.vsock);
         config.console = self.console.unwrap_or(config.console);
         config.on_reboot = self.on_reboot.unwrap_or(config.on_reboot);
         config.acpi = config.acpi && !self.no_acpi;
@@ -366,62 +395,6 @@ fn report_timeline(show: bool, vm: &RunningVm) {
     if show {
         tell!("{}", vm.timeline());
     }
-}
-
-fn parse_memory(text: &str) -> Result<MemoryConfig, String> {
-    let mut kv = KeyValues::parse("--memory", &["size", "shared", "hugepages"], text)?;
-    let size = kv.value("size")?.ok_or("how much? --memory 512M")?;
-    let size: Size = size.parse().map_err(|e: husk::config::SizeError| e.to_string())?;
-    Ok(MemoryConfig { size, shared: kv.switch("shared")?, hugepages: kv.switch("hugepages")? })
-}
-
-fn parse_disk(text: &str) -> Result<DiskConfig, String> {
-    let mut kv = KeyValues::parse("--disk", &["path", "ro", "id"], text)?;
-    Ok(DiskConfig {
-        path: kv.value("path")?.ok_or("which file? --disk path=FILE")?.into(),
-        readonly: kv.switch("ro")?,
-        id: kv.value("id")?.unwrap_or_default(),
-    })
-}
-
-fn parse_console(text: &str) -> Result<ConsoleConfig, String> {
-    match text.split_once('=').unwrap_or((text, "")) {
-        ("stdio", "") => Ok(ConsoleConfig::Stdio),
-        ("none", "") => Ok(ConsoleConfig::None),
-        ("pty", "") => Ok(ConsoleConfig::Pty),
-        ("file", path) if !path.is_empty() => Ok(ConsoleConfig::File(path.into())),
-        _ => Err("one of stdio, none, file=PATH, pty".to_owned()),
-    }
-}
-
-fn parse_on_reboot(text: &str) -> Result<OnReboot, String> {
-    match text {
-        "exit" => Ok(OnReboot::Exit),
-        "restart" => Ok(OnReboot::Restart),
-        _ => Err("exit or restart".to_owned()),
-    }
-}
-
-fn parse_protocol(text: &str) -> Result<BootProtocol, String> {
-    match text {
-        "auto" => Ok(BootProtocol::Auto),
-        "pvh" => Ok(BootProtocol::Pvh),
-        "linux64" => Ok(BootProtocol::Linux64),
-        _ => Err("auto, pvh or linux64".to_owned()),
-    }
-}
-
-fn parse_switch(text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err("on or off".to_owned()),
-    }
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
-//! SIGTERM, SIGINT and SIGHUP, taken as messages instead of interruptions.
+//! The signals that ask husk to end, or to stop for a while, taken as messages instead of
+//! interruptions.
 
 use std::io;
 use std::mem::MaybeUninit;
 
+use super::terminal;
+
 /// The signals that ask husk to end.
-const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+/// The signals of a shell's job control that husk has something to do at: stop, and go on.
+const JOB_CONTROL: [libc::c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
 
 /// The signals, blocked in this thread and in every thread it starts from now on.
 pub struct Signals(libc::sigset_t);
@@ -18,7 +23,7 @@ impl Signals {
         let (set, error) = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             let mut set = set.assume_init();
-            for signal in ENDING {
+            for signal in ENDING.into_iter().chain(JOB_CONTROL) {
                 libc::sigaddset(&mut set, signal);
             }
             (set, libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))
@@ -26,14 +31,42 @@ impl Signals {
         if error == 0 { Ok(Self(set)) } else { Err(io::Error::from_raw_os_error(error)) }
     }
 
-    /// Waits for the next one.
+    /// Waits for the next one that asks husk to end. Meanwhile husk stops and goes on as its shell
+    /// wants; the terminal is the shell's in between.
     pub fn wait(&self) -> libc::c_int {
         loop {
             let mut signal = 0;
             // SAFETY: a valid set and a valid place for the number.
-            if unsafe { libc::sigwait(&self.0, &mut signal) } == 0 {
-                return signal;
+            if unsafe { libc::sigwait(&self.0, &mut signal) } != 0 {
+                continue;
+            }
+            match signal {
+                libc::SIGTSTP => {
+                    terminal::lend();
+                    stop();
+                    terminal::take_back();
+                }
+                // SIGSTOP, say, came before it, which nobody is told of.
+                libc::SIGCONT => terminal::take_back(),
+                ending => return ending,
             }
         }
+    }
+}
+
+/// Stops this process by SIGTSTP, as it would if it had not been blocked; returns when it goes on.
+/// Where nobody could make it go on (an orphaned process group), Linux does not stop it.
+fn stop() {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set, the other calls take a valid set and valid signal
+    // numbers. Nobody has given SIGTSTP a handler, so no code runs at it.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        let mut set = set.assume_init();
+        libc::sigaddset(&mut set, libc::SIGTSTP);
+        libc::raise(libc::SIGTSTP);
+        // Here it is delivered, and the whole process stops.
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
     }
 }

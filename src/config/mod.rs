@@ -5,25 +5,32 @@
 //! found without opening anything; the rest is found by [`crate::Vm::new`].
 
 mod json;
+mod memory;
+mod nearest;
 mod net;
-mod size;
 mod validate;
 
 use std::path::PathBuf;
 
+use husk_devices::virtio::vsock::GUEST_CIDS;
 use serde::{Deserialize, Serialize};
 
+pub use crate::size::{Size, SizeError};
+pub use husk_devices::block::{Cache as DiskCache, EngineChoice as DiskEngine};
 pub use json::ConfigFileError;
+pub use memory::MemoryConfig;
+pub use nearest::nearest;
 pub(crate) use net::parse_mac;
 pub use net::{NetConfig, NetHost, Publish, PublishError, RateLimiter, TokenBucket, Vhost};
-pub use size::{Size, SizeError};
-pub use validate::ConfigError;
+pub use validate::{CPUS_MAX, ConfigError, VIRTIO_DEVICES_MAX};
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
-    /// The kernel: a bzImage (`vmlinuz`) or an ELF `vmlinux`.
+    /// The kernel: a bzImage (`vmlinuz`) or an ELF `vmlinux`. JSON need not name one, so that
+    /// whoever reads it can; an empty path is none, and no VM runs without.
+    #[serde(default)]
     pub kernel: PathBuf,
     /// The initial RAM file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -34,7 +41,7 @@ pub struct VmConfig {
     /// Added to the end of the command line.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub append: String,
-    /// Number of vCPUs, 1 to 64.
+    /// Number of vCPUs, 1 to [`CPUS_MAX`].
     #[serde(default = "default_cpus")]
     pub cpus: u32,
     /// Guest memory.
@@ -49,6 +56,9 @@ pub struct VmConfig {
     /// Whether the guest has a source of entropy (virtio-rng).
     #[serde(default = "yes")]
     pub rng: bool,
+    /// Sockets between guest and host (virtio-vsock).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// What the serial console is connected to.
     #[serde(default)]
     pub console: ConsoleConfig,
@@ -88,6 +98,7 @@ impl VmConfig {
             disks: Vec::new(),
             nets: Vec::new(),
             rng: true,
+            vsock: None,
             console: ConsoleConfig::default(),
             on_reboot: OnReboot::default(),
             acpi: true,
@@ -97,32 +108,16 @@ impl VmConfig {
     }
 }
 
-/// Guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MemoryConfig {
-    /// How much, a multiple of 4 KiB.
-    pub size: Size,
-    /// Backed by a memfd that other processes can map (vhost-user), instead of private memory.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub shared: bool,
-    /// Taken from the host's pool of 2 MiB huge pages.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub hugepages: bool,
-}
-
 fn is_false(value: &bool) -> bool {
     !value
 }
 
-impl Default for MemoryConfig {
-    fn default() -> Self {
-        Self { size: Size::mib(512), shared: false, hugepages: false }
-    }
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
     /// Names the disk in messages and, as its serial number, in the guest. Unique.
@@ -133,6 +128,40 @@ pub struct DiskConfig {
     /// Whether the guest may only read it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub readonly: bool,
+    /// What a write is worth once it was answered.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cache: DiskCache,
+    /// What carries its requests out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub engine: DiskEngine,
+    /// Number of queues, 1 to 16; by default one for each vCPU, but not more than 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// The most bytes read and written a second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<Size>,
+    /// The most requests a second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<u64>,
+}
+
+/// Sockets between guest and host; see `docs/devices/vsock.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3 to 4294967294. It need not be unique on the host.
+    #[serde(default = "VsockConfig::default_cid")]
+    pub cid: u32,
+    /// The unix socket through which the host connects to the guest's ports; it is made, and removed
+    /// at the end. What the guest connects to is looked for beside it: port P at `<socket>_<P>`.
+    pub socket: PathBuf,
+}
+
+impl VsockConfig {
+    /// The first context id a guest may have.
+    pub fn default_cid() -> u32 {
+        *GUEST_CIDS.start()
+    }
 }
 
 /// What the serial console is connected to.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
+use husk_devices::virtio::net::tap::is_interface_name;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::validate::ConfigError;
@@ -273,12 +274,6 @@ impl NetConfig {
         }
         Ok(())
     }
-}
-
-/// `dev_valid_name` of Linux.
-fn is_interface_name(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%');
-    (1..16).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(allowed)
 }
 
 /// A name that is a part of a file's.

@@ -1,10 +1,20 @@
 //! What is wrong with a configuration by itself, before anything is opened.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
+
+use husk_devices::virtio::blk::QUEUES_MAX;
+use husk_devices::virtio::net::tap::INTERFACE_NAME;
+use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
 
 use super::{Size, VmConfig};
-use crate::x86_64::layout;
+use crate::boot::Cmdline;
 
+/// The most vCPUs a configuration can ask for.
+pub const CPUS_MAX: u32 = 64;
+/// The most virtio devices a configuration can have, the entropy source included: each has an
+/// interrupt of its own. That the machine has as many is checked where it is made.
+pub const VIRTIO_DEVICES_MAX: usize = 18;
 /// Less memory than this boots no Linux.
 const MEMORY_MIN: Size = Size::mib(32);
 /// 16 TiB: more than any host husk was thought for has.
@@ -15,8 +25,11 @@ const ID_MAX: usize = 20;
 /// A configuration that no host can run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
+    /// No kernel.
+    #[error("the VM has no kernel: name one")]
+    NoKernel,
     /// Number of vCPUs.
-    #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = layout::VCPUS_MAX)]
+    #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = CPUS_MAX)]
     Cpus(u32),
     /// Amount of memory.
     #[error("--memory {size}: {why}")]
@@ -36,8 +49,19 @@ pub enum ConfigError {
         id: String,
     },
     /// More devices than interrupts.
-    #[error("{0} virtio devices, but there are interrupts for {max}", max = layout::VIRTIO_MAX)]
+    #[error("{0} virtio devices, but there are interrupts for {max}", max = VIRTIO_DEVICES_MAX)]
     TooManyDevices(usize),
+    /// Number of queues of a disk.
+    #[error("disk `{id}`: {queues} queues: a disk has 1 to {max}", max = QUEUES_MAX)]
+    Queues {
+        /// The disk.
+        id: String,
+        /// What was asked for.
+        queues: u16,
+    },
+    /// A disk that may do nothing.
+    #[error("disk `{0}`: a limit of 0 would let no request pass; leave it out for none")]
+    NoBudget(String),
     /// A network interface without a network, or with two.
     #[error("network interface `{0}`: give it one of tap=NAME, fd=N, user and link=NAME")]
     NetBackend(String),
@@ -55,13 +79,22 @@ pub enum ConfigError {
     #[error("`{0}` is no name of a link: 1 to 32 letters, digits, `-`, `_` or `.`")]
     LinkName(String),
     /// A TAP name Linux would refuse.
-    #[error("`{0}` is no interface name: 1 to 15 bytes without `/`, `%` and spaces")]
+    #[error("{0:?} is not the name of a network interface: {INTERFACE_NAME}")]
     TapName(String),
     /// A MAC address that cannot be used.
     #[error(
         "`{0}` is no MAC address for a guest: six hex bytes such as 52:54:00:12:34:56, the first one even"
     )]
     Mac(String),
+    /// A context id that is reserved.
+    #[error("vsock cid {0}: a guest has one of {first} to {last}", first = GUEST_CIDS.start(), last = GUEST_CIDS.end())]
+    VsockCid(u32),
+    /// A path that cannot be a socket's.
+    #[error(
+        "vsock socket {path}: a path of 1 to {PATH_MAX} bytes is needed, so that `_PORT` has room behind it",
+        path = .0.display()
+    )]
+    VsockSocket(PathBuf),
     /// A parameter with which the guest would find a device twice.
     #[error("the command line has `{0}`, but husk describes its devices to the guest itself")]
     ReservedParameter(&'static str),
@@ -83,16 +116,25 @@ impl VmConfig {
     }
 
     /// Checks everything that can be checked without the host.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.cpus == 0 || self.cpus > layout::VCPUS_MAX {
+        if self.kernel.as_os_str().is_empty() {
+            return Err(ConfigError::NoKernel);
+        }
+        if self.cpus == 0 || self.cpus > CPUS_MAX {
             return Err(ConfigError::Cpus(self.cpus));
         }
         self.validate_memory()?;
         let ids = self.disks.iter().map(|d| &d.id).chain(self.nets.iter().map(|n| &n.id));
         let mut seen = HashSet::new();
-        let rng = "rng".to_owned();
+        let (rng, vsock) = ("rng".to_owned(), "vsock".to_owned());
         if self.rng {
             seen.insert(&rng);
+        }
+        if self.vsock.is_some() {
+            seen.insert(&vsock);
         }
         for id in ids {
             let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -103,19 +145,38 @@ impl VmConfig {
                 return Err(ConfigError::DuplicateId(id.clone()));
             }
         }
-        let devices = self.disks.len() + self.nets.len() + usize::from(self.rng);
-        if devices > layout::VIRTIO_MAX {
+        let devices = self.disks.len()
+            + self.nets.len()
+            + usize::from(self.rng)
+            + usize::from(self.vsock.is_some());
+        if devices > VIRTIO_DEVICES_MAX {
             return Err(ConfigError::TooManyDevices(devices));
+        }
+        for disk in &self.disks {
+            if let Some(queues) = disk.queues.filter(|n| !(1..=QUEUES_MAX).contains(n)) {
+                return Err(ConfigError::Queues { id: disk.id.clone(), queues });
+            }
+            if disk.bytes_per_second == Some(Size(0)) || disk.requests_per_second == Some(0) {
+                return Err(ConfigError::NoBudget(disk.id.clone()));
+            }
         }
         for net in &self.nets {
             net.validate()?;
         }
-        // The guest would find a device twice. To the kernel - and _ are the same in a name.
-        let parameters = [self.cmdline.as_deref().unwrap_or_default(), &self.append];
-        let described =
-            parameters.iter().any(|p| p.replace('-', "_").contains("virtio_mmio.device="));
-        if described {
-            return Err(ConfigError::ReservedParameter("virtio_mmio.device="));
+        if let Some(vsock) = &self.vsock {
+            if !GUEST_CIDS.contains(&vsock.cid) {
+                return Err(ConfigError::VsockCid(vsock.cid));
+            }
+            if !(1..=PATH_MAX).contains(&vsock.socket.as_os_str().len()) {
+                return Err(ConfigError::VsockSocket(vsock.socket.clone()));
+            }
+        }
+        // The guest would find a device twice. A line that is none is refused when the kernel, which
+        // says how long it may be, is loaded.
+        const DEVICE: &str = "virtio_mmio.device=";
+        let has_device = |text: &str| Cmdline::new(text).is_ok_and(|line| line.has(DEVICE));
+        if self.cmdline.as_deref().is_some_and(has_device) || has_device(&self.append) {
+            return Err(ConfigError::ReservedParameter(DEVICE));
         }
         Ok(())
     }

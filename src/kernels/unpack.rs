@@ -5,11 +5,9 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::boot::bzimage::{self, HeaderError, SetupHeader};
-use crate::boot::unpack::{self as decoder, Compression, UnpackError};
-
-/// No `bzImage` is longer, in bytes.
-const LONGEST: u64 = 1 << 30;
-const ELF: &[u8] = b"\x7fELF";
+use crate::boot::carried;
+use crate::boot::elf::Elf;
+use crate::boot::unpack::UnpackError;
 
 /// Why a kernel could not be unpacked into a file.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +18,7 @@ pub enum UnpackFileError {
         /// The input.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The output cannot be written.
     #[error("{path} cannot be written: {source}", path = .path.display())]
@@ -28,7 +26,7 @@ pub enum UnpackFileError {
         /// The output.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The input is an ELF file already.
     #[error("{path} is not packed: it is an ELF file already; use it as it is", path = .0.display())]
@@ -39,7 +37,7 @@ pub enum UnpackFileError {
         /// The input.
         path: PathBuf,
         /// What is wrong with it.
-        source: HeaderError,
+        r#source: HeaderError,
     },
     /// The input carries no Linux kernel.
     #[error(
@@ -54,7 +52,7 @@ pub enum UnpackFileError {
         /// The input.
         path: PathBuf,
         /// What the decoder says.
-        source: UnpackError,
+        r#source: UnpackError,
     },
 }
 
@@ -73,33 +71,22 @@ pub fn unpack(input: &Path, output: &Path) -> Result<u64, UnpackFileError> {
 fn vmlinux(path: &Path) -> Result<Vec<u8>, UnpackFileError> {
     let image =
         read(path).map_err(|source| UnpackFileError::Read { path: path.to_owned(), source })?;
-    if image.starts_with(ELF) {
+    if Elf::is_elf(&image) {
         return Err(UnpackFileError::NotPacked(path.to_owned()));
     }
     let head = image.get(..bzimage::HEAD_SIZE).unwrap_or(&image);
     let header = SetupHeader::parse(head, image.len() as u64)
         .map_err(|source| UnpackFileError::Header { path: path.to_owned(), source })?;
-    let nothing = || UnpackFileError::NoVmlinux(path.to_owned());
-    let payload = header.payload.and_then(|range| {
-        let start = usize::try_from(range.offset).ok()?;
-        image.get(start..start.checked_add(usize::try_from(range.len).ok()?)?)
-    });
-    let payload = payload.ok_or_else(nothing)?;
-    let compression = Compression::detect(payload).ok_or_else(nothing)?;
-    let limit = match header.init_size {
-        0 => decoder::MAX_UNPACKED,
-        init_size => init_size.into(),
-    };
-    let vmlinux = decoder::unpack(payload, compression, limit)
+    let vmlinux = carried::vmlinux(&image, &header)
         .map_err(|source| UnpackFileError::Unpack { path: path.to_owned(), source })?;
-    if vmlinux.starts_with(ELF) { Ok(vmlinux) } else { Err(nothing()) }
+    vmlinux.ok_or_else(|| UnpackFileError::NoVmlinux(path.to_owned()))
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut image = Vec::new();
-    File::open(path)?.take(LONGEST + 1).read_to_end(&mut image)?;
-    if image.len() as u64 > LONGEST {
-        return Err(io::Error::other("longer than 1 GiB: no kernel"));
+    File::open(path)?.take(bzimage::MAX_LEN + 1).read_to_end(&mut image)?;
+    if image.len() as u64 > bzimage::MAX_LEN {
+        return Err(io::Error::other("too long for a kernel"));
     }
     Ok(image)
 }

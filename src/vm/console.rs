@@ -35,6 +35,9 @@ pub(super) struct Console {
 
 impl Console {
     /// Connects `uart` to `source`; `worker` carries the bytes.
+    ///
+    /// # Errors
+    /// When what `source` names cannot be opened, or the worker has ended.
     pub fn connect(source: Source, uart: Arc<Uart>, worker: &Worker) -> Result<Self, VmError> {
         let (streams, pty) = match source {
             Source::Streams(streams) => (streams, None),
@@ -60,6 +63,9 @@ impl Console {
 }
 
 /// Refuses a console file that is one of the files the VM is made of: it would be emptied.
+///
+/// # Errors
+/// That refusal.
 pub(super) fn check(config: &VmConfig) -> Result<(), VmError> {
     let ConsoleConfig::File(console) = &config.console else { return Ok(()) };
     let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));

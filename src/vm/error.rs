@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::memory;
+use crate::size::Size;
 
 /// A VM that cannot be made or started. Each variant's message names the thing the user gave.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,11 @@ pub enum VmError {
     Hypervisor(#[from] crate::hypervisor::HypervisorError),
     #[error("--cpus {wanted}: this host's KVM has at most {max} vCPUs for a VM")]
     TooManyCpus { wanted: u32, max: u32 },
+    #[error(
+        "--memory {wanted}: a guest has at most {most} on this host, whose KVM gives processors \
+         {bits} bits of physical address"
+    )]
+    MemoryBeyondCpu { wanted: Size, most: Size, bits: u32 },
     #[error(transparent)]
     Memory(#[from] memory::MemoryError),
     #[error(transparent)]
@@ -27,26 +33,36 @@ pub enum VmError {
     #[error(transparent)]
     Acpi(#[from] crate::x86_64::acpi::AcpiError),
     #[error("guest memory: {0}")]
-    GuestMemory(#[from] vm_memory::GuestMemoryError),
+    GuestMemory(vm_memory::GuestMemoryError),
     #[error(transparent)]
-    Disk(#[from] husk_devices::virtio::blk::backend::DiskError),
+    Disk(#[from] husk_devices::block::DiskError),
+    #[error("disk {id}: {source}")]
+    DiskEngine { id: String, r#source: husk_devices::block::EngineError },
     #[error("network interface {id}: {source}")]
-    Tap { id: String, source: husk_devices::virtio::net::tap::TapError },
+    Tap { id: String, r#source: husk_devices::virtio::net::tap::TapError },
     #[error("network interface {id}: {source}")]
-    Link { id: String, source: husk_devices::virtio::net::link::LinkError },
+    Link { id: String, r#source: husk_devices::virtio::net::link::LinkError },
     #[error("network interface {id}: {source}")]
-    Passt { id: String, source: husk_devices::virtio::net::passt::PasstError },
+    Passt { id: String, r#source: husk_devices::virtio::net::passt::PasstError },
     #[error(
         "network interface {id}: vhost=on: /dev/vhost-net: {source}; try `modprobe vhost_net` and see \
          that you may open it, or leave vhost=on out"
     )]
-    Vhost { id: String, source: io::Error },
+    Vhost { id: String, r#source: io::Error },
+    #[error(transparent)]
+    Vsock(#[from] husk_devices::virtio::vsock::VsockError),
     #[error(transparent)]
     Bus(#[from] husk_devices::bus::BusError),
     #[error(transparent)]
     Worker(#[from] husk_devices::worker::WorkerError),
     #[error("{what}: {source}")]
-    Host { what: String, source: io::Error },
+    Host { what: String, r#source: io::Error },
+}
+
+impl From<vm_memory::GuestMemoryError> for VmError {
+    fn from(e: vm_memory::GuestMemoryError) -> Self {
+        Self::GuestMemory(e)
+    }
 }
 
 /// Makes an error of the host's one that names what was tried.

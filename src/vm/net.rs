@@ -6,8 +6,9 @@ use husk_devices::virtio::net::passt::{self, Forward, Passt};
 use husk_devices::virtio::net::tap::{Tap, TapError};
 use husk_devices::virtio::net::vhost::Vhost;
 use husk_devices::virtio::net::{Card, Direction, Limits, Net};
-use husk_devices::worker::Worker;
+use husk_devices::worker::{OnBroken, Worker};
 
+use super::devices::watched;
 use super::error::VmError;
 use crate::config::{
     NetConfig, NetHost, Publish, RateLimiter, TokenBucket, Vhost as VhostChoice, parse_mac,
@@ -17,12 +18,14 @@ use crate::config::{
 const QUEUES: u16 = 4;
 
 /// The card of `net`, for a guest with `cpus` vCPUs. It is served by `worker`, and by more of its own
-/// when it has several queues, which are added to `workers`.
+/// when it has several queues, which are added to `workers`; of one that
+/// ends of itself `on_broken` is told.
 pub(super) fn open(
     net: &NetConfig,
     cpus: u32,
     worker: &Worker,
     workers: &mut Vec<Worker>,
+    on_broken: &OnBroken,
 ) -> Result<Net, VmError> {
     let id = || net.id.clone();
     let mac = net.mac.as_deref().map(parse_mac).transpose()?;
@@ -59,7 +62,7 @@ pub(super) fn open(
     };
     let mut handles = vec![worker.handle()];
     for n in 1..taps.len() {
-        let own = Worker::spawn(format!("husk-{}.{n}", net.id))?;
+        let own = watched(format!("husk-{}.{n}", net.id), on_broken)?;
         handles.push(own.handle());
         workers.push(own);
     }

@@ -77,8 +77,13 @@ pub fn cpu_time(pid: u32) -> Duration {
     Duration::from_millis(fields.iter().sum::<u64>() * 1000 / hertz)
 }
 
-/// How many descriptors and threads a process has.
+/// How many descriptors and threads a process has, without those the kernel adds for io_uring and
+/// takes away again as it likes.
 pub fn holdings(pid: u32) -> (usize, usize) {
-    let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
-    (count("fd"), count("task"))
+    let entries = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap();
+    let threads = entries("task").filter(|task| {
+        let name = task.as_ref().ok().and_then(|t| std::fs::read(t.path().join("comm")).ok());
+        name.is_some_and(|name| !name.starts_with(b"iou-wrk"))
+    });
+    (entries("fd").count(), threads.count())
 }

@@ -415,6 +415,36 @@ fn a_console_whose_reader_has_gone_does_not_stop_the_guest() {
 }
 
 #[test]
+fn a_worker_thread_that_panics_ends_the_vm_with_its_message() {
+    needs_kvm!();
+    // The embedder's own code is the one thing in a worker that can be made to panic from outside.
+    let (mut console, mut streams) = Console::new();
+    streams.on_escape = Some(Box::new(|_| panic!("an embedder's bug")));
+    let kernel = spinning();
+    let vm = Vm::with(config(&kernel), Some(streams), Arc::default()).unwrap().start().unwrap();
+    console.wait_for("up", 1);
+    console.type_in(b"\x01x");
+    let outcome = vm.wait_timeout(crate::fixture::LIMIT);
+    let Some(Outcome::Failed { why }) = outcome else { panic!("{outcome:?}") };
+    assert!(why.contains("worker") && why.ends_with("an embedder's bug"), "{why}");
+    assert_eq!(vm.pause(), Err(Ended));
+}
+
+#[test]
+fn vcpu_threads_have_names() {
+    needs_kvm!();
+    let guest = Guest::start_with(&spinning(), |config| config.cpus = 9);
+    guest.console.wait_for("up", 1);
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names: Vec<_> = tasks
+        .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok())
+        .collect();
+    for cpu in 0..9 {
+        assert!(names.contains(&format!("husk-vcpu{cpu}\n")), "{cpu}: {names:?}");
+    }
+}
+
+#[test]
 fn a_guest_without_a_console_runs() {
     needs_kvm!();
     let kernel = Kernel::pvh(|a| {

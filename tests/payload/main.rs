@@ -15,6 +15,7 @@ mod interrupts;
 mod life;
 mod mmio;
 mod ports;
+mod reboot;
 mod virtio;
 
 #[test]

@@ -12,16 +12,17 @@ use std::time::Duration;
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::blk::Blk;
-use super::blk::backend::DiskBackend;
+use super::blk::{Blk, BlkOptions};
 use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
 use super::net::{Card, Net, Plain, Stream};
 use super::queue::{Answer, Queue, QueueState, Round};
 use super::rng::Rng;
 use super::testing::{
-    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, guarded_memory,
+    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, guarded_memory, wait_until,
 };
+use super::vsock::Vsock;
+use crate::block::{Disk, DiskOptions};
 use crate::bus::BusDevice;
 use crate::worker::Worker;
 
@@ -35,6 +36,8 @@ struct Subject {
     wire: Wire,
     _worker: Worker,
     _image: Option<tempfile::NamedTempFile>,
+    /// With the socket in it.
+    dir: Option<tempfile::TempDir>,
 }
 
 enum Wire {
@@ -49,24 +52,31 @@ enum Kind {
     Blk,
     Net,
     NetStream,
+    Vsock,
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::Rng), Just(Kind::Blk), Just(Kind::Net), Just(Kind::NetStream)]
+    prop_oneof![
+        Just(Kind::Rng),
+        Just(Kind::Blk),
+        Just(Kind::Net),
+        Just(Kind::NetStream),
+        Just(Kind::Vsock)
+    ]
 }
 
 impl Subject {
     fn new(kind: Kind) -> Subject {
         let worker = Worker::spawn("subject").unwrap();
-        let (mut image, mut wire) = (None, Wire::None);
+        let (mut image, mut wire, mut dir) = (None, Wire::None, None);
         let device: Box<dyn VirtioDevice> = match kind {
             Kind::Rng => Box::new(Rng::new(worker.handle())),
             Kind::Blk => {
                 let mut file = tempfile::NamedTempFile::new().unwrap();
                 file.write_all(&[7; 65536]).unwrap();
-                let disk = DiskBackend::open(file.path(), false).unwrap();
+                let disk = Disk::open(file.path(), DiskOptions::default()).unwrap();
                 image = Some(file);
-                Box::new(Blk::new("disk", disk, worker.handle()))
+                Box::new(Blk::new("disk", disk, BlkOptions::default()).unwrap())
             }
             Kind::Net => {
                 let (ours, theirs) = UnixDatagram::pair().unwrap();
@@ -84,8 +94,13 @@ impl Subject {
                 let backend = Box::new(Stream::new(ours.into()));
                 Box::new(Net::new("net", backend, Card::default(), worker.handle()))
             }
+            Kind::Vsock => {
+                let dir = dir.insert(tempfile::tempdir().unwrap());
+                let socket = dir.path().join("v.sock");
+                Box::new(Vsock::new(3, &socket, worker.handle()).unwrap())
+            }
         };
-        Subject { driver: Driver::idle(device), kind, wire, _worker: worker, _image: image }
+        Subject { driver: Driver::idle(device), kind, wire, _worker: worker, _image: image, dir }
     }
 
     /// Frames come and go on the far side.
@@ -103,6 +118,11 @@ impl Subject {
                 let _ = wire.write(&[0, 0, 3, 0].repeat(500));
                 let _ = wire.read(&mut [0; 1000]);
             }
+        }
+        if let Some(dir) = &self.dir {
+            let mut peer = UnixStream::connect(dir.path().join("v.sock")).unwrap();
+            // It may have been told already that the guest is not ready.
+            let _ = peer.write_all(b"CONNECT 5\nhello");
         }
     }
 
@@ -134,6 +154,25 @@ impl Subject {
                 }
                 driver.send(1, &[Piece::Out(DATA, 77)]);
                 assert_eq!(driver.wait_used(1, 1), [(0, 0)]);
+            }
+            Kind::Vsock => {
+                // An RW of no connection's, from port 7 of CID 3 to port 8 of CID 2: an RST.
+                let mut packet = [0; 44];
+                for (at, byte) in [(0, 3), (8, 2), (16, 7), (20, 8), (28, 1), (30, 5)] {
+                    packet[at] = byte;
+                }
+                driver.write(DATA, &packet);
+                driver.send(1, &[Piece::Out(DATA, 44)]);
+                assert_eq!(driver.wait_used(1, 1), [(0, 0)]);
+                for n in 1..=u64::from(SIZE) {
+                    driver.send(0, &[Piece::In(DATA + n * 64, 64)]);
+                }
+                wait_until("an RST", || {
+                    (1..=u64::from(SIZE)).any(|n| {
+                        let got = driver.read(DATA + n * 64, 44);
+                        (got[16], got[20], got[30]) == (8, 7, 3)
+                    })
+                });
             }
         }
         assert_eq!(driver.status() & 0x40, 0);

@@ -297,6 +297,11 @@ impl Core {
         self.go();
     }
 
+    /// Whether the host may still touch guest memory for a device that is stopped.
+    pub fn is_busy(&mut self) -> bool {
+        self.device.is_busy()
+    }
+
     /// The state to put into a snapshot. Meaningful while paused.
     pub fn save(&self) -> CoreState {
         CoreState {
@@ -331,6 +336,7 @@ impl Core {
             return Err(RestoreError::Queues { name: name(), own, saved });
         }
         self.pause();
+        self.device.restored();
         self.driver_features = state.driver_features;
         self.device_features_sel = state.device_features_sel;
         self.driver_features_sel = state.driver_features_sel;
@@ -392,7 +398,7 @@ impl Core {
             }
             state.validate(&self.memory, *max).map_err(|e| format!("queue {index}: {e}"))?;
             let doorbell = doorbell.try_clone().map_err(|e| format!("queue {index}: {e}"))?;
-            queues.push(Some(Queue::new(*state, doorbell)));
+            queues.push(Some(Queue::new(state.clone(), doorbell)));
         }
         Ok(Activation {
             features: self.driver_features,

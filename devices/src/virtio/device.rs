@@ -38,14 +38,26 @@ pub trait VirtioDevice: Send {
     /// another doorbell. Never called twice without `stop` between.
     fn start(&mut self, activation: Activation) -> Result<(), StartError>;
 
-    /// Gives the queues back, every request that was taken from them finished or put back, in the
-    /// order they were handed over. After it returns the device touches no guest memory and raises
-    /// no interrupt. Idempotent: a device that is not started gives back an empty vector.
+    /// Gives the queues back, every request that was taken from them finished or put back, or named
+    /// in [`QueueState::pending`], in the order they were handed over. It does not wait for ever for
+    /// a host that does not answer. After it returns the device raises no interrupt, and touches no
+    /// guest memory but the buffers of what is pending. Idempotent: a device that is not started
+    /// gives back an empty vector.
     fn stop(&mut self) -> Vec<QueueState>;
 
-    /// Forgets what the driver has set through a queue, as after power-on; called after `stop`. What
-    /// it set through registers the core forgets.
+    /// The driver has reset the device, which is stopped: whatever was between the two is forgotten.
+    /// For devices that keep something beside their queues over a stop.
     fn reset(&mut self) {}
+
+    /// The state of another device like this one has been restored: the driver that is started next
+    /// goes on with what it has from there. For devices that keep something beside their queues.
+    fn restored(&mut self) {}
+
+    /// Whether the host still works on requests that were taken before the last stop, so that it
+    /// may touch guest memory. Only then does a start without these requests fail.
+    fn is_busy(&mut self) -> bool {
+        false
+    }
 }
 
 /// What a device is given when it starts.
@@ -71,6 +83,12 @@ pub enum StartError {
         /// The host's answer.
         source: io::Error,
     },
+    /// Requests from before a reset are still at the host, which may touch guest memory for them.
+    #[error("the host has not answered requests from before the reset")]
+    Busy,
+    /// The device says what.
+    #[error("{0}")]
+    Device(String),
     /// The worker has ended.
     #[error(transparent)]
     Worker(#[from] crate::worker::WorkerError),

@@ -173,6 +173,11 @@ impl Ring {
         self.set_u16(self.avail + 2, index);
     }
 
+    /// The head of the chain that is pushed next.
+    pub fn next_head(&self) -> u16 {
+        self.next_desc % self.size
+    }
+
     /// Makes a direct chain available and returns its head.
     pub fn push(&mut self, pieces: &[Piece]) -> u16 {
         let head = self.next_desc % self.size;

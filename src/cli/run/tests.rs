@@ -1,6 +1,7 @@
 use super::super::{Cli, Command};
 use super::*;
 use clap::{CommandFactory, Parser};
+use husk::config::{DiskCache, DiskEngine, Size};
 
 fn config(args: &[&str]) -> Result<VmConfig, String> {
     let args = ["husk", "run", "--kernel", "k"].iter().chain(args);
@@ -30,7 +31,7 @@ fn every_option_reaches_the_configuration() {
         "--memory",
         "1G,shared",
         "--disk",
-        "path=d.img,ro,id=root",
+        "path=d.img,ro,id=root,cache=direct,engine=io_uring,queues=2,bps=10M,iops=500",
         "--disk",
         "e.img",
         "--net",
@@ -45,6 +46,8 @@ fn every_option_reaches_the_configuration() {
         "53:53/udp",
         "--rng",
         "off",
+        "--vsock",
+        "cid=4,socket=v.sock",
         "--console",
         "file=/tmp/log",
         "--on-reboot",
@@ -60,8 +63,17 @@ fn every_option_reaches_the_configuration() {
     wanted.cpus = 3;
     wanted.memory = MemoryConfig { size: Size::mib(1024), shared: true, hugepages: false };
     wanted.disks = vec![
-        DiskConfig { id: "root".into(), path: "d.img".into(), readonly: true },
-        DiskConfig { id: "".into(), path: "e.img".into(), readonly: false },
+        DiskConfig {
+            id: "root".into(),
+            path: "d.img".into(),
+            readonly: true,
+            cache: DiskCache::Direct,
+            engine: DiskEngine::IoUring,
+            queues: Some(2),
+            bytes_per_second: Some(Size::mib(10)),
+            requests_per_second: Some(500),
+        },
+        DiskConfig { path: "e.img".into(), ..DiskConfig::default() },
     ];
     let mac = Some("52:54:00:00:00:01".into());
     wanted.nets = vec![
@@ -74,6 +86,7 @@ fn every_option_reaches_the_configuration() {
         },
     ];
     wanted.rng = false;
+    wanted.vsock = Some(VsockConfig { cid: 4, socket: "v.sock".into() });
     wanted.console = ConsoleConfig::File("/tmp/log".into());
     wanted.on_reboot = OnReboot::Exit;
     wanted.acpi = false;
@@ -86,13 +99,19 @@ fn mistyped_values_are_refused_with_the_way_out() {
     for (args, hint) in [
         (["--memory", "lots"], "512M"),
         (["--disk", "ro"], "path=FILE"),
-        (["--disk", "x,readonly"], "did you mean"),
+        (["--disk", "x,readonly"], "the keys are path, ro, id"),
+        (["--disk", "x,engine=magic"], "expected one of `auto`, `io_uring`, `threads`"),
+        (["--disk", "x,queues=many"], "queues=many"),
         (["--net", "fd=x"], "descriptor"),
         (["--publish", "80:80"], "--net user"),
         (["--publish", "eighty"], "8080:80"),
+        (["--vsock", "cid=3"], "socket=PATH"),
+        (["--vsock", "socket=v,cid=x"], "no number"),
+        (["--vsock", "socket=v,cidr=1"], "did you mean"),
         (["--console", "tty"], "stdio, none, file=PATH, pty"),
         (["--grace", "soon"], "seconds"),
-        (["--cpus", "two"], "--cpus"),
+        (["--cpus", "two"], "a number of vCPUs is wanted"),
+        (["--timeout", "-1"], "a number of seconds is wanted"),
     ] {
         let error = config(&args).unwrap_err();
         assert!(error.contains(hint), "{args:?}: {error}");

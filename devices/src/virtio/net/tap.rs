@@ -21,8 +21,8 @@ use crate::virtio::queue::Iovecs;
 /// A TAP that cannot be used. Each names it and the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// Linux allows 1 to 15 bytes, without `/` and white space.
-    #[error("{0:?} is not the name of a network interface: 1 to 15 bytes, no '/', no white space")]
+    /// See [`is_interface_name`].
+    #[error("{0:?} is not the name of a network interface: {INTERFACE_NAME}")]
     Name(String),
     /// There is no `/dev/net/tun`, or it is not ours.
     #[error("cannot open /dev/net/tun for TAP {name}: {source}; try `modprobe tun`")]
@@ -112,6 +112,20 @@ impl IfReq {
 
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
+/// What [`is_interface_name`] wants, in words.
+pub const INTERFACE_NAME: &str = "1 to 15 bytes without '/', ':', '%' and white space";
+
+/// Whether Linux takes `name` for a network interface (`dev_valid_name` of `net/core/dev.c`) as it
+/// is: with a `%` it would be a pattern, of which Linux makes a name (`dev_alloc_name`).
+pub fn is_interface_name(name: &str) -> bool {
+    // White space as the kernel's `isspace` has it: Latin-1, with the no-break space.
+    let bad = |b: u8| matches!(b, 0 | b'/' | b':' | b'%' | b'\t'..=b'\r' | b' ' | 0xa0);
+    (1..libc::IFNAMSIZ).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.bytes().any(bad)
+}
+
 /// A queue of an open TAP; most have one. Closing it leaves a persistent interface in place.
 #[derive(Debug)]
 pub struct Tap {
@@ -144,8 +158,7 @@ impl Tap {
     }
 
     fn attach(name: &str, flags: libc::c_int) -> Result<Tap, TapError> {
-        let bad = |b: u8| b == b'/' || b == 0 || b == b'%' || b.is_ascii_whitespace();
-        if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.bytes().any(bad) {
+        if !is_interface_name(name) {
             return Err(TapError::Name(name.into()));
         }
         let opened = OpenOptions::new()

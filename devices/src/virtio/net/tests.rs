@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use super::backend::Plain;
-use super::tap::TapError;
+use super::tap::{TapError, is_interface_name};
 use super::*;
 use crate::virtio::testing::{
     DATA, Desc, Driver, EVENT_IDX, INDIRECT, NEXT, Piece, WRITE, wait_until,
@@ -277,6 +277,19 @@ fn the_address_follows_from_the_id_and_is_local_unicast() {
     // The link is up, there is one pair of queues, and no MTU.
     assert_eq!(rig.driver.config(6, 8), [1, 0, 1, 0, 0, 0, 0, 0]);
     assert_eq!(rig.driver.offered() & (1 << VIRTIO_NET_F_MTU | 1 << VIRTIO_NET_F_MQ), 0);
+}
+
+#[test]
+fn an_interface_is_called_what_linux_takes() {
+    for good in ["tap0", "a", "fifteen-bytes-x", "br0.100", "...", "ta\u{fc}p"] {
+        assert!(is_interface_name(good), "{good:?}");
+    }
+    // The last one's UTF-8 ends in 0xa0.
+    let bad =
+        ["", ".", "..", "sixteen-bytes-xx", "a/b", "a:b", "a b", "a\tb", "a\n", "tap%d", "\u{e0}"];
+    for bad in bad.into_iter().chain(["a\0b"]) {
+        assert!(!is_interface_name(bad), "{bad:?}");
+    }
 }
 
 #[test]
