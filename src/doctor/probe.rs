@@ -277,7 +277,6 @@ mod tests {
         let Ok(hypervisor) = Hypervisor::open() else { return };
         let speed = measure(&hypervisor).unwrap();
         assert!(speed.host_ns > 0);
-        assert_eq!(speed.is_native(), verdict("x", &speed).status == Status::Ok);
     }
 
     #[test]

@@ -83,6 +83,30 @@ fn a_vcpu_thread_that_panics_ends_the_vm_with_its_message() {
 }
 
 #[test]
+fn a_vcpu_that_cannot_go_on_holds_up_no_pause_and_no_end() {
+    /// `ud2`, with nobody to handle it.
+    const FAULTS: [u8; 2] = [0x0f, 0x0b];
+    let Some(kvm) = kvm() else { return };
+    let (_directory, mut config) = machine_for(&FAULTS);
+    config.cpus = 2;
+    let Vm { making, controller, .. } = make(kvm, &config).unwrap();
+    let machine = controller.boot(making, true).unwrap();
+    machine.run();
+    // A pause that was asked for before the fault comes to the controller before the word of it.
+    let said = controller.mailbox.next(Some(Instant::now() + LIMIT));
+    assert!(matches!(said, Some(Message::Crash(_))));
+    let (done, all_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        machine.hold();
+        machine.run();
+        machine.hold();
+        drop(machine);
+        done.send(())
+    });
+    all_done.recv_timeout(LIMIT).expect("it waits for the vCPU");
+}
+
+#[test]
 fn a_controller_that_panics_has_given_its_verdict_and_answers_nobody() {
     let Some(kvm) = kvm() else { return };
     let (_directory, config) = machine_for(&WRITES_TO_PORT);
