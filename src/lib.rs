@@ -22,6 +22,9 @@ mod hypervisor;
 pub mod kernels;
 mod memory;
 mod size;
+#[cfg(test)]
+#[path = "../tests/fixture/skipped.rs"]
+mod skipped;
 pub mod timeline;
 mod vcpu;
 mod vm;

@@ -301,7 +301,7 @@ mod tests {
         // Another thread of this process may take the hole that was made; not again and again.
         let aligned = |_| {
             let memory = allocate(spec((128 << 20) + 4096, false)).unwrap();
-            memory.iter().all(|region| region.as_ptr() as usize % HUGE_PAGE == 0)
+            memory.iter().all(|region| region.as_ptr().align_offset(HUGE_PAGE) == 0)
         };
         assert!((0..10).any(aligned));
     }
@@ -336,7 +336,7 @@ mod tests {
         }
     }
 
-    /// Free huge pages of 2 MiB; says on stderr, past the harness, when they do not do.
+    /// Whether the host has so many free huge pages of 2 MiB; else the calling test is skipped.
     fn has_huge_pages(needed: u64) -> bool {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap();
         let field =
@@ -344,8 +344,7 @@ mod tests {
         let free: u64 = field("HugePages_Free:").unwrap_or(0);
         let enough = free.saturating_sub(field("HugePages_Rsvd:").unwrap_or(0)) >= needed;
         if !enough {
-            let line = format!("SKIPPED with huge pages: the host has no {needed} free ones\n");
-            std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
+            crate::skipped::skipped(format!("the host has no {needed} free huge pages"));
         }
         enough
     }

@@ -38,7 +38,7 @@ fn without_a_kernel_the_places_that_were_looked_at_are_listed() {
             ],
         );
     }
-    if fixture::kvm_or_skip("HUSK_KERNEL") {
+    if fixture::kvm_or_skip() {
         let mut command = sandbox.husk(&["run"]);
         command.env("HUSK_KERNEL", "/nowhere/vmlinuz");
         refuses(&sandbox, command, &["/nowhere/vmlinuz", "No such file"]);

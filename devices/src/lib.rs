@@ -9,5 +9,8 @@ mod complaints;
 pub mod panics;
 pub mod platform;
 pub mod serial;
+#[cfg(test)]
+#[path = "../../tests/fixture/skipped.rs"]
+mod skipped;
 pub mod virtio;
 pub mod worker;

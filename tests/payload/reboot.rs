@@ -99,7 +99,7 @@ fn huge_pages_shared_or_not_are_empty_after_a_reboot() {
     needs_kvm!();
     let needed = u64::from(MEMORY) / (2 << 20);
     if free_huge_pages() < needed {
-        return crate::fixture::skipped(&format!("huge pages: {needed} free ones are needed"));
+        return crate::fixture::skipped(format!("huge pages: {needed} free ones are needed"));
     }
     let kernel = rebooting_kernel((RESET, 1));
     for shared in [false, true] {
