@@ -18,6 +18,9 @@ mod boot;
 pub mod config;
 pub mod doctor;
 pub mod error;
+#[cfg(test)]
+#[path = "../tests/fixture/hugepages.rs"]
+mod hugepages;
 mod hypervisor;
 pub mod kernels;
 mod memory;

@@ -277,8 +277,11 @@ pub fn low_end(memory: &GuestMemoryMmap) -> GuestAddress {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use vm_memory::Bytes;
+
+    use super::*;
+    use crate::hugepages::HugePages;
+    use crate::skipped::skipped;
 
     fn spec(size: u64, shared: bool) -> Spec {
         Spec { size: Size(size), shared, hugepages: false }
@@ -336,24 +339,11 @@ mod tests {
         }
     }
 
-    /// Whether the host has so many free huge pages of 2 MiB; else the calling test is skipped.
-    fn has_huge_pages(needed: u64) -> bool {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap();
-        let field =
-            |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        let free: u64 = field("HugePages_Free:").unwrap_or(0);
-        let enough = free.saturating_sub(field("HugePages_Rsvd:").unwrap_or(0)) >= needed;
-        if !enough {
-            crate::skipped::skipped(format!("the host has no {needed} free huge pages"));
-        }
-        enough
-    }
-
     #[test]
     fn huge_pages_are_zero_after_a_reboot_and_still_the_guests_own() {
-        if !has_huge_pages(8) {
-            return;
-        }
+        let Some(_pool) = HugePages::more(8) else {
+            return skipped("8 huge pages cannot be set aside here");
+        };
         for shared in [false, true] {
             let spec = Spec { size: Size(16 << 20), shared, hugepages: true };
             let memory = allocate(spec).unwrap();

@@ -183,36 +183,9 @@ fn memory_can_be_shared_or_of_huge_pages() {
     let Some(lab) = Lab::open() else { return };
     check(lab.tiny().args("--memory 256M,shared"), 1, 256);
 
-    match HugePages::more(128) {
+    match guest::HugePages::more(128) {
         Some(_pool) => drop(check(lab.tiny().args("--memory 256M,hugepages"), 2, 256)),
         None => guest::skipped("128 huge pages cannot be set aside here"),
-    }
-}
-
-/// More huge pages in the host's pool, until dropped.
-struct HugePages {
-    before: String,
-}
-
-impl HugePages {
-    const POOL: &str = "/proc/sys/vm/nr_hugepages";
-
-    /// `None` where they cannot be had: not by this user, or not of this memory.
-    fn more(count: u64) -> Option<Self> {
-        let pool = || fs::read_to_string(Self::POOL).unwrap().trim().to_owned();
-        let this = Self { before: pool() };
-        let wanted = (this.before.parse::<u64>().unwrap() + count).to_string();
-        // In a memory that has been in use for a while there are more after this.
-        let _ = fs::write("/proc/sys/vm/compact_memory", "1");
-        let written = fs::write(Self::POOL, &wanted).is_ok();
-        (written && pool() == wanted).then_some(this)
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        // Fails for whom it failed before.
-        let _ = fs::write(Self::POOL, &self.before);
     }
 }
 

@@ -18,6 +18,8 @@
 mod assets;
 mod builder;
 mod done;
+#[path = "../fixture/hugepages.rs"]
+mod hugepages;
 mod initrd;
 #[path = "../fixture/process.rs"]
 pub mod process;
@@ -36,7 +38,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 #[allow(unused_imports, reason = "as above")]
-pub use {assets::*, builder::Builder, done::Done, skipped::skipped};
+pub use {assets::*, builder::Builder, done::Done, hugepages::HugePages, skipped::skipped};
 
 use stream::Stream;
 
