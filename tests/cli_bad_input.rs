@@ -10,7 +10,6 @@
 
 mod fixture;
 
-use fixture::Kernel;
 use fixture::husk::{Finished, Running, Sandbox, broken_pipe, refuses, refuses_run, sparse};
 
 /// `husk run --config` with this text must be refused with `words`.
@@ -39,7 +38,7 @@ fn without_a_kernel_the_places_that_were_looked_at_are_listed() {
             ],
         );
     }
-    if fixture::kvm_or_skip("HUSK_KERNEL") {
+    if fixture::kvm_or_skip() {
         let mut command = sandbox.husk(&["run"]);
         command.env("HUSK_KERNEL", "/nowhere/vmlinuz");
         refuses(&sandbox, command, &["/nowhere/vmlinuz", "No such file"]);
@@ -265,12 +264,4 @@ fn an_error_that_nobody_reads_is_still_an_exit_status() {
         command.stderr(broken_pipe());
         assert_eq!(Running::start(&mut command).finish().status, 125, "{args:?}");
     }
-}
-
-#[test]
-fn a_temporary_kernel_is_gone_with_the_test() {
-    let kernel = Kernel::of(b"x");
-    let directory = kernel.directory().to_owned();
-    drop(kernel);
-    assert!(!directory.exists());
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use fixture::husk::{Running, Sandbox};
 use fixture::kernel::image;
+use fixture::process::is_stopped;
 use fixture::{Code, Emit, LIMIT};
 use iced_x86::code_asm::{al, dx, edx};
 
@@ -119,11 +120,7 @@ impl Terminal {
 
     /// Fails unless husk is stopped; the signal may still be on its way there.
     fn is_stopped(&self) {
-        let path = format!("/proc/{}/stat", self.running.child.id());
-        within_the_limit("husk is stopped", || {
-            let stat = std::fs::read_to_string(&path).unwrap();
-            stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
-        });
+        within_the_limit("husk is stopped", || is_stopped(self.running.child.id()));
     }
 
     /// Fails unless the settings are those from before husk.

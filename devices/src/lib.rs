@@ -11,5 +11,8 @@ mod iovec;
 pub mod panics;
 pub mod platform;
 pub mod serial;
+#[cfg(test)]
+#[path = "../../tests/fixture/skipped.rs"]
+mod skipped;
 pub mod virtio;
 pub mod worker;

@@ -26,7 +26,7 @@ impl Doctor {
             true => serde_json::to_string_pretty(&report)? + "\n",
             false => table(&report),
         };
-        super::kernel::print(&text)?;
+        super::stdout::print(&text)?;
         Ok(if report.linux_boots { 0 } else { CANNOT_BOOT })
     }
 }

@@ -1,7 +1,6 @@
 //! `husk kernel`: the kernels husk knows of, and getting one.
 
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -11,6 +10,7 @@ use husk::kernels::{self, FetchError, KnownKernel, Origin, Request};
 
 use super::Error;
 use super::signals::Signals;
+use super::stdout::print;
 
 /// SIGINT, when the signal ended apt-get and has not been seen here yet.
 const INTERRUPT: u8 = 2;
@@ -67,11 +67,7 @@ impl Kernel {
             Command::Fetch { package, flavour } => return fetch(package, flavour),
             Command::Unpack { input, output } => {
                 let len = kernels::unpack(&input, &output)?;
-                eprintln!(
-                    "husk: {} ({:.1} MiB)",
-                    output.display(),
-                    len as f64 / f64::from(1 << 20)
-                );
+                tell!("husk: {} ({:.1} MiB)\n", output.display(), len as f64 / f64::from(1 << 20));
             }
         }
         Ok(0)
@@ -84,7 +80,7 @@ fn list(json: bool) -> Result<(), Error> {
         return Ok(print(&(serde_json::to_string_pretty(&known)? + "\n"))?);
     }
     if known.is_empty() {
-        eprintln!("husk: no kernels here; `husk kernel fetch` brings one");
+        tell!("husk: no kernels here; `husk kernel fetch` brings one\n");
     }
     Ok(print(&table(&known))?)
 }
@@ -103,17 +99,17 @@ fn fetch(package: Option<String>, flavour: Flavour) -> Result<u8, Error> {
         came.store(signals.wait(), Ordering::Release);
         cancel.store(true, Ordering::Release);
     });
-    let fetched = match kernels::fetch(&request, &mut |line| eprintln!("husk: {line}")) {
+    let fetched = match kernels::fetch(&request, &mut |line| tell!("husk: {line}\n")) {
         Err(e @ FetchError::Cancelled) => {
-            eprintln!("husk: {e}");
+            tell!("husk: {e}\n");
             let signal = signal.load(Ordering::Acquire);
             return Ok(128u8.wrapping_add(if signal == 0 { INTERRUPT } else { signal as u8 }));
         }
         other => other?,
     };
     let how = if fetched.was_there { "was here already, and is" } else { "is" };
-    eprintln!(
-        "husk: {} {how} the kernel `husk run` takes now ({})",
+    tell!(
+        "husk: {} {how} the kernel `husk run` takes now ({})\n",
         fetched.version,
         fetched.directory.display()
     );
@@ -141,15 +137,6 @@ fn table(known: &[KnownKernel]) -> String {
         );
     }
     text
-}
-
-/// Writes to stdout. Whoever closed it has read enough.
-pub fn print(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => other,
-    }
 }
 
 #[cfg(test)]

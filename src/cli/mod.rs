@@ -19,6 +19,7 @@ mod logging;
 mod run;
 mod signals;
 mod stderr;
+mod stdout;
 mod terminal;
 
 use std::process::ExitCode;

@@ -162,8 +162,7 @@ impl Run {
         config.name_devices();
         config.validate()?;
         if print_config {
-            use std::io::Write as _;
-            writeln!(std::io::stdout(), "{}", config.to_json())?;
+            super::stdout::print(&(config.to_json() + "\n"))?;
             return Ok(0);
         }
 
