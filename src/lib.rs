@@ -18,6 +18,7 @@ mod boot;
 pub mod config;
 pub mod doctor;
 pub mod error;
+mod files;
 mod hypervisor;
 pub mod kernels;
 mod memory;
