@@ -16,7 +16,7 @@ use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
-use super::signals::Signals;
+use super::signals::{self, Signals};
 use super::{Error, footprint, limits, logging, terminal};
 use values::{
     parse_console, parse_cpus, parse_disk, parse_memory, parse_net, parse_on_reboot,
@@ -269,11 +269,10 @@ fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<()> {
         for escape in escapes {
             match escape {
                 Escape::Help => tell!(
-                    "\r\nhusk: Ctrl-a x  end the VM\r\n      Ctrl-a h  this help\r\n      \
-                     Ctrl-a a  send Ctrl-a\r\n"
+                    "\nhusk: Ctrl-a x  end the VM\n      Ctrl-a h  this help\n      \
+                     Ctrl-a a  send Ctrl-a\n"
                 ),
-                // An error means that it has ended already.
-                Escape::End => drop(vm.kill()),
+                Escape::End => end(&vm, 0),
             }
         }
     })
@@ -298,6 +297,14 @@ fn kill(vm: &Arc<RunningVm>) -> bool {
     ended
 }
 
+/// Ends the VM at once, and, if it does not end, the process with `status`.
+fn end(vm: &Arc<RunningVm>, status: i32) {
+    if !kill(vm) {
+        terminal::restore();
+        std::process::exit(status);
+    }
+}
+
 /// What the signals that ask husk to end do.
 ///
 /// Before the VM runs there is nothing to end but the process. Then the first presses the power
@@ -320,17 +327,29 @@ impl Ending {
                 std::process::exit(128 + signal);
             };
             this.signal.store(signal, Ordering::Release);
-            log::info!("asked to end: pressing the power button");
-            let patient = vm.clone();
-            if let Err(e) = watch(move || drop(patient.stop(grace))) {
-                log::error!("the grace is not granted: {e}");
-            } else {
-                signals.wait();
+            tell!(
+                "husk: {}: the guest's power button is pressed; it has {} s to turn itself off, and a \
+                 second signal ends it at once\n",
+                signals::name(signal),
+                grace.as_secs_f64()
+            );
+            let (pressing, patient) = (vm.clone(), vm.clone());
+            // In a thread, for even the controller may be waiting. An error means that it has ended.
+            let pressed = watch(move || {
+                let _ = pressing.press_power_button();
+            });
+            let granted = pressed.and_then(|()| {
+                watch(move || {
+                    if patient.wait_timeout(grace).is_none() {
+                        end(&patient, 128 + signal);
+                    }
+                })
+            });
+            match granted {
+                Ok(()) => drop(signals.wait()),
+                Err(e) => log::error!("the grace is not granted: {e}"),
             }
-            if !kill(vm) {
-                terminal::restore();
-                std::process::exit(128 + signal);
-            }
+            end(vm, 128 + signal);
         })?;
         Ok(ending)
     }
@@ -373,9 +392,7 @@ fn conclude(outcome: &Outcome, signal: i32) -> u8 {
 
 fn report_console(console: &str) {
     if !console.is_empty() {
-        // The guest's bytes must not command the user's terminal.
-        let plain = console.replace(|c: char| c.is_control() && c != '\n' && c != '\t', "\u{fffd}");
-        tell!("husk: the last lines of its console:\n{plain}\n");
+        tell!("husk: the last lines of its console:\n{console}\n");
     }
 }
 
