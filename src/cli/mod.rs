@@ -51,10 +51,14 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(mut e) => {
             run::hint_at_kernel(&mut e);
-            let status = if e.use_stderr() { CANNOT } else { 0 };
-            // A closed stderr or stdout leaves nobody to tell.
+            if e.use_stderr() {
+                // It quotes what was typed.
+                tell!("{}", e.render());
+                return ExitCode::from(CANNOT);
+            }
+            // A closed stdout leaves nobody to tell.
             let _ = e.print();
-            return ExitCode::from(status);
+            return ExitCode::SUCCESS;
         }
     };
     let result = match cli.command {

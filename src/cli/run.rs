@@ -2,7 +2,8 @@
 
 mod values;
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -45,8 +46,8 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// The kernel command line [default: console=ttyS0 pci=off, and root=/dev/vda when there
-    /// is a disk; panic=-1 is added unless panic= is set]. Without pci=off Linux says "PCI: Fatal:
-    /// No config space access function found", which is harmless
+    /// is a disk; panic=-1 is added unless panic= is set]. With pci=off Linux does not look for PCI,
+    /// which there is none of; its "PCI: Fatal: No config space access function found" is harmless
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// Added to the kernel command line, after what --config adds; may be repeated
@@ -95,7 +96,7 @@ pub struct Run {
     /// What husk says on stderr
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     log: Level,
-    /// Read the VM from a JSON file; other options override it, and --append adds to it
+    /// Read the VM from a JSON file (of at most 1 MiB); other options override it, and --append adds to it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the VM as the JSON that --config reads, and exit
@@ -156,13 +157,16 @@ impl Run {
             Level::Trace => LevelFilter::Trace,
         });
         let (grace, timeout, show) = (self.grace, self.timeout, self.timeline);
-        let print_config = self.print_config;
+        let (print_config, config_file) = (self.print_config, self.config.clone());
         let mut config = self.into_config()?;
         config.name_devices();
         config.validate()?;
+        if let Some(file) = &config_file {
+            spare(file, &config.console)?;
+        }
         if print_config {
             use std::io::Write as _;
-            writeln!(std::io::stdout(), "{}", config.to_json())?;
+            writeln!(std::io::stdout(), "{}", config.to_json()?)?;
             return Ok(0);
         }
 
@@ -239,6 +243,17 @@ impl Run {
         config.share_kernel = config.share_kernel || self.share_kernel;
         Ok(config)
     }
+}
+
+/// Refuses a console file that is the configuration's own: it would be emptied.
+fn spare(file: &Path, console: &ConsoleConfig) -> Result<(), String> {
+    let ConsoleConfig::File(console) = console else { return Ok(()) };
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    if identity(console).is_some_and(|id| identity(file) == Some(id)) {
+        let (console, file) = (console.display(), file.display());
+        return Err(format!("console: cannot write to {console}: it is the --config file {file}"));
+    }
+    Ok(())
 }
 
 type Escapes = std::sync::mpsc::Receiver<Escape>;

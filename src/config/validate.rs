@@ -1,6 +1,7 @@
 //! What is wrong with a configuration by itself, before anything is opened.
 
 use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
@@ -8,6 +9,7 @@ use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
 use husk_devices::virtio::net::tap::{INTERFACE_NAME, is_interface_name};
 
 use super::{Size, VmConfig};
+use crate::boot::Cmdline;
 
 /// The most vCPUs a configuration can ask for.
 pub const CPUS_MAX: u32 = 64;
@@ -27,6 +29,23 @@ pub enum ConfigError {
     /// No kernel.
     #[error("the VM has no kernel: name one")]
     NoKernel,
+    /// A path that names no file.
+    #[error("{what}: its path is empty")]
+    EmptyPath {
+        /// The path of what.
+        what: String,
+    },
+    /// A path that the host cannot be given.
+    #[error("{what}: there is a NUL byte in its path {path:?}")]
+    NulInPath {
+        /// The path of what.
+        what: String,
+        /// The path.
+        path: PathBuf,
+    },
+    /// A command line that no kernel can be given.
+    #[error("{0}")]
+    Cmdline(String),
     /// Number of vCPUs.
     #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = CPUS_MAX)]
     Cpus(u32),
@@ -145,6 +164,18 @@ impl VmConfig {
             if !(1..=PATH_MAX).contains(&vsock.socket.as_os_str().len()) {
                 return Err(ConfigError::VsockSocket(vsock.socket.clone()));
             }
+        }
+        for (what, path) in self.paths() {
+            let bytes = path.as_os_str().as_bytes();
+            if bytes.is_empty() {
+                return Err(ConfigError::EmptyPath { what });
+            }
+            if bytes.contains(&0) {
+                return Err(ConfigError::NulInPath { what, path: path.to_owned() });
+            }
+        }
+        for text in [self.cmdline.as_deref().unwrap_or_default(), &self.append] {
+            Cmdline::new(text).map_err(|e| ConfigError::Cmdline(e.to_string()))?;
         }
         // The guest would find a device twice. To the kernel - and _ are the same in a name.
         let parameters = [self.cmdline.as_deref().unwrap_or_default(), &self.append];
