@@ -58,7 +58,7 @@ fn an_initrd_that_cannot_be_used_is_named() {
     };
     run("missing", &["No such file"]);
     run("directory", &["a directory"]);
-    run("huge", &["67108864 bytes", "more memory"]);
+    run("huge", &["64.0 MiB", "room for", "more memory"]);
 }
 
 #[test]

@@ -596,3 +596,58 @@ fn what_a_dead_guest_wrote_cannot_command_the_terminal() {
     assert_eq!(ended.status.code(), Some(134), "{stderr}");
     assert!(stderr.contains("plain") && !stderr.contains('\u{1b}'), "{stderr}");
 }
+
+#[test]
+fn a_kernel_that_cannot_be_shared_is_complained_of_once_however_often_the_guest_reboots() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        let mut off = a.create_label();
+        a.say("boot\n")?;
+        a.typed()?;
+        a.cmp(al, i32::from(b'q'))?;
+        a.je(off)?;
+        a.out8(RESET, 1)?;
+        a.halt()?;
+        a.set_label(&mut off)?;
+        a.power_off()
+    });
+    let mut command = sandbox.husk(&[
+        "run",
+        "--kernel",
+        "kernel",
+        "--memory",
+        "32M,shared",
+        "--share-kernel",
+        "--rng",
+        "off",
+    ]);
+    let mut running = Running::start(command.stdin(Stdio::piped()));
+    let mut keyboard = running.child.stdin.take().unwrap();
+    for key in [b"x", b"x", b"q"] {
+        std::thread::sleep(Duration::from_millis(500));
+        keyboard.write_all(key).unwrap();
+    }
+    let finished = running.finish();
+    assert_eq!(
+        (finished.status, finished.stdout.as_str()),
+        (0, "boot\nboot\nboot\n"),
+        "{finished:?}"
+    );
+    assert_eq!(finished.stderr.matches("cannot be shared").count(), 1, "{finished:?}");
+}
+
+#[test]
+fn a_console_file_that_may_not_grow_does_not_end_the_guest() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        for _ in 0..100 {
+            a.say("is there any room left?\n")?;
+        }
+        a.power_off()
+    });
+    let husk = env!("CARGO_BIN_EXE_husk");
+    let script = r#"ulimit -f 1; exec "$0" run --kernel kernel --rng off --console file=log"#;
+    let finished = Running::start(&mut sandbox.program("sh", &["-c", script, husk])).finish();
+    assert_eq!(finished.status, 0, "{finished:?}");
+    assert!(sandbox.path().join("log").metadata().unwrap().len() <= 1024);
+}

@@ -47,6 +47,7 @@ enum Command {
 /// Runs the command line and returns the process' exit status.
 pub fn main() -> ExitCode {
     let started = run::process_start();
+    limits::ignore_file_size_signal();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut e) => {
@@ -70,7 +71,11 @@ pub fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(e) => {
             terminal::restore();
-            tell!("husk: {e}\n");
+            let words = e.to_string();
+            tell!("husk: {words}\n");
+            if let Some(remedy) = limits::remedy(&words) {
+                tell!("husk: {remedy}\n");
+            }
             ExitCode::from(CANNOT)
         }
     }

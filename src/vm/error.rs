@@ -2,6 +2,8 @@
 
 use std::io;
 
+use husk_devices::virtio::net::tap::TapError;
+
 use crate::memory;
 use crate::size::Size;
 
@@ -36,8 +38,8 @@ pub enum VmError {
     GuestMemory(#[from] vm_memory::GuestMemoryError),
     #[error(transparent)]
     Disk(#[from] husk_devices::virtio::blk::backend::DiskError),
-    #[error("network interface {id}: {source}")]
-    Tap { id: String, source: husk_devices::virtio::net::tap::TapError },
+    #[error("network interface {id}: {}", tap(source))]
+    Tap { id: String, source: TapError },
     #[error(transparent)]
     Vsock(#[from] husk_devices::virtio::vsock::VsockError),
     #[error(transparent)]
@@ -46,6 +48,21 @@ pub enum VmError {
     Worker(#[from] husk_devices::worker::WorkerError),
     #[error("{what}: {source}")]
     Host { what: String, source: io::Error },
+}
+
+/// What is wrong with a TAP. Linux has one answer, EINVAL, for every interface that is none.
+fn tap(error: &TapError) -> String {
+    match error {
+        TapError::Host { name, what: "TUNSETIFF", source }
+            if source.raw_os_error() == Some(libc::EINVAL) =>
+        {
+            format!(
+                "{name} is an interface of the host's, but no TAP that husk can use (or a TUN, or one \
+                 made with multi_queue); name another, or one that husk is to make"
+            )
+        }
+        other => other.to_string(),
+    }
 }
 
 /// Makes an error of the host's one that names what was tried.
