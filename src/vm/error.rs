@@ -57,8 +57,8 @@ fn tap(error: &TapError) -> String {
             if source.raw_os_error() == Some(libc::EINVAL) =>
         {
             format!(
-                "{name} is an interface of the host's, but no TAP that husk can use (or a TUN, or one \
-                 made with multi_queue); name another, or one that husk is to make"
+                "{name} is an interface of the host's, but no TAP that husk can use (it may be a TUN, \
+                 or have several queues); name another, or one that husk is to make"
             )
         }
         other => other.to_string(),
