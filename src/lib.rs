@@ -18,6 +18,7 @@ mod boot;
 pub mod config;
 pub mod doctor;
 pub mod error;
+mod files;
 #[cfg(test)]
 #[path = "../tests/fixture/hugepages.rs"]
 mod hugepages;

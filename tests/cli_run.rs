@@ -164,6 +164,61 @@ fn sigterm_to_a_guest_that_ignores_the_power_button_ends_it_after_the_grace() {
 }
 
 #[test]
+fn a_signal_that_husk_was_started_to_ignore_is_ignored() {
+    needs_kvm!();
+    let sandbox = deaf();
+    for (ignored, name) in [(libc::SIGHUP, "HUP"), (libc::SIGINT, "INT"), (libc::SIGQUIT, "QUIT")] {
+        let husk = env!("CARGO_BIN_EXE_husk");
+        let script = format!(r#"trap "" {name}; exec "$0" "$@""#);
+        let args = ["run", "--kernel", "kernel", "--memory", "32M", "--rng", "off"];
+        let more = ["--console", "file=log", "--grace", "0"];
+        let args = [&["-c", &script, husk], &args[..], &more].concat();
+        let mut running = Running::start(&mut sandbox.program("sh", &args));
+        wait_for_text(&sandbox.path().join("log"), "up");
+        running.signal(ignored);
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(running.child.try_wait().unwrap().is_none(), "SIG{name} has ended it");
+        running.signal(libc::SIGTERM);
+        assert_eq!(running.finish().status, 143);
+        std::fs::remove_file(sandbox.path().join("log")).unwrap();
+    }
+}
+
+#[test]
+fn a_first_signal_is_answered_with_what_it_did_and_what_a_second_will_do() {
+    needs_kvm!();
+    let sandbox = deaf();
+    let running = start_and_wait(&sandbox, &["--grace", "0.5"]);
+    running.signal(libc::SIGINT);
+    let finished = running.finish();
+    for words in ["SIGINT", "power button", "0.5 s", "second signal", "at once"] {
+        assert!(finished.stderr.contains(words), "{words:?} is missing: {finished:?}");
+    }
+    assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
+}
+
+#[test]
+fn a_vm_that_waits_for_the_host_does_not_keep_husk_from_ending_at_a_signal() {
+    needs_kvm!();
+    let sandbox = deaf();
+    sandbox.file("disk", [0; 512]);
+    // The grace passes; or a second signal comes.
+    for (grace, signals) in [("0.2", 1), ("600", 2)] {
+        let running = start_and_wait(&sandbox, &["--disk", "disk", "--grace", grace]);
+        let tid = running.make_stuck("husk-worker");
+        for _ in 0..signals {
+            running.signal(libc::SIGTERM);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        running.end_of_stuck(tid);
+        let finished = running.finish();
+        assert_eq!(finished.status, 143, "{finished:?}");
+        assert!(finished.stderr.contains("the host does not answer"), "{finished:?}");
+        std::fs::remove_file(sandbox.path().join("log")).unwrap();
+    }
+}
+
+#[test]
 fn a_second_signal_ends_the_guest_at_once() {
     needs_kvm!();
     let sandbox = deaf();
@@ -544,4 +599,59 @@ fn what_a_dead_guest_wrote_cannot_command_the_terminal() {
     let stderr = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(134), "{stderr}");
     assert!(stderr.contains("plain") && !stderr.contains('\u{1b}'), "{stderr}");
+}
+
+#[test]
+fn a_kernel_that_cannot_be_shared_is_complained_of_once_however_often_the_guest_reboots() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        let mut off = a.create_label();
+        a.say("boot\n")?;
+        a.typed()?;
+        a.cmp(al, i32::from(b'q'))?;
+        a.je(off)?;
+        a.out8(RESET, 1)?;
+        a.halt()?;
+        a.set_label(&mut off)?;
+        a.power_off()
+    });
+    let mut command = sandbox.husk(&[
+        "run",
+        "--kernel",
+        "kernel",
+        "--memory",
+        "32M,shared",
+        "--share-kernel",
+        "--rng",
+        "off",
+    ]);
+    let mut running = Running::start(command.stdin(Stdio::piped()));
+    let mut keyboard = running.child.stdin.take().unwrap();
+    for key in [b"x", b"x", b"q"] {
+        std::thread::sleep(Duration::from_millis(500));
+        keyboard.write_all(key).unwrap();
+    }
+    let finished = running.finish();
+    assert_eq!(
+        (finished.status, finished.stdout.as_str()),
+        (0, "boot\nboot\nboot\n"),
+        "{finished:?}"
+    );
+    assert_eq!(finished.stderr.matches("cannot be shared").count(), 1, "{finished:?}");
+}
+
+#[test]
+fn a_console_file_that_may_not_grow_does_not_end_the_guest() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        for _ in 0..100 {
+            a.say("is there any room left?\n")?;
+        }
+        a.power_off()
+    });
+    let husk = env!("CARGO_BIN_EXE_husk");
+    let script = r#"ulimit -f 1; exec "$0" run --kernel kernel --rng off --console file=log"#;
+    let finished = Running::start(&mut sandbox.program("sh", &["-c", script, husk])).finish();
+    assert_eq!(finished.status, 0, "{finished:?}");
+    assert!(sandbox.path().join("log").metadata().unwrap().len() <= 1024);
 }

@@ -214,6 +214,21 @@ fn ctrl_a_x_ends_the_guest_and_restores_the_terminal() {
 }
 
 #[test]
+fn ctrl_a_x_ends_husk_also_when_the_vm_waits_for_the_host() {
+    needs_kvm!();
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(512).unwrap();
+    let mut terminal = Terminal::run(deaf, &["--disk", disk.path().to_str().unwrap()]);
+    terminal.is_raw();
+    let tid = terminal.running.make_stuck("husk-worker");
+    terminal.type_in(b"\x01x");
+    terminal.running.end_of_stuck(tid);
+    let (status, screen) = terminal.end();
+    assert_eq!(status, Some(0), "{screen}");
+    assert!(screen.contains("the host does not answer"), "{screen}");
+}
+
+#[test]
 fn ctrl_a_h_shows_the_keys_and_the_guest_goes_on() {
     needs_kvm!();
     let mut terminal = Terminal::run(echoing, &[]);

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use clap::{Args, Subcommand, ValueEnum};
 use husk::kernels::{self, FetchError, KnownKernel, Origin, Request};
 
-use super::Error;
 use super::signals::Signals;
 use super::stdout::print;
+use super::{Error, stderr};
 
 /// SIGINT, when the signal ended apt-get and has not been seen here yet.
 const INTERRUPT: u8 = 2;
@@ -77,6 +77,9 @@ impl Kernel {
 fn list(json: bool) -> Result<(), Error> {
     let known = kernels::list();
     if json {
+        if let Some(kernel) = known.iter().find(|kernel| kernel.path.to_str().is_none()) {
+            return Err(format!("{:?} is not UTF-8, and JSON cannot hold it", kernel.path).into());
+        }
         return Ok(print(&(serde_json::to_string_pretty(&known)? + "\n"))?);
     }
     if known.is_empty() {
@@ -118,9 +121,12 @@ fn fetch(package: Option<String>, flavour: Flavour) -> Result<u8, Error> {
 
 /// A line a kernel: mark, version, who put it there, the file.
 fn table(known: &[KnownKernel]) -> String {
-    let width = known.iter().map(|kernel| kernel.version.chars().count()).max().unwrap_or(0);
+    // A file may be called anything.
+    let field = |name: &str| stderr::plain(name).replace('\n', "\\n");
+    let versions: Vec<String> = known.iter().map(|kernel| field(&kernel.version)).collect();
+    let width = versions.iter().map(|version| version.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
-    for kernel in known {
+    for (kernel, version) in known.iter().zip(&versions) {
         let mark = if kernel.default { '*' } else { ' ' };
         let origin = match kernel.origin {
             Origin::Environment => "$HUSK_KERNEL",
@@ -131,9 +137,8 @@ fn table(known: &[KnownKernel]) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{mark} {:width$}  {origin:12}  {}{missing}",
-            kernel.version,
-            kernel.path.display(),
+            "{mark} {version:width$}  {origin:12}  {}{missing}",
+            field(&kernel.path.display().to_string()),
         );
     }
     text
@@ -161,5 +166,8 @@ mod tests {
             "* x      $HUSK_KERNEL  /no/such/x (does not exist)\n\x20 6.1.0  husk          /\n"
         );
         assert_eq!(table(&[]), "");
+        let hostile = [kernel("\u{1b}[2J\n", Origin::Host, "/boot/\u{1b}[2J\n", false)];
+        let line = table(&hostile);
+        assert!(!line.contains('\u{1b}') && line.matches('\n').count() == 1, "{line:?}");
     }
 }

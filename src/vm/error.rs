@@ -2,6 +2,8 @@
 
 use std::io;
 
+use husk_devices::virtio::net::tap::TapError;
+
 use crate::memory;
 use crate::size::Size;
 
@@ -38,8 +40,8 @@ pub enum VmError {
     Disk(#[from] husk_devices::block::DiskError),
     #[error("disk {id}: {source}")]
     DiskEngine { id: String, r#source: husk_devices::block::EngineError },
-    #[error("network interface {id}: {source}")]
-    Tap { id: String, r#source: husk_devices::virtio::net::tap::TapError },
+    #[error("network interface {id}: {}", tap(source))]
+    Tap { id: String, r#source: TapError },
     #[error(transparent)]
     Vsock(#[from] husk_devices::virtio::vsock::VsockError),
     #[error(transparent)]
@@ -53,6 +55,21 @@ pub enum VmError {
 impl From<vm_memory::GuestMemoryError> for VmError {
     fn from(e: vm_memory::GuestMemoryError) -> Self {
         Self::GuestMemory(e)
+    }
+}
+
+/// What is wrong with a TAP. Linux has one answer, EINVAL, for every interface that is none.
+fn tap(error: &TapError) -> String {
+    match error {
+        TapError::Host { name, what: "TUNSETIFF", source }
+            if source.raw_os_error() == Some(libc::EINVAL) =>
+        {
+            format!(
+                "{name} is an interface of the host's, but no TAP that husk can use (it may be a TUN, \
+                 or have several queues); name another, or one that husk is to make"
+            )
+        }
+        other => other.to_string(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! What a PC's firmware does: the kernel, its initrd, its command line and the description of the
 //! machine, put into guest memory.
 
+use std::sync::Once;
+
 use husk_devices::virtio::mmio::MMIO_WINDOW;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
@@ -20,6 +22,8 @@ const DEFAULT_CMDLINE: &str = "console=ttyS0 pci=off";
 pub(super) struct Software {
     pub kernel: Kernel,
     pub initrd: Option<Initrd>,
+    /// Said once, however often the guest reboots: that its kernel is not shared.
+    pub unshared: Once,
 }
 
 impl Software {
@@ -55,10 +59,12 @@ impl Firmware<'_> {
         };
         let loaded = software.kernel.load(memory, options)?;
         if options.method == LoadMethod::Map && loaded.method != LoadMethod::Map {
-            log::warn!(
-                "the kernel cannot be shared with other VMs: that takes husk's cache, memory that is \
-                 private, and pages of 4 KiB"
-            );
+            software.unshared.call_once(|| {
+                log::warn!(
+                    "the kernel cannot be shared with other VMs: that takes husk's cache, memory \
+                     that is private, and pages of 4 KiB"
+                );
+            });
         }
         let initrd = match &software.initrd {
             Some(initrd) => Some(initrd.load(

@@ -71,7 +71,7 @@ pub fn parse_net(text: &str) -> Result<NetConfig, String> {
     })
 }
 
-/// `--console`.
+/// `--vsock`.
 pub fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
     let mut kv = KeyValues::parse("--vsock", &["socket", "cid"], text)?;
     let cid =
@@ -82,6 +82,7 @@ pub fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
     })
 }
 
+/// `--console`.
 pub fn parse_console(text: &str) -> Result<ConsoleConfig, String> {
     match text.split_once('=').unwrap_or((text, "")) {
         ("stdio", "") => Ok(ConsoleConfig::Stdio),
