@@ -18,10 +18,17 @@ mod boot;
 pub mod config;
 pub mod doctor;
 pub mod error;
+mod files;
+#[cfg(test)]
+#[path = "../tests/fixture/hugepages.rs"]
+mod hugepages;
 mod hypervisor;
 pub mod kernels;
 mod memory;
 mod size;
+#[cfg(test)]
+#[path = "../tests/fixture/skipped.rs"]
+mod skipped;
 pub mod timeline;
 mod vcpu;
 mod vm;

@@ -135,6 +135,50 @@ fn a_link_has_two_ends() {
 }
 
 #[test]
+fn no_descriptor_of_husks_own_is_taken_for_an_inherited_tap() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let tap = format!("tap=huskf{}", std::process::id());
+    for number in 3..40 {
+        let fd = format!("fd={number}");
+        let args = ["--kernel", "kernel", "--net", &tap, "--net", &fd];
+        refuses_run(&sandbox, &args, &[&format!("net1: descriptor {number} is not a TAP")]);
+    }
+}
+
+#[test]
+fn an_interface_that_is_no_tap_is_said_to_be_none() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let args = ["--kernel", "kernel", "--net", "tap=lo"];
+    let finished = sandbox.run(&[&["run"], &args[..]].concat());
+    if finished.stderr.contains("/dev/net/tun") || finished.stderr.contains("no permission") {
+        fixture::skipped("husk may not use TAPs here");
+        return;
+    }
+    refuses_run(&sandbox, &args, &["net0: lo is", "no TAP"]);
+}
+
+#[test]
+fn too_many_open_files_are_answered_with_the_remedy() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let husk = env!("CARGO_BIN_EXE_husk");
+    let mut refused = 0;
+    for limit in 6..30 {
+        let script = format!(r#"ulimit -n {limit}; exec "$0" run --kernel kernel --memory 32M"#);
+        let command = &mut sandbox.program("sh", &["-c", &script, husk]);
+        let finished = Running::start(command).finish();
+        if finished.status != 0 {
+            assert_eq!(finished.status, 125, "{limit}: {finished:?}");
+            assert!(finished.stderr.contains("`ulimit -n`"), "{limit}: {finished:?}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[test]
 fn without_permission_a_tap_and_a_disk_are_refused_by_name() {
     needs_kvm!();
     let sandbox = Sandbox::with_kernel();

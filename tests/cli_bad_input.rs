@@ -10,7 +10,6 @@
 
 mod fixture;
 
-use fixture::Kernel;
 use fixture::husk::{Finished, Running, Sandbox, broken_pipe, refuses, refuses_run, sparse};
 
 /// `husk run --config` with this text must be refused with `words`.
@@ -39,7 +38,7 @@ fn without_a_kernel_the_places_that_were_looked_at_are_listed() {
             ],
         );
     }
-    if fixture::kvm_or_skip("HUSK_KERNEL") {
+    if fixture::kvm_or_skip() {
         let mut command = sandbox.husk(&["run"]);
         command.env("HUSK_KERNEL", "/nowhere/vmlinuz");
         refuses(&sandbox, command, &["/nowhere/vmlinuz", "No such file"]);
@@ -58,7 +57,7 @@ fn an_initrd_that_cannot_be_used_is_named() {
     };
     run("missing", &["No such file"]);
     run("directory", &["a directory"]);
-    run("huge", &["67108864 bytes", "more memory"]);
+    run("huge", &["64.0 MiB", "room for", "more memory"]);
 }
 
 #[test]
@@ -186,6 +185,86 @@ fn a_configuration_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
+fn a_configuration_file_that_never_ends_is_refused_and_not_read() {
+    let sandbox = Sandbox::with_kernel();
+    refuses_run(&sandbox, &["--config", "/dev/zero"], &["/dev/zero", "a device"]);
+    let fifo = sandbox.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(fifo).status().unwrap().success());
+    refuses_run(&sandbox, &["--config", "fifo"], &["fifo", "a pipe"]);
+    sparse(&sandbox.path().join("long"), (1 << 20) + 1);
+    refuses_run(&sandbox, &["--config", "long"], &["long", "longer than 1024 KiB"]);
+}
+
+#[test]
+fn the_configuration_file_is_not_emptied_for_the_console() {
+    let sandbox = Sandbox::with_kernel();
+    sandbox.file("vm.json", r#"{"kernel": "kernel"}"#);
+    std::os::unix::fs::symlink("vm.json", sandbox.path().join("link")).unwrap();
+    for console in ["file=vm.json", "file=link"] {
+        let args = ["--config", "vm.json", "--console", console];
+        refuses_run(&sandbox, &args, &["console", "the --config file vm.json"]);
+    }
+}
+
+#[test]
+fn a_path_that_json_cannot_hold_is_named() {
+    use std::os::unix::ffi::OsStrExt;
+    let sandbox = Sandbox::with_kernel();
+    let name = std::ffi::OsStr::from_bytes(b"k\xffernel");
+    let mut command = sandbox.husk(&["run", "--print-config", "--kernel"]);
+    command.arg(name);
+    refuses(&sandbox, command, &[r"k\xFFernel", "UTF-8"]);
+    let mut command = sandbox.husk(&["kernel", "list", "--json"]);
+    command.env("HUSK_KERNEL", name);
+    refuses(&sandbox, command, &[r"k\xFFernel", "UTF-8"]);
+}
+
+#[test]
+fn what_was_typed_or_read_cannot_command_the_terminal() {
+    let sandbox = Sandbox::with_kernel();
+    let title = "\u{1b}]0;title\u{7}";
+    let mut ended = vec![
+        refuses_run(&sandbox, &["--kernel", "kernel", "--disk", &format!("x,{title}")], &[]),
+        refuses_run(&sandbox, &[&format!("--{title}")], &[]),
+        refuses_run(&sandbox, &["--config", &format!("{title}.json")], &[".json"]),
+        refuses_json(r#"{"\u001b]0;title\u0007": 1}"#, &["title"]),
+        refuses(&sandbox, sandbox.husk(&["kernel", "unpack", title, "out"]), &["title"]),
+    ];
+    let mut command = sandbox.husk(&["kernel", "list"]);
+    ended.push(Running::start(command.env("HUSK_KERNEL", format!("/x/{title}"))).finish());
+    for ended in ended {
+        let said = ended.stdout + &ended.stderr;
+        assert!(!said.is_empty() && !said.contains(['\u{1b}', '\u{7}']), "{said:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_by_itself_is_not_printed_as_a_configuration() {
+    let sandbox = Sandbox::with_kernel();
+    for (wrong, words) in [
+        (r#""disks": [{"path": ""}]"#, ["disk0", "empty"]),
+        (r#""console": {"file": ""}"#, ["console file", "empty"]),
+        (r#""initrd": """#, ["initrd", "empty"]),
+        (r#""initrd": "a\u0000b""#, ["initrd", "NUL"]),
+        (r#""cmdline": "a\nb""#, ["command line", "printable"]),
+        (r#""append": "a\nb""#, ["command line", "printable"]),
+    ] {
+        sandbox.file("vm.json", format!(r#"{{"kernel": "kernel", {wrong}}}"#));
+        refuses_run(&sandbox, &["--print-config", "--config", "vm.json"], &words);
+    }
+    sandbox.file("vm.json", r#"{"kernel": "a\u0000b"}"#);
+    let words = ["kernel", "NUL"];
+    refuses_run(&sandbox, &["--print-config", "--config", "vm.json"], &words);
+}
+
+#[test]
+fn a_number_that_is_too_large_or_too_small_is_refused_with_its_range() {
+    refuses_json(r#"{"cpus": 4294967296}"#, &["`4294967296`", "from 0 to 4294967295"]);
+    refuses_json(r#"{"cpus": -1}"#, &["`-1`", "from 0 to 4294967295"]);
+    refuses_json(r#"{"nets": [{"fd": 2147483648}]}"#, &["to 2147483647"]);
+}
+
+#[test]
 fn two_devices_with_one_id_are_refused() {
     let sandbox = Sandbox::with_kernel();
     sandbox.file("disk", [0; 512]);
@@ -271,12 +350,4 @@ fn an_error_that_nobody_reads_is_still_an_exit_status() {
         command.stderr(broken_pipe());
         assert_eq!(Running::start(&mut command).finish().status, 125, "{args:?}");
     }
-}
-
-#[test]
-fn a_temporary_kernel_is_gone_with_the_test() {
-    let kernel = Kernel::of(b"x");
-    let directory = kernel.directory().to_owned();
-    drop(kernel);
-    assert!(!directory.exists());
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use fixture::husk::{Running, Sandbox};
 use fixture::kernel::image;
+use fixture::process::is_stopped;
 use fixture::{Code, Emit, LIMIT};
 use iced_x86::code_asm::{al, dx, edx};
 
@@ -119,11 +120,7 @@ impl Terminal {
 
     /// Fails unless husk is stopped; the signal may still be on its way there.
     fn is_stopped(&self) {
-        let path = format!("/proc/{}/stat", self.running.child.id());
-        within_the_limit("husk is stopped", || {
-            let stat = std::fs::read_to_string(&path).unwrap();
-            stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
-        });
+        within_the_limit("husk is stopped", || is_stopped(self.running.child.id()));
     }
 
     /// Fails unless the settings are those from before husk.
@@ -214,6 +211,21 @@ fn ctrl_a_x_ends_the_guest_and_restores_the_terminal() {
     terminal.is_raw();
     terminal.type_in(b"\x01x");
     assert_eq!(terminal.end().0, Some(0));
+}
+
+#[test]
+fn ctrl_a_x_ends_husk_also_when_the_vm_waits_for_the_host() {
+    needs_kvm!();
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(512).unwrap();
+    let mut terminal = Terminal::run(deaf, &["--disk", disk.path().to_str().unwrap()]);
+    terminal.is_raw();
+    let tid = terminal.running.make_stuck("husk-worker");
+    terminal.type_in(b"\x01x");
+    terminal.running.end_of_stuck(tid);
+    let (status, screen) = terminal.end();
+    assert_eq!(status, Some(0), "{screen}");
+    assert!(screen.contains("the host does not answer"), "{screen}");
 }
 
 #[test]

@@ -16,7 +16,8 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use guest::tools::{cpu_time, holdings};
+use guest::process::cpu_time;
+use guest::tools::holdings;
 use guest::{FULL, Lab, PATIENCE, VMLINUX_CLOUD, soak_rounds};
 use husk::config::{ConsoleConfig, DiskConfig, VmConfig};
 use husk::{Outcome, RunningVm, Vm};

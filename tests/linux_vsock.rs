@@ -18,7 +18,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest::tools::{cpu_time, sha256};
+use guest::process::cpu_time;
+use guest::tools::sha256;
 use guest::{Lab, PATIENCE};
 
 /// Connects to the device's socket, as soon as there is one, and says the line. Gives the stream

@@ -12,5 +12,8 @@ pub mod panics;
 pub mod platform;
 pub mod rate;
 pub mod serial;
+#[cfg(test)]
+#[path = "../../tests/fixture/skipped.rs"]
+mod skipped;
 pub mod virtio;
 pub mod worker;

@@ -16,16 +16,17 @@ mod entry;
 mod index;
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use super::elf::Elf;
 use super::host;
 use super::image::Image;
+use crate::files::write_renamed;
 pub(super) use entry::Key;
 pub(super) use index::Stamp;
 
@@ -43,6 +44,9 @@ const KERNELS: Room = Room { files: 16, bytes: 512 << 20 };
 const RECORDS: Room = Room { files: 256, bytes: (256 * MAX_RECORD) as u64 };
 /// An index record is some 300 bytes; what is longer is none.
 const MAX_RECORD: usize = 1024;
+
+/// Read-only: what is there is complete, and may be mapped into running guests.
+const MODE: Option<u32> = Some(0o400);
 
 /// Where unpacked kernels are kept, and whether the user was told that they are not.
 #[derive(Debug)]
@@ -117,7 +121,7 @@ impl Cache {
             return None;
         };
         let stored = make_dirs(dir).and_then(|()| {
-            write_renamed(&entry_path(dir, key), |file| entry::write(file, key, elf, image))
+            write_renamed(&entry_path(dir, key), MODE, |file| entry::write(file, key, elf, image))
         });
         if let Err(error) = stored {
             self.warn(Some(dir), &error);
@@ -161,7 +165,7 @@ impl Cache {
         }
         let text = index::text(source, key, stamp);
         let written =
-            write_renamed(&record_path(dir, source), |file| file.write_all(text.as_bytes()));
+            write_renamed(&record_path(dir, source), MODE, |file| file.write_all(text.as_bytes()));
         if let Err(error) = written {
             self.warn(Some(dir), &error);
         }
@@ -209,21 +213,6 @@ fn private_dir(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Writes a file under a temporary name beside `path` and renames it: others see all of it or none.
-fn write_renamed(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let nanos = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_file_name(format!(".{}-{count}-{nanos:x}.tmp", std::process::id()));
-    // Read-only for later: what is there is complete, and may be mapped into running guests.
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&temporary)?;
-    let written = fill(&mut file).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
 }
 
 /// Removes what there is no `room` for, the files longest unused first and `spare` never, and what a

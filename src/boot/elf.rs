@@ -33,6 +33,10 @@ const MAX_NOTES: u64 = 64 << 10;
 /// Nothing is loaded below this: the first MiB belongs to the boot data and to what looks like a PC.
 const LOWEST: u64 = 1 << 20;
 
+/// Nothing is loaded at or above this: the page tables of the 64-bit entry map what is below, and
+/// PVH enters without any, with 32-bit addresses.
+const HIGHEST: u64 = 1 << 32;
+
 /// What is wrong with an ELF file.
 #[derive(Debug, thiserror::Error)]
 pub enum ElfError {
@@ -54,6 +58,17 @@ pub enum ElfError {
         end: u64,
         /// The length of the file, in bytes.
         len: u64,
+    },
+    /// A segment goes to where no entry into the kernel reaches.
+    #[error(
+        "segment {index} goes to the physical addresses up to {end:#x}, but a kernel is entered with \
+         no more than the first 4 GiB mapped"
+    )]
+    TooHigh {
+        /// Which one.
+        index: usize,
+        /// The first address after it.
+        end: u64,
     },
     /// A header says something that cannot be.
     #[error("the ELF headers are damaged: {0}")]
@@ -219,6 +234,10 @@ impl Phdr {
             return Err(ElfError::Damaged(format!(
                 "segment {index} does not end ({paddr:#x} + {memsz:#x})"
             )));
+        }
+        let end = paddr.saturating_add(memsz);
+        if end > HIGHEST {
+            return Err(ElfError::TooHigh { index, end });
         }
         Ok(Segment { offset, paddr, filesz, memsz })
     }

@@ -31,11 +31,20 @@ pub enum InitrdError {
     Empty { path: PathBuf },
     /// It does not fit between the kernel and the end of memory.
     #[error(
-        "initrd {}: it is {len} bytes, but above the kernel there is room for {room}: give the \
-         guest more memory",
-        .path.display()
+        "initrd {}: it is {} MiB, but above the kernel there is room for {} MiB: give the guest \
+         more memory",
+        .path.display(), tenths(.len.saturating_add(TENTH - 1)), tenths(*.room)
     )]
     TooLarge { path: PathBuf, len: u64, room: u64 },
+}
+
+/// A tenth of a MiB, in bytes, more or less.
+const TENTH: u64 = (1 << 20) / 10;
+
+/// So many bytes in MiB, cut off after a tenth.
+fn tenths(bytes: u64) -> String {
+    let tenths = (u128::from(bytes) * 10) >> 20;
+    format!("{}.{}", tenths / 10, tenths % 10)
 }
 
 /// An initrd file, checked, open until dropped.

@@ -2,7 +2,8 @@
 
 mod values;
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
-use super::signals::Signals;
+use super::signals::{self, Signals};
 use super::{Error, footprint, limits, logging, net, terminal};
 use values::{
     parse_console, parse_cpus, parse_disk, parse_memory, parse_on_reboot, parse_protocol,
@@ -45,8 +46,8 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// The kernel command line [default: console=ttyS0 pci=off, and root=/dev/vda when there
-    /// is a disk; panic=-1 is added unless panic= is set]. Without pci=off Linux says "PCI: Fatal:
-    /// No config space access function found", which is harmless
+    /// is a disk; panic=-1 is added unless panic= is set]. With pci=off Linux does not look for PCI,
+    /// which there is none of; its "PCI: Fatal: No config space access function found" is harmless
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// Added to the kernel command line, after what --config adds; may be repeated
@@ -102,7 +103,7 @@ pub struct Run {
     /// What husk says on stderr
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     log: Level,
-    /// Read the VM from a JSON file; other options override it, and --append adds to it
+    /// Read the VM from a JSON file (of at most 1 MiB); other options override it, and --append adds to it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the VM as the JSON that --config reads, and exit
@@ -163,13 +164,15 @@ impl Run {
             Level::Trace => LevelFilter::Trace,
         });
         let (grace, timeout, show) = (self.grace, self.timeout, self.timeline);
-        let print_config = self.print_config;
+        let (print_config, config_file) = (self.print_config, self.config.clone());
         let mut config = self.into_config()?;
         config.name_devices();
         config.validate()?;
+        if let Some(file) = &config_file {
+            spare(file, &config.console)?;
+        }
         if print_config {
-            use std::io::Write as _;
-            writeln!(std::io::stdout(), "{}", config.to_json())?;
+            super::stdout::print(&(config.to_json()? + "\n"))?;
             return Ok(0);
         }
 
@@ -253,6 +256,17 @@ impl Run {
     }
 }
 
+/// Refuses a console file that is the configuration's own: it would be emptied.
+fn spare(file: &Path, console: &ConsoleConfig) -> Result<(), String> {
+    let ConsoleConfig::File(console) = console else { return Ok(()) };
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    if identity(console).is_some_and(|id| identity(file) == Some(id)) {
+        let (console, file) = (console.display(), file.display());
+        return Err(format!("console: cannot write to {console}: it is the --config file {file}"));
+    }
+    Ok(())
+}
+
 type Escapes = std::sync::mpsc::Receiver<Escape>;
 
 /// On a terminal, standard streams with the escape key; otherwise what the configuration says.
@@ -281,11 +295,10 @@ fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<()> {
         for escape in escapes {
             match escape {
                 Escape::Help => tell!(
-                    "\r\nhusk: Ctrl-a x  end the VM\r\n      Ctrl-a h  this help\r\n      \
-                     Ctrl-a a  send Ctrl-a\r\n"
+                    "\nhusk: Ctrl-a x  end the VM\n      Ctrl-a h  this help\n      \
+                     Ctrl-a a  send Ctrl-a\n"
                 ),
-                // An error means that it has ended already.
-                Escape::End => drop(vm.kill()),
+                Escape::End => end(&vm, 0),
             }
         }
     })
@@ -310,6 +323,14 @@ fn kill(vm: &Arc<RunningVm>) -> bool {
     ended
 }
 
+/// Ends the VM at once, and, if it does not end, the process with `status`.
+fn end(vm: &Arc<RunningVm>, status: i32) {
+    if !kill(vm) {
+        terminal::restore();
+        std::process::exit(status);
+    }
+}
+
 /// What the signals that ask husk to end do.
 ///
 /// Before the VM runs there is nothing to end but the process. Then the first presses the power
@@ -332,17 +353,29 @@ impl Ending {
                 std::process::exit(128 + signal);
             };
             this.signal.store(signal, Ordering::Release);
-            log::info!("asked to end: pressing the power button");
-            let patient = vm.clone();
-            if let Err(e) = watch(move || drop(patient.stop(grace))) {
-                log::error!("the grace is not granted: {e}");
-            } else {
-                signals.wait();
+            tell!(
+                "husk: {}: the guest's power button is pressed; it has {} s to turn itself off, and a \
+                 second signal ends it at once\n",
+                signals::name(signal),
+                grace.as_secs_f64()
+            );
+            let (pressing, patient) = (vm.clone(), vm.clone());
+            // In a thread, for even the controller may be waiting. An error means that it has ended.
+            let pressed = watch(move || {
+                let _ = pressing.press_power_button();
+            });
+            let granted = pressed.and_then(|()| {
+                watch(move || {
+                    if patient.wait_timeout(grace).is_none() {
+                        end(&patient, 128 + signal);
+                    }
+                })
+            });
+            match granted {
+                Ok(()) => drop(signals.wait()),
+                Err(e) => log::error!("the grace is not granted: {e}"),
             }
-            if !kill(vm) {
-                terminal::restore();
-                std::process::exit(128 + signal);
-            }
+            end(vm, 128 + signal);
         })?;
         Ok(ending)
     }
@@ -385,9 +418,7 @@ fn conclude(outcome: &Outcome, signal: i32) -> u8 {
 
 fn report_console(console: &str) {
     if !console.is_empty() {
-        // The guest's bytes must not command the user's terminal.
-        let plain = console.replace(|c: char| c.is_control() && c != '\n' && c != '\t', "\u{fffd}");
-        tell!("husk: the last lines of its console:\n{plain}\n");
+        tell!("husk: the last lines of its console:\n{console}\n");
     }
 }
 

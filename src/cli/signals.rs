@@ -11,11 +11,24 @@ const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, lib
 /// The signals of a shell's job control that husk has something to do at: stop, and go on.
 const JOB_CONTROL: [libc::c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
 
+/// What the signals that ask husk to end are called.
+pub fn name(signal: libc::c_int) -> &'static str {
+    match signal {
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGINT => "SIGINT",
+        libc::SIGHUP => "SIGHUP",
+        libc::SIGQUIT => "SIGQUIT",
+        _ => "a signal",
+    }
+}
+
 /// The signals, blocked in this thread and in every thread it starts from now on.
 pub struct Signals(libc::sigset_t);
 
 impl Signals {
-    /// Blocks the signals. Called before other threads are started.
+    /// Blocks the signals, but those that husk was started to ignore, by `nohup` or a shell that
+    /// runs it in the background: waiting for these would undo that. Called before other threads are
+    /// started.
     pub fn block() -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
         // SAFETY: sigemptyset initialises the set, sigaddset takes valid signal numbers, and
@@ -23,7 +36,8 @@ impl Signals {
         let (set, error) = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             let mut set = set.assume_init();
-            for signal in ENDING.into_iter().chain(JOB_CONTROL) {
+            let wanted = ENDING.into_iter().chain(JOB_CONTROL);
+            for signal in wanted.filter(|signal| !is_ignored(*signal)) {
                 libc::sigaddset(&mut set, signal);
             }
             (set, libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))
@@ -51,6 +65,17 @@ impl Signals {
                 ending => return ending,
             }
         }
+    }
+}
+
+/// Whether whoever started this process wants it to ignore `signal`.
+fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: a valid signal number, no new action, and a place for the one there is, which is
+    // filled when the call succeeds, and read only then.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }
 

@@ -7,6 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::{VmConfig, nearest};
+use crate::files;
 
 /// A configuration file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,9 @@ pub enum ConfigFileError {
         /// Why.
         r#source: std::io::Error,
     },
+    /// It is not text.
+    #[error("cannot read {path}: it is not UTF-8", path = .0.display())]
+    NotText(PathBuf),
     /// It is not the JSON that is expected.
     #[error("{path}: {message}", path = path.display())]
     Parse {
@@ -29,14 +33,30 @@ pub enum ConfigFileError {
     },
 }
 
+/// A configuration that has no JSON form.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ToJsonError {
+    /// A path that is not text, which JSON is.
+    #[error("{0:?} is not UTF-8, and JSON cannot hold it")]
+    Path(PathBuf),
+    /// Anything else.
+    #[error("the configuration has no JSON form: {0}")]
+    Other(String),
+}
+
+/// The longest configuration file, in bytes. The most devices a VM can have fill a hundredth of it.
+pub const FILE_MAX: u64 = 1 << 20;
+
 impl VmConfig {
-    /// Reads the JSON file at `path`.
+    /// Reads the JSON file at `path`, of at most [`FILE_MAX`] bytes.
     ///
     /// # Errors
-    /// When it cannot be read, or as [`VmConfig::from_json`].
+    /// When it is no regular file, is too long or cannot be read, or as [`VmConfig::from_json`].
     pub fn from_file(path: &Path) -> Result<Self, ConfigFileError> {
-        let text = std::fs::read_to_string(path)
+        let bytes = files::read(path, FILE_MAX)
             .map_err(|source| ConfigFileError::Read { path: path.to_owned(), source })?;
+        let text =
+            String::from_utf8(bytes).map_err(|_| ConfigFileError::NotText(path.to_owned()))?;
         Self::from_json(&text)
             .map_err(|message| ConfigFileError::Parse { path: path.to_owned(), message })
     }
@@ -54,9 +74,15 @@ impl VmConfig {
     }
 
     /// The JSON that [`VmConfig::from_json`] reads.
-    pub fn to_json(&self) -> String {
-        // A struct of plain data with string keys always has a JSON form.
-        serde_json::to_string_pretty(self).unwrap_or_default()
+    ///
+    /// # Errors
+    /// When a path in it is not UTF-8.
+    pub fn to_json(&self) -> Result<String, ToJsonError> {
+        if let Some((_, path)) = self.paths().into_iter().find(|(_, path)| path.to_str().is_none())
+        {
+            return Err(ToJsonError::Path(path.to_owned()));
+        }
+        serde_json::to_string_pretty(self).map_err(|e| ToJsonError::Other(e.to_string()))
     }
 }
 
@@ -75,8 +101,8 @@ impl<'de> Visitor<'de> for Object {
 
 /// What serde expects, in its words and in those of people who write JSON.
 const EXPECTED: [(&str, &str); 6] = [
-    ("u32", "a whole number"),
-    ("i32", "a whole number"),
+    ("u32", "a whole number from 0 to 4294967295"),
+    ("i32", "a whole number from -2147483648 to 2147483647"),
     ("a sequence", "a list in [brackets]"),
     ("path string", "a path in \"quotes\""),
     ("a string", "a text in \"quotes\""),

@@ -10,14 +10,14 @@ mod nearest;
 mod net;
 mod validate;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use husk_devices::virtio::vsock::GUEST_CIDS;
 use serde::{Deserialize, Serialize};
 
 pub use crate::size::{Size, SizeError};
 pub use husk_devices::block::{Cache as DiskCache, EngineChoice as DiskEngine};
-pub use json::ConfigFileError;
+pub use json::{ConfigFileError, FILE_MAX, ToJsonError};
 pub use memory::MemoryConfig;
 pub use nearest::nearest;
 pub(crate) use net::parse_mac;
@@ -105,6 +105,20 @@ impl VmConfig {
             boot_protocol: BootProtocol::default(),
             share_kernel: false,
         }
+    }
+}
+
+impl VmConfig {
+    /// Every path in it, with what it is the path of.
+    fn paths(&self) -> Vec<(String, &Path)> {
+        let mut paths = vec![("kernel".to_owned(), self.kernel.as_path())];
+        paths.extend(self.initrd.iter().map(|path| ("initrd".to_owned(), path.as_path())));
+        paths.extend(self.disks.iter().map(|d| (format!("disk {}", d.id), d.path.as_path())));
+        if let ConsoleConfig::File(path) = &self.console {
+            paths.push(("console file".to_owned(), path));
+        }
+        paths.extend(self.vsock.iter().map(|v| ("vsock socket".to_owned(), v.socket.as_path())));
+        paths
     }
 }
 

@@ -26,7 +26,7 @@ fn a_configuration_reads_back_as_it_was_written() {
     config.vsock = Some(VsockConfig { cid: 7, socket: "/run/v.sock".into() });
     config.console = ConsoleConfig::File("/tmp/log".into());
     config.on_reboot = OnReboot::Exit;
-    assert_eq!(VmConfig::from_json(&config.to_json()), Ok(config));
+    assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config));
 }
 
 #[test]
@@ -59,7 +59,10 @@ fn malformed_json_and_wrong_types_name_the_place() {
 #[test]
 fn what_is_expected_is_said_in_words() {
     for (text, words) in [
-        (r#"{"cpus": "two"}"#, "string \"two\", expected a whole number at line 1"),
+        (
+            r#"{"cpus": "two"}"#,
+            "string \"two\", expected a whole number from 0 to 4294967295 at line 1",
+        ),
         (r#"{"disks": 1}"#, "expected a list"),
         (r#"{"disks": [1]}"#, "expected an object"),
         (r#"{"append": 1}"#, "expected a text"),

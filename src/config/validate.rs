@@ -1,6 +1,7 @@
 //! What is wrong with a configuration by itself, before anything is opened.
 
 use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use husk_devices::virtio::blk::QUEUES_MAX;
@@ -28,6 +29,23 @@ pub enum ConfigError {
     /// No kernel.
     #[error("the VM has no kernel: name one")]
     NoKernel,
+    /// A path that names no file.
+    #[error("{what}: its path is empty")]
+    EmptyPath {
+        /// The path of what.
+        what: String,
+    },
+    /// A path that the host cannot be given.
+    #[error("{what}: there is a NUL byte in its path {path:?}")]
+    NulInPath {
+        /// The path of what.
+        what: String,
+        /// The path.
+        path: PathBuf,
+    },
+    /// A command line that no kernel can be given.
+    #[error("{0}")]
+    Cmdline(String),
     /// Number of vCPUs.
     #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = CPUS_MAX)]
     Cpus(u32),
@@ -171,8 +189,19 @@ impl VmConfig {
                 return Err(ConfigError::VsockSocket(vsock.socket.clone()));
             }
         }
-        // The guest would find a device twice. A line that is none is refused when the kernel, which
-        // says how long it may be, is loaded.
+        for (what, path) in self.paths() {
+            let bytes = path.as_os_str().as_bytes();
+            if bytes.is_empty() {
+                return Err(ConfigError::EmptyPath { what });
+            }
+            if bytes.contains(&0) {
+                return Err(ConfigError::NulInPath { what, path: path.to_owned() });
+            }
+        }
+        for text in [self.cmdline.as_deref().unwrap_or_default(), &self.append] {
+            Cmdline::new(text).map_err(|e| ConfigError::Cmdline(e.to_string()))?;
+        }
+        // The guest would find a device twice.
         const DEVICE: &str = "virtio_mmio.device=";
         let has_device = |text: &str| Cmdline::new(text).is_ok_and(|line| line.has(DEVICE));
         if self.cmdline.as_deref().is_some_and(has_device) || has_device(&self.append) {

@@ -260,9 +260,14 @@ mod tests {
     /// Jumps to itself.
     const FOREVER: [u8; 2] = [0xeb, 0xfe];
 
+    /// A KVM; without one the calling test is skipped.
+    fn kvm() -> Option<Hypervisor> {
+        Hypervisor::open().map_err(crate::skipped::skipped).ok()
+    }
+
     #[test]
     fn a_guest_that_never_comes_back_is_stopped() {
-        let Ok(hypervisor) = Hypervisor::open() else { return };
+        let Some(hypervisor) = kvm() else { return };
         let start = Instant::now();
         let trouble = attempt(&hypervisor, &FOREVER, &[0]).unwrap_err();
         assert!(matches!(trouble, Trouble::TimedOut), "{trouble}");
@@ -271,10 +276,9 @@ mod tests {
 
     #[test]
     fn the_loop_is_timed_where_there_is_a_kvm() {
-        let Ok(hypervisor) = Hypervisor::open() else { return };
+        let Some(hypervisor) = kvm() else { return };
         let speed = measure(&hypervisor).unwrap();
         assert!(speed.host_ns > 0);
-        assert_eq!(speed.is_native(), verdict("x", &speed).status == Status::Ok);
     }
 
     #[test]

@@ -39,6 +39,22 @@ pub enum FetchError {
         /// The packages.
         packages: String,
     },
+    /// A link where a package of a kernel has directories: what it leads to is not the package's.
+    #[error("{path} in {packages} is a link, which no kernel package has there; it is not used")]
+    LinkInside {
+        /// The packages.
+        packages: String,
+        /// Where in them.
+        path: PathBuf,
+    },
+    /// A file that is called a kernel and is none.
+    #[error("{path} in {packages} is no kernel: neither a bzImage nor an ELF file")]
+    NotAKernel {
+        /// The packages.
+        packages: String,
+        /// Where in them.
+        path: PathBuf,
+    },
     /// A tool failed.
     #[error(
         "`{command}` failed: {said}\nCheck the network and the sources in /etc/apt, or give a \

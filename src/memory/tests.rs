@@ -1,5 +1,8 @@
-use super::*;
 use vm_memory::Bytes;
+
+use super::*;
+use crate::hugepages::HugePages;
+use crate::skipped::skipped;
 
 fn spec(size: u64, shared: bool) -> Spec {
     Spec { size: Size(size), shared, hugepages: false }
@@ -9,7 +12,8 @@ fn spec(size: u64, shared: bool) -> Spec {
 fn memory_below_3_gib_is_one_region_and_more_continues_at_4_gib() {
     let memory = allocate(spec(128 << 20, false)).unwrap();
     assert_eq!((memory.num_regions(), low_end(&memory).0), (1, 128 << 20));
-    let memory = allocate(spec(5 << 30, false)).unwrap();
+    // More than a small host has: mapped, and not touched.
+    let memory = map_regions(spec(5 << 30, false)).unwrap();
     assert_eq!((memory.num_regions(), low_end(&memory).0), (2, 3 << 30));
     let above = memory.find_region(GuestAddress(4 << 30)).unwrap();
     assert_eq!(above.len(), 2 << 30);
@@ -18,10 +22,12 @@ fn memory_below_3_gib_is_one_region_and_more_continues_at_4_gib() {
 
 #[test]
 fn regions_are_aligned_so_that_huge_pages_fit() {
-    let memory = allocate(spec((128 << 20) + 4096, false)).unwrap();
-    for region in memory.iter() {
-        assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0);
-    }
+    // Another thread of this process may take the hole that was made; not again and again.
+    let aligned = |_| {
+        let memory = allocate(spec((128 << 20) + 4096, false)).unwrap();
+        memory.iter().all(|region| region.as_ptr().align_offset(HUGE_PAGE) == 0)
+    };
+    assert!((0..10).any(aligned));
 }
 
 #[test]
@@ -54,26 +60,11 @@ fn the_hole_takes_a_gib_of_what_physical_addresses_reach() {
     }
 }
 
-/// Free huge pages of 2 MiB; says on stderr, past the harness, when they do not do.
-fn has_huge_pages(needed: u64) -> bool {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
-    let field = |name| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    let free: u64 = field("HugePages_Free:").unwrap_or(0);
-    let enough = free.saturating_sub(field("HugePages_Rsvd:").unwrap_or(0)) >= needed;
-    if !enough {
-        let line = format!(
-            "SKIPPED with huge pages: {needed} free ones are needed (sysctl vm.nr_hugepages={needed})\n"
-        );
-        std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
-    }
-    enough
-}
-
 #[test]
 fn huge_pages_are_zero_after_a_reboot_and_still_the_guests_own() {
-    if !has_huge_pages(8) {
-        return;
-    }
+    let Some(_pool) = HugePages::more(8) else {
+        return skipped("8 huge pages cannot be set aside here");
+    };
     for shared in [false, true] {
         let spec = Spec { size: Size(16 << 20), shared, hugepages: true };
         let memory = allocate(spec).unwrap();

@@ -1,6 +1,8 @@
 //! What a PC's firmware does: the kernel, its initrd, its command line and the description of the
 //! machine, put into guest memory.
 
+use std::sync::Once;
+
 use husk_devices::virtio::mmio::MMIO_WINDOW;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
@@ -20,6 +22,8 @@ const DEFAULT_CMDLINE: &str = "console=ttyS0 pci=off";
 pub(super) struct Software {
     pub kernel: Kernel,
     pub initrd: Option<Initrd>,
+    /// Said once, however often the guest reboots: that its kernel is not shared.
+    pub unshared: Once,
 }
 
 impl Software {
@@ -55,10 +59,12 @@ impl Firmware<'_> {
         };
         let loaded = software.kernel.load(memory, options)?;
         if options.method == LoadMethod::Map && loaded.method != LoadMethod::Map {
-            log::warn!(
-                "the kernel cannot be shared with other VMs: that takes husk's cache, memory that is \
-                 private, and pages of 4 KiB"
-            );
+            software.unshared.call_once(|| {
+                log::warn!(
+                    "the kernel cannot be shared with other VMs: that takes husk's cache, memory \
+                     that is private, and pages of 4 KiB"
+                );
+            });
         }
         let initrd = match &software.initrd {
             Some(initrd) => Some(initrd.load(
@@ -140,8 +146,10 @@ fn memory_map(memory: &GuestMemoryMmap) -> Vec<E820Entry> {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::GuestAddress;
+
     use super::*;
-    use crate::config::{DiskConfig, Size};
+    use crate::config::DiskConfig;
 
     fn firmware(config: &VmConfig) -> String {
         let slots = [VirtioSlot { base: 0xd000_0000, gsi: 6 }];
@@ -225,8 +233,9 @@ mod tests {
 
     #[test]
     fn the_memory_map_leaves_out_the_legacy_areas_and_the_hole() {
-        let spec = memory::Spec { size: Size::mib(5 << 10), shared: false, hugepages: false };
-        let memory = memory::allocate(spec).unwrap();
+        // Mapped without a reservation, and not touched: a small host does.
+        let ranges = [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), 2 << 30)];
+        let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
         let ram: Vec<_> = memory_map(&memory)
             .iter()
             .filter(|e| e.kind == E820_RAM)

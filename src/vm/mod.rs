@@ -23,10 +23,11 @@ mod panic;
 mod running;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use husk_devices::platform::EventSink;
 use husk_devices::serial::ConsoleStreams;
+use husk_devices::virtio::net::tap::Tap;
 use husk_devices::worker::OnBroken;
 use kvm_bindings::CpuId;
 
@@ -86,6 +87,12 @@ impl Vm {
     ) -> Result<Self, VmError> {
         config.name_devices();
         config.validate()?;
+        // Before anything is opened, or a number could be that of a descriptor of our own.
+        for net in &config.nets {
+            if let Some(fd) = net.fd {
+                Tap::inherited(fd).map_err(|source| VmError::Tap { id: net.id.clone(), source })?;
+            }
+        }
         Self::on(Hypervisor::open()?, &Cache::user(), config, console, timeline)
     }
 
@@ -112,6 +119,7 @@ impl Vm {
         let software = Software {
             kernel: Kernel::open(&config.kernel, cache)?,
             initrd: config.initrd.as_deref().map(Initrd::open).transpose()?,
+            unshared: Once::new(),
         };
         if software.needs_timer(&config) {
             hypervisor.check_timer()?;

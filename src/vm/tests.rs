@@ -1,6 +1,5 @@
 //! What goes wrong in husk itself, on a real KVM: none of it may leave a VM standing still.
 
-use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use husk_devices::bus::{BusBuilder, BusDevice};
@@ -8,6 +7,7 @@ use husk_devices::bus::{BusBuilder, BusDevice};
 use super::*;
 use crate::boot::synth::{BASE, Spec};
 use crate::config::{ConsoleConfig, MemoryConfig, Size};
+use crate::skipped::skipped;
 use crate::vm::running::Verdict;
 
 /// Far above what anything here takes.
@@ -19,14 +19,9 @@ const PORT: u8 = 0xe0;
 /// A kernel that writes to [`PORT`] and halts: `out PORT, al; cli; hlt; jmp` to the `cli`.
 const WRITES_TO_PORT: [u8; 6] = [0xe6, PORT, 0xfa, 0xf4, 0xeb, 0xfc];
 
-/// A KVM, or a word on stderr, past the harness, that there is none.
+/// A KVM; without one the calling test is skipped.
 fn kvm() -> Option<Hypervisor> {
-    let opened = Hypervisor::open();
-    if let Err(e) = &opened {
-        let line = format!("SKIPPED {}: {e}\n", std::thread::current().name().unwrap_or("?"));
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
-    }
-    opened.ok()
+    Hypervisor::open().map_err(skipped).ok()
 }
 
 /// A kernel of `code`, entered by PVH, in a directory of its own; and a machine for it.
@@ -80,6 +75,30 @@ fn a_vcpu_thread_that_panics_ends_the_vm_with_its_message() {
     let why = failure(&vm);
     assert!(why.contains("the thread of vCPU 0 panicked") && why.ends_with("written to"), "{why}");
     assert_eq!(vm.kill(), Err(Ended));
+}
+
+#[test]
+fn a_vcpu_that_cannot_go_on_holds_up_no_pause_and_no_end() {
+    /// `ud2`, with nobody to handle it.
+    const FAULTS: [u8; 2] = [0x0f, 0x0b];
+    let Some(kvm) = kvm() else { return };
+    let (_directory, mut config) = machine_for(&FAULTS);
+    config.cpus = 2;
+    let Vm { making, controller, .. } = make(kvm, &config).unwrap();
+    let machine = controller.boot(making).unwrap();
+    machine.run();
+    // A pause that was asked for before the fault comes to the controller before the word of it.
+    let said = controller.mailbox.next(Some(Instant::now() + LIMIT));
+    assert!(matches!(said, Some(Message::Crash(_))));
+    let (done, all_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        machine.hold();
+        machine.run();
+        machine.hold();
+        drop(machine);
+        done.send(())
+    });
+    all_done.recv_timeout(LIMIT).expect("it waits for the vCPU");
 }
 
 #[test]

@@ -251,9 +251,45 @@ fn two_threads_that_pause_and_resume_do_not_block_each_other() {
 }
 
 #[test]
-fn a_crashed_guest_cannot_hold_up_a_pause() {
+fn a_cpu_that_faults_holds_up_no_command() {
     needs_kvm!();
-    // The second of two CPUs panics the machine after the first said so; commands still work.
+    // The second of two CPUs faults when the first has read a byte: at another moment of the pauses
+    // and resumes each time.
+    let kernel = Kernel::pvh(|a| {
+        crate::fixture::interrupts::start_others(a, |ap| {
+            let mut again = ap.create_label();
+            ap.set_label(&mut again)?;
+            ap.cmp(word_ptr(LOW_WORD), 0)?;
+            ap.je(again)?;
+            // No table of handlers to look in.
+            ap.lidt(fword_ptr(crate::fixture::interrupts::TRAMPOLINE + 0x800))?;
+            ap.ud2()
+        })?;
+        a.say("up")?;
+        a.typed()?;
+        a.mov(word_ptr(LOW_WORD), 1)?;
+        a.spin()
+    });
+    for round in 0..20 {
+        let mut guest = Guest::start_with(&kernel, |config| config.cpus = 2);
+        guest.console.wait_for("up", 1);
+        guest.console.type_in(b"q");
+        std::thread::sleep(Duration::from_micros(round * 50));
+        let end = Instant::now() + crate::fixture::LIMIT;
+        while promptly("pause", || guest.vm.pause()).is_ok()
+            && promptly("resume", || guest.vm.resume()).is_ok()
+        {
+            assert!(Instant::now() < end, "the second CPU does not fault");
+        }
+        let (outcome, _) = guest.end();
+        let Outcome::Crash { report, .. } = outcome else { panic!("{outcome:?}") };
+        assert_eq!(report.cpu, 1, "{report}");
+    }
+}
+
+#[test]
+fn a_guest_that_panicked_can_be_paused_while_it_has_its_last_words() {
+    needs_kvm!();
     let kernel = Kernel::pvh(|a| {
         a.out8(crate::fixture::assembly::PVPANIC, 1)?;
         a.say("up")?;

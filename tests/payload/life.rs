@@ -165,10 +165,10 @@ fn a_kernel_that_panics_and_then_resets_or_faults_has_panicked() {
 }
 
 #[test]
-fn a_panic_of_the_last_boot_is_not_one_of_this() {
+fn a_reset_after_an_old_log_that_tells_of_a_panic_is_a_reset() {
     needs_kvm!();
-    // Says the words at a moment when nothing is wrong (a log that is shown, say), and reboots
-    // later, after more than a screenful.
+    // Says the words at a moment when nothing is wrong (it shows the log of a boot before this one,
+    // say), and reboots later, after more than a screenful.
     let kernel = Kernel::pvh(|a| {
         a.say("Kernel panic - not syncing: long ago\n")?;
         for _ in 0..50 {

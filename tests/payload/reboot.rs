@@ -8,6 +8,7 @@ use iced_x86::code_asm::*;
 
 use crate::fixture::assembly::{KEYBOARD_COMMAND, LOW_WORD, RESET, RESULTS};
 use crate::fixture::guest::MEMORY;
+use crate::fixture::hugepages::HugePages;
 use crate::fixture::kernel::BSS;
 use crate::fixture::{Emit, Guest, Kernel};
 use crate::needs_kvm;
@@ -98,26 +99,15 @@ fn shared_memory_too_is_empty_after_a_reboot() {
 fn huge_pages_shared_or_not_are_empty_after_a_reboot() {
     needs_kvm!();
     let needed = u64::from(MEMORY) / (2 << 20);
-    if free_huge_pages() < needed {
-        return crate::fixture::skipped(&format!(
-            "huge pages after a reboot: {needed} free ones are needed (sysctl vm.nr_hugepages={needed})"
-        ));
-    }
+    let Some(_pool) = HugePages::more(needed) else {
+        return crate::fixture::skipped(format!("{needed} huge pages cannot be set aside here"));
+    };
     let kernel = rebooting_kernel((RESET, 1));
     for shared in [false, true] {
         boots_three_times(Guest::start_with(&kernel, |config| {
             (config.memory.hugepages, config.memory.shared) = (true, shared);
         }));
     }
-}
-
-/// Huge pages of 2 MiB that the host has and nobody has reserved.
-fn free_huge_pages() -> u64 {
-    let count = |name: &str| -> u64 {
-        let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
-        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-    };
-    count("free_hugepages").saturating_sub(count("resv_hugepages"))
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn an_entry_changed_in_place_is_read_again() {
     fs::set_permissions(f.entry(), fs::Permissions::from_mode(0o600)).unwrap();
     assert!(f.is_found(), "nothing but the time of its change is different");
     thread::sleep(Duration::from_millis(20));
-    let file = OpenOptions::new().write(true).open(f.entry()).unwrap();
+    let file = File::options().write(true).open(f.entry()).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"x", 0x1500).unwrap();
     assert!(f.cache.find_unread(&f.source).is_none());
 }
@@ -199,7 +199,7 @@ fn a_directory_others_can_write_to_is_not_used() {
 fn a_failed_write_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.elf");
-    let full = write_renamed(&path, |file| {
+    let full = write_renamed(&path, MODE, |file| {
         file.write_all(b"half")?;
         Err(io::ErrorKind::StorageFull.into())
     });

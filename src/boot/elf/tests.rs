@@ -33,6 +33,19 @@ fn a_kernel_has_segments_and_both_entries() {
 }
 
 #[test]
+fn what_goes_above_4_gib_is_refused_for_no_entry_reaches_it() {
+    let at = |paddr| {
+        let segments = vec![(paddr, vec![0x90; 0x1000], 0x1000)];
+        Spec { pvh: None, segments, entry: paddr, ..Spec::default() }.build()
+    };
+    assert_eq!(parse(at((4 << 30) - 0x1000)).unwrap().entry, Some((4 << 30) - 0x1000));
+    for paddr in [(4 << 30) - 0xfff, 4 << 30, 5 << 30] {
+        let error = refusal(at(paddr));
+        assert!(error.contains("segment") && error.contains("first 4 GiB"), "{error}");
+    }
+}
+
+#[test]
 fn the_pvh_entry_has_four_or_eight_bytes_and_no_other_number() {
     let with = |desc: &[u8]| Spec { pvh: Some(desc.to_vec()), ..Spec::default() }.build();
     assert_eq!(parse(with(&PVH_ENTRY.to_le_bytes())).unwrap().pvh_entry, Some(PVH_ENTRY));

@@ -54,7 +54,9 @@ fn make(name: &str, kernel: Option<&Kernel>) -> Result<PathBuf> {
         release.as_bytes(),
         wanted.join(" ").as_bytes(),
     ]);
-    let file = format!("initrd-{name}-{version}.cpio");
+    // "full." is not how "full-std." begins.
+    let prefix = format!("initrd.{name}.");
+    let file = format!("{prefix}{version}.cpio");
     let dir = cache::guest_dir();
     let made = cache::entry(&dir, &file, |fresh| {
         let mut cpio = Cpio::with_skeleton();
@@ -83,6 +85,6 @@ fn make(name: &str, kernel: Option<&Kernel>) -> Result<PathBuf> {
         }
         Ok(std::fs::write(fresh, cpio.finish())?)
     })?;
-    cache::forget_others(&dir, &format!("initrd-{name}-"), &[&file]);
+    cache::forget_others(&dir, &prefix, &[&file]);
     Ok(made)
 }

@@ -47,9 +47,10 @@ pub enum TapError {
         /// What the user gave.
         name: String,
     },
-    /// It was made with one queue, or is no TAP.
+    /// It was made with one queue, or is no TAP: Linux has one answer for both.
     #[error(
-        "TAP {name} has not the queues that are wanted; make it with `ip tuntap add {name} mode tap \
+        "{name} is an interface of the host's, but no TAP with the queues that are wanted (it may be \
+         another kind of interface); name another, make it with `ip tuntap add {name} mode tap \
          multi_queue`, or give queues=1"
     )]
     Queues {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::backend::Plain;
 use super::tap::{TapError, is_interface_name};
 use super::*;
+use crate::skipped::skipped;
 use crate::virtio::testing::{
     DATA, Desc, Driver, EVENT_IDX, INDIRECT, NEXT, Piece, WRITE, wait_until,
 };
@@ -305,13 +306,13 @@ fn what_is_no_tap_is_refused_with_a_remedy() {
 fn real_tap(name: &str) -> Option<Tap> {
     // SAFETY: takes no pointers; only this thread is moved.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-        eprintln!("NOT TESTED: no network namespace: {}", io::Error::last_os_error());
+        skipped(format!("no network namespace: {}", io::Error::last_os_error()));
         return None;
     }
     match Tap::open(name) {
         Ok(tap) => Some(tap),
         Err(e @ (TapError::Device { .. } | TapError::Permission { .. })) => {
-            eprintln!("NOT TESTED: {e}");
+            skipped(e);
             None
         }
         Err(e) => panic!("{e}"),
@@ -412,7 +413,7 @@ fn a_tap_that_is_deleted_stops_receiving_and_nothing_else() {
     rig.driver.send(0, &[Piece::In(DATA, 2000)]);
     let deleted = std::process::Command::new("ip").args(["link", "del", "husktest2"]).status();
     if !deleted.is_ok_and(|status| status.success()) {
-        eprintln!("NOT TESTED: no ip(8) to delete the TAP with");
+        skipped("no ip(8) to delete the TAP with");
         return;
     }
     rig.driver.send(1, &[Piece::Out(DATA + 0x1000, 100)]);

@@ -2,6 +2,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::skipped::skipped;
 use crate::virtio::queue::IovecBuffer;
 
 /// Runs the test with passt, or says that there is none.
@@ -9,7 +10,7 @@ fn start(forwards: &[Forward]) -> Option<Passt> {
     match Passt::start(MTU, forwards) {
         Ok(passt) => Some(passt),
         Err(PasstError::Missing) => {
-            eprintln!("NOT TESTED: {}", PasstError::Missing);
+            skipped(PasstError::Missing);
             None
         }
         Err(e) => panic!("{e}"),
@@ -110,7 +111,7 @@ fn a_port_that_is_taken_is_named() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     match Passt::start(MTU, &[forward(port, 80, false)]) {
-        Err(PasstError::Missing) => eprintln!("NOT TESTED: {}", PasstError::Missing),
+        Err(PasstError::Missing) => skipped(PasstError::Missing),
         Err(PasstError::Refused(words)) => assert!(words.contains(&port.to_string()), "{words}"),
         Err(e) => panic!("{e}"),
         Ok(_) => panic!("passt has a port that is taken"),
