@@ -205,7 +205,7 @@ fn a_vm_that_waits_for_the_host_does_not_keep_husk_from_ending_at_a_signal() {
     // The grace passes; or a second signal comes.
     for (grace, signals) in [("0.2", 1), ("600", 2)] {
         let running = start_and_wait(&sandbox, &["--disk", "disk", "--grace", grace]);
-        let tid = running.make_stuck("husk-worker");
+        let tid = running.make_stuck("husk-vm");
         for _ in 0..signals {
             running.signal(libc::SIGTERM);
             std::thread::sleep(Duration::from_millis(200));

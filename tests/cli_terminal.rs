@@ -220,7 +220,7 @@ fn ctrl_a_x_ends_husk_also_when_the_vm_waits_for_the_host() {
     disk.as_file().set_len(512).unwrap();
     let mut terminal = Terminal::run(deaf, &["--disk", disk.path().to_str().unwrap()]);
     terminal.is_raw();
-    let tid = terminal.running.make_stuck("husk-worker");
+    let tid = terminal.running.make_stuck("husk-vm");
     terminal.type_in(b"\x01x");
     terminal.running.end_of_stuck(tid);
     let (status, screen) = terminal.end();
