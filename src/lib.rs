@@ -25,5 +25,6 @@ pub mod vcpu;
 mod vm;
 mod x86_64;
 
+pub use husk_devices::counters::Counts;
 pub use husk_devices::serial::{ConsoleStreams, Escape};
-pub use vm::{Ended, Outcome, RunningVm, Vm, VmError, stdio_streams};
+pub use vm::{DeviceMetrics, Ended, Metrics, Outcome, RunningVm, Vm, VmError, stdio_streams};

@@ -6,6 +6,7 @@
 
 pub mod bus;
 mod complaints;
+pub mod counters;
 pub mod platform;
 pub mod serial;
 pub mod virtio;

@@ -15,6 +15,7 @@ mod footprint;
 mod kernel;
 mod keyvalue;
 mod logging;
+mod metrics;
 mod run;
 mod signals;
 mod stderr;

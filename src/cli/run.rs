@@ -15,7 +15,7 @@ use log::LevelFilter;
 
 use super::keyvalue::KeyValues;
 use super::signals::Signals;
-use super::{Error, footprint, logging, terminal};
+use super::{Error, footprint, logging, metrics, terminal};
 
 /// Exit status: the time given with --timeout ran out.
 const TIMED_OUT: u8 = 124;
@@ -90,6 +90,10 @@ pub struct Run {
     /// Print the VM as the JSON that --config reads, and exit
     #[arg(long)]
     print_config: bool,
+    /// Write what each device has done (requests, bytes, errors, interrupts, doorbells) to this file
+    /// as JSON: at the end, and when husk gets SIGUSR1
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
     /// At the end, print where start-up time went
     #[arg(long)]
     timeline: bool,
@@ -130,7 +134,7 @@ impl Run {
             Level::Trace => LevelFilter::Trace,
         });
         let (grace, timeout, show) = (self.grace, self.timeout, self.timeline);
-        let print_config = self.print_config;
+        let (print_config, metrics_path) = (self.print_config, self.metrics.clone());
         let mut config = self.into_config()?;
         config.name_devices();
         config.validate()?;
@@ -141,9 +145,11 @@ impl Run {
         }
 
         let _restore = terminal::Restore;
+        let asked = metrics_path.as_ref().map(|_| metrics::Asked::block()).transpose()?;
         let ending = Ending::attend(Signals::block()?, grace)?;
         let (console, escapes) = console(&config)?;
         let vm = Vm::with(config, console, timeline.clone())?;
+        let metrics = metrics_path.as_deref().map(metrics::File::make).transpose()?;
         if escapes.is_some() {
             terminal::make_raw();
         }
@@ -155,6 +161,9 @@ impl Run {
             attend_escapes(escapes, vm.clone())?;
         }
         ending.started(vm.clone());
+        if let (Some(file), Some(asked)) = (metrics.clone(), asked) {
+            attend_metrics(file, asked, &vm)?;
+        }
 
         footprint::release();
         let outcome = match timeout {
@@ -165,7 +174,7 @@ impl Run {
                     let ended = kill(&vm);
                     terminal::restore();
                     tell!("husk: the VM still ran after {} s\n", limit.as_secs_f64());
-                    report_timeline(show, &vm);
+                    report(show, metrics.as_ref(), &vm);
                     if !ended {
                         std::process::exit(TIMED_OUT.into());
                     }
@@ -175,7 +184,7 @@ impl Run {
         };
         terminal::restore();
         let status = conclude(&outcome, ending.signal());
-        report_timeline(show, &vm);
+        report(show, metrics.as_ref(), &vm);
         Ok(status)
     }
 
@@ -233,6 +242,23 @@ fn console(config: &VmConfig) -> Result<(Option<ConsoleStreams>, Option<Escapes>
 fn watch(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     const STACK: usize = 128 << 10;
     std::thread::Builder::new().stack_size(STACK).spawn(work).map(drop)
+}
+
+/// Writes the metrics now and whenever it is asked for them, as long as there is a VM.
+fn attend_metrics(
+    file: metrics::File,
+    asked: metrics::Asked,
+    vm: &Arc<RunningVm>,
+) -> std::io::Result<()> {
+    file.write(vm);
+    let vm = Arc::downgrade(vm);
+    watch(move || {
+        loop {
+            asked.wait();
+            let Some(vm) = vm.upgrade() else { return };
+            file.write(&vm);
+        }
+    })
 }
 
 fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<()> {
@@ -350,8 +376,11 @@ fn report_console(console: &str) {
     }
 }
 
-fn report_timeline(show: bool, vm: &RunningVm) {
-    if show {
+fn report(timeline: bool, metrics: Option<&metrics::File>, vm: &RunningVm) {
+    if let Some(file) = metrics {
+        file.write(vm);
+    }
+    if timeline {
         tell!("{}", vm.timeline());
     }
 }

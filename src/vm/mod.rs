@@ -17,6 +17,7 @@ mod firmware;
 mod machine;
 mod mailbox;
 mod making;
+mod metrics;
 mod outcome;
 mod running;
 
@@ -41,6 +42,7 @@ use running::{Promise, Verdict};
 
 pub use console::stdio_streams;
 pub use error::VmError;
+pub use metrics::{DeviceMetrics, Metrics};
 pub use outcome::Outcome;
 pub use running::{Ended, RunningVm};
 
@@ -111,6 +113,7 @@ impl Vm {
             verdict: verdict.clone(),
             timeline: controller.timeline.clone(),
             console: controller.devices.uart.output().clone(),
+            metrics: metrics::Collector::new(&controller.devices),
             console_path: controller.devices.console_path().map(Path::to_owned),
             controller: None,
         };

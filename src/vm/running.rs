@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use husk_devices::serial::Output;
 
 use super::mailbox::{Command, Mailbox, Message};
+use super::metrics::{Collector, Metrics};
 use super::outcome::Outcome;
 use crate::timeline::Timeline;
 
@@ -66,6 +67,7 @@ pub struct RunningVm {
     pub(super) timeline: Arc<Timeline>,
     pub(super) console: Arc<Output>,
     pub(super) console_path: Option<PathBuf>,
+    pub(super) metrics: Collector,
     pub(super) controller: Option<JoinHandle<()>>,
 }
 
@@ -126,6 +128,11 @@ impl RunningVm {
     /// The end of what the guest wrote to its console, at most `lines` lines.
     pub fn console_tail(&self, lines: usize) -> String {
         self.console.last_lines(lines)
+    }
+
+    /// What its devices have done so far, also after its end.
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.collect()
     }
 
     /// The pseudo-terminal to attach to, with [`crate::config::ConsoleConfig::Pty`].

@@ -6,6 +6,7 @@
 
 use std::io;
 
+use serde_json::Value;
 use vm_memory::GuestMemoryMmap;
 
 use super::interrupt::Interrupt;
@@ -42,6 +43,29 @@ pub trait VirtioDevice: Send {
     /// order they were handed over. After it returns the device touches no guest memory and raises
     /// no interrupt. Idempotent: a device that is not started gives back an empty vector.
     fn stop(&mut self) -> Vec<QueueState>;
+
+    /// What a snapshot keeps of the device beyond its queues, as plain data: nothing of descriptors
+    /// and threads. Called while the device is stopped; devices without such state keep this.
+    fn save(&self) -> Value {
+        Value::Null
+    }
+
+    /// Takes over what [`VirtioDevice::save`] of a device made alike gave; the next start goes on
+    /// from there. Called while the device is stopped.
+    ///
+    /// # Errors
+    /// In words, what of the state does not belong to this device; then nothing has changed.
+    fn restore(&mut self, state: &Value) -> Result<(), String> {
+        if state.is_null() {
+            Ok(())
+        } else {
+            Err("it has a state, and this device none".to_owned())
+        }
+    }
+
+    /// Forgets what the driver has told the device through its queues and its config space, as after
+    /// power-on. Called while the device is stopped, at each reset.
+    fn reset(&mut self) {}
 }
 
 /// What a device is given when it starts.

@@ -26,6 +26,7 @@ use super::device::{Activation, StartError, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{Answer, Chain, Queue, QueueState};
 use crate::complaints::Complaints;
+use crate::counters::Counters;
 use crate::worker::{Task, WorkerHandle};
 use backend::{DiskBackend, SECTOR};
 use request::{HEADER_LEN, ID_LEN, Limits, MAX_RANGE_SECTORS, RANGE_LEN, Request};
@@ -107,6 +108,7 @@ impl VirtioDevice for Blk {
                 write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
                 complaints: Complaint {
                     name: interrupt.name().clone(),
+                    counters: interrupt.counters().clone(),
                     limit: Complaints::default(),
                 },
             };
@@ -263,11 +265,13 @@ impl Server {
 /// Tells of the host's errors.
 struct Complaint {
     name: Arc<str>,
+    counters: Arc<Counters>,
     limit: Complaints,
 }
 
 impl Complaint {
     fn hear(&mut self, what: &str, error: &io::Error) -> u8 {
+        self.counters.add_error();
         if let Some(silent) = self.limit.admit() {
             log::warn!("{}: {what}: {error} ({silent} errors before were not shown)", self.name);
         }
