@@ -27,4 +27,5 @@ mod x86_64;
 
 pub use husk_devices::counters::Counts;
 pub use husk_devices::serial::{ConsoleStreams, Escape};
+pub use husk_devices::virtio::console::tty::WindowSize;
 pub use vm::{DeviceMetrics, Ended, Metrics, Outcome, RunningVm, Vm, VmError, stdio_streams};

@@ -2,36 +2,9 @@
 //! the end. Nothing is written in between, so that an idle VM costs nothing.
 
 use std::io::{self, Write};
-use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 
 use husk::RunningVm;
-
-/// SIGUSR1, blocked in this thread and in every thread it starts from now on.
-pub struct Asked(libc::sigset_t);
-
-impl Asked {
-    /// Blocks the signal. Called before other threads are started.
-    pub fn block() -> io::Result<Self> {
-        let mut set = MaybeUninit::uninit();
-        // SAFETY: sigemptyset initialises the set, sigaddset takes a valid signal number, and
-        // pthread_sigmask a valid set.
-        let (set, error) = unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
-            let mut set = set.assume_init();
-            libc::sigaddset(&mut set, libc::SIGUSR1);
-            (set, libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))
-        };
-        if error == 0 { Ok(Self(set)) } else { Err(io::Error::from_raw_os_error(error)) }
-    }
-
-    /// Waits for the next one.
-    pub fn wait(&self) {
-        let mut signal = 0;
-        // SAFETY: a valid set and a valid place for the number.
-        while unsafe { libc::sigwait(&self.0, &mut signal) } != 0 {}
-    }
-}
 
 /// The file, known to be writable.
 #[derive(Clone)]

@@ -10,6 +10,7 @@ macro_rules! tell {
     };
 }
 
+mod awaited;
 mod doctor;
 mod footprint;
 mod kernel;

@@ -1,5 +1,7 @@
 //! `husk run`: boot a kernel, be its console, end with its status.
 
+mod device_values;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -7,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use husk::config::{
-    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Size, VmConfig,
+    BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig, OnReboot,
+    PortConfig, Size, VmConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
+use super::awaited::Awaited;
 use super::keyvalue::KeyValues;
 use super::signals::Signals;
 use super::{Error, footprint, logging, metrics, terminal};
@@ -60,9 +64,17 @@ pub struct Run {
     /// Whether the guest has virtio-rng [default: on]
     #[arg(long, value_name = "on|off", value_parser = parse_switch)]
     rng: Option<bool>,
-    /// The serial console: stdio, none, file=PATH, or pty [default: stdio]
+    /// The console: stdio, none, file=PATH, or pty [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<ConsoleConfig>,
+    /// What the console is to the guest: serial (ttyS0), or virtio (hvc0, faster; the kernel command
+    /// line says console=hvc0 then) [default: serial]
+    #[arg(long, value_name = "serial|virtio", value_parser = device_values::parse_console_device)]
+    console_device: Option<ConsoleDevice>,
+    /// A byte port, /dev/virtio-ports/NAME in the guest: name=NAME,socket=PATH or
+    /// name=NAME,file=PATH; may be repeated
+    #[arg(long, value_name = "PORT", value_parser = device_values::parse_port)]
+    port: Vec<PortConfig>,
     /// What a reboot of the guest does [default: restart]
     #[arg(long, value_name = "exit|restart", value_parser = parse_on_reboot)]
     on_reboot: Option<OnReboot>,
@@ -145,7 +157,8 @@ impl Run {
         }
 
         let _restore = terminal::Restore;
-        let asked = metrics_path.as_ref().map(|_| metrics::Asked::block()).transpose()?;
+        let resized = Awaited::block(libc::SIGWINCH)?;
+        let asked = metrics_path.as_ref().map(|_| Awaited::block(libc::SIGUSR1)).transpose()?;
         let ending = Ending::attend(Signals::block()?, grace)?;
         let (console, escapes) = console(&config)?;
         let vm = Vm::with(config, console, timeline.clone())?;
@@ -159,6 +172,7 @@ impl Run {
         }
         if let Some(escapes) = escapes {
             attend_escapes(escapes, vm.clone())?;
+            attend_window(resized, &vm)?;
         }
         ending.started(vm.clone());
         if let (Some(file), Some(asked)) = (metrics.clone(), asked) {
@@ -213,6 +227,10 @@ impl Run {
         }
         config.rng = self.rng.unwrap_or(config.rng);
         config.console = self.console.unwrap_or(config.console);
+        config.console_device = self.console_device.unwrap_or(config.console_device);
+        if !self.port.is_empty() {
+            config.ports = self.port;
+        }
         config.on_reboot = self.on_reboot.unwrap_or(config.on_reboot);
         config.acpi = config.acpi && !self.no_acpi;
         config.boot_protocol = self.boot_protocol.unwrap_or(config.boot_protocol);
@@ -244,12 +262,26 @@ fn watch(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     std::thread::Builder::new().stack_size(STACK).spawn(work).map(drop)
 }
 
+/// Tells the guest the size of the terminal, now and whenever it changes, as long as there is a VM.
+fn attend_window(resized: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
+    let tell = |vm: &RunningVm| {
+        if let Some(size) = terminal::size() {
+            vm.resize_console(size);
+        }
+    };
+    tell(vm);
+    let vm = Arc::downgrade(vm);
+    watch(move || {
+        loop {
+            resized.wait();
+            let Some(vm) = vm.upgrade() else { return };
+            tell(&vm);
+        }
+    })
+}
+
 /// Writes the metrics now and whenever it is asked for them, as long as there is a VM.
-fn attend_metrics(
-    file: metrics::File,
-    asked: metrics::Asked,
-    vm: &Arc<RunningVm>,
-) -> std::io::Result<()> {
+fn attend_metrics(file: metrics::File, asked: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
     file.write(vm);
     let vm = Arc::downgrade(vm);
     watch(move || {

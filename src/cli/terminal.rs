@@ -38,6 +38,19 @@ pub fn make_raw() {
     });
 }
 
+/// The size of the window of the terminal on standard input, where it has one.
+pub fn size() -> Option<husk::WindowSize> {
+    let mut size = MaybeUninit::<libc::winsize>::uninit();
+    // SAFETY: TIOCGWINSZ fills the structure behind the pointer or fails.
+    if unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCGWINSZ, size.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: TIOCGWINSZ succeeded and filled it.
+    let size = unsafe { size.assume_init() };
+    let known = size.ws_col > 0 && size.ws_row > 0;
+    known.then_some(husk::WindowSize { columns: size.ws_col, rows: size.ws_row })
+}
+
 /// Whether the terminal is raw now.
 pub fn is_raw() -> bool {
     SAVED.lock().unwrap_or_else(PoisonError::into_inner).is_some()

@@ -48,9 +48,15 @@ pub struct VmConfig {
     /// Whether the guest has a source of entropy (virtio-rng).
     #[serde(default = "yes")]
     pub rng: bool,
-    /// What the serial console is connected to.
+    /// What the console is connected to.
     #[serde(default)]
     pub console: ConsoleConfig,
+    /// Which device the guest's console is.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub console_device: ConsoleDevice,
+    /// Named byte ports (virtio-console), `/dev/virtio-ports/NAME` in the guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortConfig>,
     /// What a reboot of the guest does.
     #[serde(default)]
     pub on_reboot: OnReboot,
@@ -88,6 +94,8 @@ impl VmConfig {
             nets: Vec::new(),
             rng: true,
             console: ConsoleConfig::default(),
+            console_device: ConsoleDevice::default(),
+            ports: Vec::new(),
             on_reboot: OnReboot::default(),
             acpi: true,
             boot_protocol: BootProtocol::default(),
@@ -112,6 +120,10 @@ pub struct MemoryConfig {
 
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for MemoryConfig {
@@ -165,6 +177,32 @@ pub enum ConsoleConfig {
     File(PathBuf),
     /// A pseudo-terminal; [`crate::RunningVm::console_path`] tells which.
     Pty,
+}
+
+/// Which device the guest's console is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleDevice {
+    /// The serial port, `ttyS0`: every kernel has a driver, and every byte costs an exit.
+    #[default]
+    Serial,
+    /// virtio-console, `hvc0`: a buffer costs a doorbell, and the window's size is known. The serial
+    /// port is there beside it, with the same output.
+    Virtio,
+}
+
+/// A named byte port between guest and host; see `docs/devices/console.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortConfig {
+    /// Its name in the guest. Unique among the ports.
+    pub name: String,
+    /// A unix socket, which is made, and removed at the end; one client at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// A file for what the guest writes, which is made or emptied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
 }
 
 /// What a reboot of the guest does.

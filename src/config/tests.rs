@@ -137,3 +137,34 @@ fn no_device_takes_the_name_of_the_entropy_source() {
     config.rng = false;
     assert_eq!(config.validate(), Ok(()));
 }
+
+#[test]
+fn ports_have_one_host_side_and_a_name_of_their_own() {
+    let port =
+        |name: &str| PortConfig { name: name.to_owned(), socket: Some("/s".into()), file: None };
+    let with = |ports: Vec<PortConfig>| {
+        let mut config = VmConfig::new("k");
+        config.ports = ports;
+        config.validate()
+    };
+    assert_eq!(with(vec![port("org.qemu.guest_agent.0"), port("b")]), Ok(()));
+    for name in ["", "..", "a/b", "a b", &"x".repeat(65)] {
+        assert_eq!(with(vec![port(name)]), Err(ConfigError::PortName(name.to_owned())));
+    }
+    let duplicate = ConfigError::DuplicatePort("a".to_owned());
+    assert_eq!(with(vec![port("a"), port("a")]), Err(duplicate));
+    for (socket, file) in [(None, None), (Some("/s".into()), Some("/f".into()))] {
+        let wrong = PortConfig { socket, file, ..port("a") };
+        assert_eq!(with(vec![wrong]), Err(ConfigError::PortBackend("a".to_owned())));
+    }
+    let many = (0..17).map(|n| port(&n.to_string())).collect();
+    assert_eq!(with(many), Err(ConfigError::TooManyPorts(17)));
+}
+
+#[test]
+fn a_console_device_and_ports_read_back_as_they_were_written() {
+    let mut config = VmConfig::new("k");
+    config.console_device = ConsoleDevice::Virtio;
+    config.ports = vec![PortConfig { name: "a".into(), socket: None, file: Some("/f".into()) }];
+    assert_eq!(VmConfig::from_json(&config.to_json()), Ok(config));
+}

@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::{Size, VmConfig};
+use husk_devices::virtio::console::ports::PORTS_MAX;
+
+use super::{ConsoleDevice, Size, VmConfig};
 use crate::x86_64::layout;
 
 /// Less memory than this boots no Linux.
@@ -11,6 +13,9 @@ const MEMORY_MIN: Size = Size::mib(32);
 const MEMORY_MAX: Size = Size(1 << 44);
 /// A virtio serial number has 20 bytes (virtio 1.3 §5.2.6), and a name should be typeable.
 const ID_MAX: usize = 20;
+
+/// As long as anybody's (`org.qemu.guest_agent.0`), and far below a control buffer.
+const PORT_NAME_MAX: usize = 64;
 
 /// A configuration that no host can run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +49,18 @@ pub enum ConfigError {
     /// A TAP name Linux would refuse.
     #[error("`{0}` is no interface name: 1 to 15 bytes without `/`, `%` and spaces")]
     TapName(String),
+    /// A port without a host side, or with two.
+    #[error("port `{0}`: give it either socket=PATH or file=PATH")]
+    PortBackend(String),
+    /// A port's name that cannot be used.
+    #[error("`{0}` is no name for a port: 1 to {PORT_NAME_MAX} letters, digits, `-`, `_` or `.`")]
+    PortName(String),
+    /// Two ports share a name.
+    #[error("two ports are called `{0}`; give one of them another name=")]
+    DuplicatePort(String),
+    /// More ports than the device has.
+    #[error("{0} ports, but a VM has at most {PORTS_MAX}")]
+    TooManyPorts(usize),
     /// A MAC address that cannot be used.
     #[error(
         "`{0}` is no MAC address for a guest: six hex bytes such as 52:54:00:12:34:56, the first one even"
@@ -77,10 +94,8 @@ impl VmConfig {
         self.validate_memory()?;
         let ids = self.disks.iter().map(|d| &d.id).chain(self.nets.iter().map(|n| &n.id));
         let mut seen = HashSet::new();
-        let rng = "rng".to_owned();
-        if self.rng {
-            seen.insert(&rng);
-        }
+        let single = self.single_devices();
+        seen.extend(&single);
         for id in ids {
             let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
             if id.is_empty() || id.len() > ID_MAX || !id.bytes().all(allowed) {
@@ -90,7 +105,7 @@ impl VmConfig {
                 return Err(ConfigError::DuplicateId(id.clone()));
             }
         }
-        let devices = self.disks.len() + self.nets.len() + usize::from(self.rng);
+        let devices = self.disks.len() + self.nets.len() + single.len();
         if devices > layout::VIRTIO_MAX {
             return Err(ConfigError::TooManyDevices(devices));
         }
@@ -105,12 +120,46 @@ impl VmConfig {
                 parse_mac(mac)?;
             }
         }
+        self.validate_ports()?;
         // The guest would find a device twice. To the kernel - and _ are the same in a name.
         let parameters = [self.cmdline.as_deref().unwrap_or_default(), &self.append];
         let described =
             parameters.iter().any(|p| p.replace('-', "_").contains("virtio_mmio.device="));
         if described {
             return Err(ConfigError::ReservedParameter("virtio_mmio.device="));
+        }
+        Ok(())
+    }
+
+    /// Names of the virtio devices of which a VM has one or none.
+    fn single_devices(&self) -> Vec<String> {
+        let devices = [
+            (self.rng, "rng"),
+            (self.console_device == ConsoleDevice::Virtio, "tty"),
+            (!self.ports.is_empty(), "ports"),
+        ];
+        let there = devices.into_iter().filter(|(there, _)| *there);
+        there.map(|(_, name)| name.to_owned()).collect()
+    }
+
+    fn validate_ports(&self) -> Result<(), ConfigError> {
+        if self.ports.len() > PORTS_MAX {
+            return Err(ConfigError::TooManyPorts(self.ports.len()));
+        }
+        let mut seen = HashSet::new();
+        for port in &self.ports {
+            let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+            let name = &port.name;
+            let long = (1..=PORT_NAME_MAX).contains(&name.len());
+            if !long || !name.bytes().all(allowed) || matches!(&name[..], "." | "..") {
+                return Err(ConfigError::PortName(name.clone()));
+            }
+            if port.socket.is_some() == port.file.is_some() {
+                return Err(ConfigError::PortBackend(name.clone()));
+            }
+            if !seen.insert(name) {
+                return Err(ConfigError::DuplicatePort(name.clone()));
+            }
         }
         Ok(())
     }

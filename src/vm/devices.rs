@@ -11,9 +11,12 @@ use husk_devices::bus::{BusBuilder, BusDevice};
 use husk_devices::platform::{
     AbsentRtc, EventSink, KeyboardReset, MarkerPort, POWER_LEN, PVPANIC_LEN, PowerControl, PvPanic,
 };
-use husk_devices::serial::{UART_LEN, Uart};
+use husk_devices::serial::{Line, UART_LEN, Uart};
 use husk_devices::virtio::blk::Blk;
 use husk_devices::virtio::blk::backend::DiskBackend;
+use husk_devices::virtio::console::endpoint::Endpoint;
+use husk_devices::virtio::console::ports::Ports;
+use husk_devices::virtio::console::tty::{Tty, TtyDevice};
 use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::net::Net;
@@ -25,7 +28,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::console::{Console, Source};
 use super::error::{VmError, host};
-use crate::config::{NetConfig, VmConfig, parse_mac};
+use crate::config::{ConsoleDevice, NetConfig, PortConfig, VmConfig, parse_mac};
 use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
 use crate::x86_64::layout;
@@ -41,6 +44,8 @@ pub(super) struct Devices {
     pub buses: Buses,
     pub virtio: Vec<Placed>,
     pub uart: Arc<Uart>,
+    /// The console, where it is not the UART.
+    pub tty: Option<Arc<Tty>>,
     /// Rung to press the power button; an irqfd.
     pub power_button: EventFd,
     console: Option<Console>,
@@ -59,9 +64,17 @@ impl Devices {
     ) -> Result<Self, VmError> {
         let worker = Worker::spawn("husk-worker")?;
         let mut workers = Vec::new();
-        let devices = open_virtio(config, &worker, &mut workers)?;
-
         let uart = Uart::new().map_err(host("serial console"))?;
+        let tty = match config.console_device {
+            ConsoleDevice::Serial => None,
+            ConsoleDevice::Virtio => Some(Tty::beside(uart.clone()).map_err(host("console"))?),
+        };
+        let mut devices = open_virtio(config, &worker, &mut workers)?;
+        if let Some(tty) = &tty {
+            devices
+                .push(("tty".to_owned(), Box::new(TtyDevice::new(tty.clone(), worker.handle()))));
+        }
+
         let mut pio = BusBuilder::default();
         let ports: [(&str, u64, u64, Arc<dyn BusDevice>); 6] = [
             (
@@ -102,6 +115,7 @@ impl Devices {
             buses: Buses { pio: Arc::new(pio.build()), mmio: Arc::new(mmio.build()) },
             virtio,
             uart,
+            tty,
             power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(host("power button"))?,
             console: None,
@@ -110,9 +124,13 @@ impl Devices {
         })
     }
 
-    /// Connects the serial console. What the guest wrote before is shown then.
+    /// Connects the console. What the guest wrote before is shown then.
     pub fn connect_console(&mut self, source: Source) -> Result<(), VmError> {
-        self.console = Some(Console::connect(source, self.uart.clone(), &self.worker)?);
+        let line: Arc<dyn Line> = match &self.tty {
+            Some(tty) => tty.clone(),
+            None => self.uart.clone(),
+        };
+        self.console = Some(Console::connect(source, line, &self.worker)?);
         Ok(())
     }
 
@@ -185,7 +203,23 @@ fn open_virtio(
     if config.rng {
         devices.push(("rng".to_owned(), Box::new(Rng::new(worker.handle()))));
     }
+    if !config.ports.is_empty() {
+        let ports = config.ports.iter().map(open_port).collect::<Result<_, _>>()?;
+        devices.push(("ports".to_owned(), Box::new(Ports::new(ports, worker.handle()))));
+    }
     Ok(devices)
+}
+
+fn open_port(port: &PortConfig) -> Result<(String, Endpoint), VmError> {
+    let endpoint = match (&port.socket, &port.file) {
+        (Some(path), _) => Endpoint::socket(path)?,
+        (None, Some(path)) => Endpoint::file(path)?,
+        // Refused by VmConfig::validate.
+        (None, None) => {
+            return Err(crate::config::ConfigError::PortBackend(port.name.clone()).into());
+        }
+    };
+    Ok((port.name.clone(), endpoint))
 }
 
 fn open_tap(net: &NetConfig) -> Result<Tap, VmError> {

@@ -7,13 +7,18 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use super::VmError;
 use crate::boot::params::{self, BootInfo, E820_RAM, E820_RESERVED, E820Entry};
 use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded, Protocol};
-use crate::config::{BootProtocol, VmConfig};
+use crate::config::{BootProtocol, ConsoleDevice, VmConfig};
 use crate::memory;
 use crate::x86_64::acpi::{self, VirtioSlot};
 use crate::x86_64::{layout, mptable, reset};
 
 /// The command line when the user gives none. There is no PCI to be looked for.
-const DEFAULT_CMDLINE: &str = "console=ttyS0 pci=off";
+fn default_cmdline(console: ConsoleDevice) -> &'static str {
+    match console {
+        ConsoleDevice::Serial => "console=ttyS0 pci=off",
+        ConsoleDevice::Virtio => "console=hvc0 pci=off",
+    }
+}
 
 /// The opened files a guest boots from.
 pub(super) struct Software {
@@ -84,7 +89,8 @@ impl Firmware<'_> {
 
     /// The kernel's command line: the user's, and what this machine needs.
     fn cmdline(&self) -> Result<Cmdline, VmError> {
-        let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE))?;
+        let default = default_cmdline(self.config.console_device);
+        let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(default))?;
         cmdline.append(&self.config.append)?;
         // A panic must end the VM, not stop it: the reset is how we learn of it.
         if !cmdline.has("panic=") {
@@ -137,6 +143,9 @@ mod tests {
     fn the_command_line_ends_a_panicked_guest_unless_the_user_says_otherwise() {
         let mut config = VmConfig::new("k");
         assert_eq!(firmware(&config), "console=ttyS0 pci=off panic=-1");
+        config.console_device = ConsoleDevice::Virtio;
+        assert_eq!(firmware(&config), "console=hvc0 pci=off panic=-1");
+        config.console_device = ConsoleDevice::Serial;
         config.append = "panic=5 quiet".to_owned();
         assert_eq!(firmware(&config), "console=ttyS0 pci=off panic=5 quiet");
         config.cmdline = Some("mine".to_owned());

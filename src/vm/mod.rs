@@ -89,9 +89,9 @@ impl Vm {
         let mailbox = Arc::new(Mailbox::default());
         let post = mailbox.clone();
         let events: EventSink = Arc::new(move |event| post.post(Message::Guest(event)));
+        console::check(&config)?;
         let devices = Devices::open(&config, &memory, events)?;
         timeline.mark(Phase::DevicesOpened);
-        console::check(&config)?;
         let console = match console {
             Some(streams) => Source::Streams(streams),
             None => Source::Config(config.console.clone()),
@@ -113,6 +113,7 @@ impl Vm {
             verdict: verdict.clone(),
             timeline: controller.timeline.clone(),
             console: controller.devices.uart.output().clone(),
+            tty: controller.devices.tty.clone(),
             metrics: metrics::Collector::new(&controller.devices),
             console_path: controller.devices.console_path().map(Path::to_owned),
             controller: None,

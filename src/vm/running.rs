@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use husk_devices::serial::Output;
+use husk_devices::virtio::console::tty::{Tty, WindowSize};
 
 use super::mailbox::{Command, Mailbox, Message};
 use super::metrics::{Collector, Metrics};
@@ -68,6 +69,7 @@ pub struct RunningVm {
     pub(super) console: Arc<Output>,
     pub(super) console_path: Option<PathBuf>,
     pub(super) metrics: Collector,
+    pub(super) tty: Option<Arc<Tty>>,
     pub(super) controller: Option<JoinHandle<()>>,
 }
 
@@ -133,6 +135,14 @@ impl RunningVm {
     /// What its devices have done so far, also after its end.
     pub fn metrics(&self) -> Metrics {
         self.metrics.collect()
+    }
+
+    /// Tells the guest the size of its console's window, now and whenever it changes. With a serial
+    /// console it does nothing: a serial line has no size.
+    pub fn resize_console(&self, size: WindowSize) {
+        if let Some(tty) = &self.tty {
+            tty.resize(size);
+        }
     }
 
     /// The pseudo-terminal to attach to, with [`crate::config::ConsoleConfig::Pty`].

@@ -9,6 +9,7 @@
 //! The register file is vm-superio's; here stand its bus face, the flow control and the host side.
 
 mod escape;
+mod line;
 mod output;
 mod state;
 mod streams;
@@ -25,6 +26,7 @@ use crate::bus::BusDevice;
 use crate::counters::Counters;
 
 pub use escape::{Escape, EscapeFilter};
+pub use line::Line;
 pub use output::Output;
 pub use state::{UartRestoreError, UartState};
 pub use streams::{ConsoleStreams, EscapeHandler, open_pty};
@@ -172,19 +174,24 @@ impl Uart {
     }
 
     /// Has the task look again whether the guest takes input.
-    fn ask_for_input(&self) {
+    pub(crate) fn ask_for_input(&self) {
         // EAGAIN means that it has been told already.
         let _ = self.fifo_empty.write(1);
     }
 
+    /// Rung when the guest may take input that it did not take before.
+    pub(crate) fn wants_input(&self) -> &EventFd {
+        &self.fifo_empty
+    }
+
     /// Bytes the guest takes now: none as long as it would throw them away.
-    fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         let mut port = self.port();
         if port.wants_input() { port.registers.fifo_capacity() } else { 0 }
     }
 
     /// Gives the guest typed bytes; returns how many it took.
-    fn receive(&self, typed: &[u8]) -> usize {
+    pub(crate) fn receive(&self, typed: &[u8]) -> usize {
         let mut port = self.port();
         if !port.wants_input() {
             return 0;
@@ -196,7 +203,7 @@ impl Uart {
 
     /// Tells a driver that waits for the transmitter that it is ready again: on a UART the
     /// interrupt is a level, and writing IER re-evaluates it.
-    fn transmitter_ready(&self) {
+    pub(crate) fn transmitter_ready(&self) {
         let mut port = self.port();
         let enabled = port.enabled();
         if enabled != 0 {

@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod adversary;
 pub mod blk;
+pub mod console;
 pub mod core;
 pub mod device;
 pub mod interrupt;

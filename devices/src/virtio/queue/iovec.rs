@@ -173,6 +173,20 @@ impl<'a> Iovecs<'a> {
         check(unsafe { libc::writev(fd.as_raw_fd(), list, count) })
     }
 
+    /// One `sendmsg` on a socket, which neither waits nor raises SIGPIPE; the count is not passed
+    /// over.
+    pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let (list, count) = self.raw();
+        // SAFETY: all zeroes is a message without address, pieces and control data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = list.cast_mut();
+        message.msg_iovlen = count as usize;
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: `list` points to `count` pieces that stay mapped for 'a (see the constructors);
+        // sendmsg only reads them.
+        check(unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) })
+    }
+
     /// Fills the first piece from the host's random generator; the count is not passed over.
     pub fn getrandom(&self) -> io::Result<usize> {
         let Some(Segment(piece)) = self.list.get(self.first) else { return Ok(0) };
