@@ -134,3 +134,20 @@ fn ports_that_cannot_be_had_are_refused_by_name() {
     run("name=a/b,file=x", &["`a/b` is no name for a port"]);
     assert_eq!(std::fs::read(sandbox.path().join("precious")).unwrap().len(), 29);
 }
+
+#[test]
+fn a_guest_that_writes_to_the_debug_exit_port_gives_husk_its_status() {
+    needs_kvm!();
+    for (value, status) in [(0, 1), (0x10, 0x21), (0xff, 0xff)] {
+        let sandbox = Sandbox::new();
+        let code = |a: &mut fixture::Code| {
+            a.say("tested")?;
+            a.out8(0xf4, value)?;
+            a.halt()
+        };
+        sandbox.file("kernel", fixture::kernel::image(32, code));
+        let finished = sandbox.run(&["run", "--kernel", "kernel"]);
+        assert_eq!((finished.status, &finished.stdout[..]), (status, "tested"), "{finished:?}");
+        assert_eq!(finished.stderr, "");
+    }
+}

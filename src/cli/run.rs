@@ -29,7 +29,7 @@ const GUEST_DIED: u8 = 134;
 /// What `husk run --help` ends with.
 pub const AFTER_HELP: &str = "\
 Exit status: 0 the guest turned itself off, 124 --timeout, 125 husk could not, 134 the guest's
-kernel died, 128+n ended by signal n. On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps.";
+kernel died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps.";
 
 /// Boot a Linux kernel in a VM
 #[derive(Args)]
@@ -380,6 +380,7 @@ impl Ending {
 fn conclude(outcome: &Outcome, signal: i32) -> u8 {
     match outcome {
         Outcome::PowerOff | Outcome::Reboot => 0,
+        Outcome::Exit(status) => *status,
         // By a signal after the grace, or by Ctrl-a x.
         Outcome::Killed if signal != 0 => 128u8.wrapping_add(signal as u8),
         Outcome::Killed => 0,

@@ -152,6 +152,7 @@ impl Controller {
                     }
                 }
                 Message::Guest(GuestEvent::PowerOff) => Next::End(Outcome::PowerOff),
+                Message::Guest(GuestEvent::Exit(status)) => Next::End(Outcome::Exit(status)),
                 Message::Guest(GuestEvent::Panic) => {
                     panicked.get_or_insert_with(Instant::now);
                     Next::Continue

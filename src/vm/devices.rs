@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use husk_devices::bus::{BusBuilder, BusDevice};
 use husk_devices::platform::{
-    AbsentRtc, EventSink, KeyboardReset, MarkerPort, POWER_LEN, PVPANIC_LEN, PowerControl, PvPanic,
+    AbsentRtc, DEBUG_EXIT_LEN, DebugExit, EventSink, KeyboardReset, MarkerPort, POWER_LEN,
+    PVPANIC_LEN, PowerControl, PvPanic,
 };
 use husk_devices::serial::{Line, UART_LEN, Uart};
 use husk_devices::virtio::blk::Blk;
@@ -76,7 +77,7 @@ impl Devices {
         }
 
         let mut pio = BusBuilder::default();
-        let ports: [(&str, u64, u64, Arc<dyn BusDevice>); 6] = [
+        let ports: [(&str, u64, u64, Arc<dyn BusDevice>); 7] = [
             (
                 "keyboard reset",
                 layout::KEYBOARD,
@@ -84,6 +85,12 @@ impl Devices {
                 Arc::new(KeyboardReset::new(events.clone())),
             ),
             ("rtc", layout::RTC, layout::RTC_LEN, Arc::new(AbsentRtc)),
+            (
+                "debug exit",
+                layout::DEBUG_EXIT.into(),
+                DEBUG_EXIT_LEN,
+                Arc::new(DebugExit(events.clone())),
+            ),
             ("com1", layout::COM1.into(), UART_LEN, uart.clone()),
             (
                 "pvpanic",

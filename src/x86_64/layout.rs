@@ -73,6 +73,8 @@ pub const RTC_LEN: u64 = 2;
 pub const COM1: u16 = 0x3f8;
 /// COM1's interrupt.
 pub const COM1_GSI: u32 = 4;
+/// The debug-exit port, where test kernels look for QEMU's `isa-debug-exit`.
+pub const DEBUG_EXIT: u16 = 0xf4;
 /// pvpanic, where QEMU has it.
 pub const PVPANIC: u16 = 0x505;
 /// The boot-marker port.
