@@ -201,6 +201,11 @@ impl Controller {
                     log::error!("the power button cannot be pressed: {e}");
                 }
             }
+            Command::NewGeneration => {
+                if let Err(e) = self.devices.generation.renew(&self.memory) {
+                    log::error!("the guest keeps its generation id: {e}");
+                }
+            }
             Command::Kill => return Next::End(Outcome::Killed),
         }
         Next::Continue

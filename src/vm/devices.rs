@@ -29,6 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::console::{Console, Source};
 use super::error::{VmError, host};
+use super::generation::Generation;
 use crate::config::{ConsoleDevice, NetConfig, PortConfig, VmConfig, parse_mac};
 use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
@@ -49,6 +50,7 @@ pub(super) struct Devices {
     pub tty: Option<Arc<Tty>>,
     /// Rung to press the power button; an irqfd.
     pub power_button: EventFd,
+    pub generation: Generation,
     console: Option<Console>,
     /// The VM's worker. After the devices that run in it.
     worker: Worker,
@@ -125,6 +127,7 @@ impl Devices {
             tty,
             power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(host("power button"))?,
+            generation: Generation::new()?,
             console: None,
             worker,
             _workers: workers,

@@ -49,6 +49,9 @@ impl Machine {
         memory_is_zero: bool,
     ) -> Result<Self, VmError> {
         let firmware = Firmware { config: parts.config, slots: &parts.devices.slots() };
+        if parts.config.acpi {
+            parts.devices.generation.write(parts.memory)?;
+        }
         let loaded = firmware.load(parts.software, parts.memory, memory_is_zero)?;
         parts.timeline.mark(Phase::KernelLoaded);
 
@@ -114,6 +117,7 @@ fn connect(vm: &VmFd, devices: &Devices) -> Result<(), HypervisorError> {
     let irqfd = |fd, gsi| vm.register_irqfd(fd, gsi).map_err(failed("KVM_IRQFD"));
     irqfd(devices.uart.irq_fd(), layout::COM1_GSI)?;
     irqfd(&devices.power_button, layout::POWER_BUTTON_GSI)?;
+    irqfd(devices.generation.irq_fd(), layout::GENERATION_GSI)?;
     for placed in &devices.virtio {
         irqfd(placed.transport.irq_fd(), placed.slot.gsi)?;
         let doorbell = IoEventAddress::Mmio(u64::from(placed.slot.base) + QUEUE_NOTIFY);

@@ -25,6 +25,7 @@ pub(super) enum Command {
     Pause,
     Resume,
     PressPowerButton,
+    NewGeneration,
     Kill,
 }
 

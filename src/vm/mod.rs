@@ -14,6 +14,7 @@ mod controller;
 mod devices;
 mod error;
 mod firmware;
+mod generation;
 mod machine;
 mod mailbox;
 mod making;

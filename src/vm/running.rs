@@ -102,6 +102,12 @@ impl RunningVm {
         self.command(Command::PressPowerButton)
     }
 
+    /// Gives the guest another VM generation id and tells it so: it has been copied or set back, and
+    /// must make new random numbers. A machine without ACPI has none, and its guest notices nothing.
+    pub fn renew_generation(&self) -> Result<(), Ended> {
+        self.command(Command::NewGeneration)
+    }
+
     /// Presses the power button, waits for `grace`, then turns the VM off.
     pub fn stop(&self, grace: Duration) -> Outcome {
         if self.press_power_button().is_ok() {
