@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -202,6 +203,18 @@ impl Kernel {
         matches!(self.body, Body::Code(_))
     }
 
+    /// The guest addresses it is put at: where its file may be mapped over the guest's memory.
+    pub fn extent(&self) -> Vec<Range<u64>> {
+        self.segments().iter().map(|segment| segment.paddr..segment.end()).collect()
+    }
+
+    fn segments(&self) -> &[Segment] {
+        match &self.body {
+            Body::Elf(elf) => elf.segments.as_slice(),
+            Body::Code(segment) => std::slice::from_ref(segment),
+        }
+    }
+
     /// Puts it into `memory`.
     ///
     /// # Errors
@@ -213,10 +226,7 @@ impl Kernel {
         options: LoadOptions,
     ) -> Result<Loaded, KernelError> {
         let (entry, protocol) = self.choose_entry(options.protocol)?;
-        let segments = match &self.body {
-            Body::Elf(elf) => elf.segments.as_slice(),
-            Body::Code(segment) => std::slice::from_ref(segment),
-        };
+        let segments = self.segments();
         let method = load::load_segments(
             memory,
             &self.image,

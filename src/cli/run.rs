@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use husk::config::{
-    BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig, OnReboot,
-    PortConfig, Size, VmConfig,
+    BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig,
+    OnReboot, PortConfig, Size, VmConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
@@ -64,6 +64,10 @@ pub struct Run {
     /// Whether the guest has virtio-rng [default: on]
     #[arg(long, value_name = "on|off", value_parser = parse_switch)]
     rng: Option<bool>,
+    /// A memory balloon that takes SIZE from the guest at first; what the guest frees comes back to
+    /// the host, also with 0
+    #[arg(long, value_name = "SIZE", value_parser = device_values::parse_balloon)]
+    balloon: Option<BalloonConfig>,
     /// The console: stdio, none, file=PATH, or pty [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<ConsoleConfig>,
@@ -226,6 +230,7 @@ impl Run {
             config.nets = self.net;
         }
         config.rng = self.rng.unwrap_or(config.rng);
+        config.balloon = self.balloon.or(config.balloon);
         config.console = self.console.unwrap_or(config.console);
         config.console_device = self.console_device.unwrap_or(config.console_device);
         if !self.port.is_empty() {

@@ -48,6 +48,9 @@ pub struct VmConfig {
     /// Whether the guest has a source of entropy (virtio-rng).
     #[serde(default = "yes")]
     pub rng: bool,
+    /// A memory balloon (virtio-balloon).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
     /// What the console is connected to.
     #[serde(default)]
     pub console: ConsoleConfig,
@@ -93,6 +96,7 @@ impl VmConfig {
             disks: Vec::new(),
             nets: Vec::new(),
             rng: true,
+            balloon: None,
             console: ConsoleConfig::default(),
             console_device: ConsoleDevice::default(),
             ports: Vec::new(),
@@ -177,6 +181,22 @@ pub enum ConsoleConfig {
     File(PathBuf),
     /// A pseudo-terminal; [`crate::RunningVm::console_path`] tells which.
     Pty,
+}
+
+/// A memory balloon; see `docs/devices/balloon.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// What the guest is asked to give up from the start; 0 leaves it all its memory, and what it
+    /// frees comes back to the host all the same.
+    #[serde(default = "BalloonConfig::none")]
+    pub size: Size,
+}
+
+impl BalloonConfig {
+    fn none() -> Size {
+        Size(0)
+    }
 }
 
 /// Which device the guest's console is.

@@ -168,3 +168,17 @@ fn a_console_device_and_ports_read_back_as_they_were_written() {
     config.ports = vec![PortConfig { name: "a".into(), socket: None, file: Some("/f".into()) }];
     assert_eq!(VmConfig::from_json(&config.to_json()), Ok(config));
 }
+
+#[test]
+fn a_balloon_leaves_the_guest_some_memory_and_needs_small_pages() {
+    let mut config = VmConfig::new("k");
+    config.balloon = Some(BalloonConfig { size: Size::mib(511) });
+    assert_eq!(config.validate(), Ok(()));
+    assert_eq!(VmConfig::from_json(&config.to_json()), Ok(config.clone()));
+    config.balloon = Some(BalloonConfig { size: Size::mib(512) });
+    assert!(matches!(config.validate(), Err(ConfigError::Balloon { .. })));
+    config.balloon = VmConfig::from_json(r#"{"kernel": "k", "balloon": {}}"#).unwrap().balloon;
+    assert_eq!(config.validate(), Ok(()));
+    config.memory.hugepages = true;
+    assert!(matches!(config.validate(), Err(ConfigError::Balloon { .. })));
+}

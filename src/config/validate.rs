@@ -31,6 +31,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: String,
     },
+    /// A balloon that does not fit its machine.
+    #[error("--balloon {size}: {why}")]
+    Balloon {
+        /// What was asked for.
+        size: Size,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Two devices share an id.
     #[error("two devices are called `{0}`; give one of them another id=")]
     DuplicateId(String),
@@ -92,6 +100,7 @@ impl VmConfig {
             return Err(ConfigError::Cpus(self.cpus));
         }
         self.validate_memory()?;
+        self.validate_balloon()?;
         let ids = self.disks.iter().map(|d| &d.id).chain(self.nets.iter().map(|n| &n.id));
         let mut seen = HashSet::new();
         let single = self.single_devices();
@@ -137,6 +146,7 @@ impl VmConfig {
             (self.rng, "rng"),
             (self.console_device == ConsoleDevice::Virtio, "tty"),
             (!self.ports.is_empty(), "ports"),
+            (self.balloon.is_some(), "balloon"),
         ];
         let there = devices.into_iter().filter(|(there, _)| *there);
         there.map(|(_, name)| name.to_owned()).collect()
@@ -160,6 +170,19 @@ impl VmConfig {
             if !seen.insert(name) {
                 return Err(ConfigError::DuplicatePort(name.clone()));
             }
+        }
+        Ok(())
+    }
+
+    fn validate_balloon(&self) -> Result<(), ConfigError> {
+        let Some(balloon) = self.balloon else { return Ok(()) };
+        let size = balloon.size;
+        let error = |why: String| Err(ConfigError::Balloon { size, why });
+        if self.memory.hugepages {
+            return error("a balloon gives back 4 KiB pages, and huge pages have none".to_owned());
+        }
+        if size >= self.memory.size {
+            return error(format!("the guest has {}, and needs some of it", self.memory.size));
         }
         Ok(())
     }

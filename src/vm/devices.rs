@@ -4,6 +4,7 @@
 //! on the command line follow from its place in the list.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ use husk_devices::platform::{
     PVPANIC_LEN, PowerControl, PvPanic,
 };
 use husk_devices::serial::{Line, UART_LEN, Uart};
+use husk_devices::virtio::balloon::ram::Plain;
+use husk_devices::virtio::balloon::{Balloon, BalloonDevice};
 use husk_devices::virtio::blk::Blk;
 use husk_devices::virtio::blk::backend::DiskBackend;
 use husk_devices::virtio::console::endpoint::Endpoint;
@@ -48,6 +51,7 @@ pub(super) struct Devices {
     pub uart: Arc<Uart>,
     /// The console, where it is not the UART.
     pub tty: Option<Arc<Tty>>,
+    pub balloon: Option<Arc<Balloon>>,
     /// Rung to press the power button; an irqfd.
     pub power_button: EventFd,
     pub generation: Generation,
@@ -59,10 +63,12 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    /// Opens every backend and puts every device on its bus.
+    /// Opens every backend and puts every device on its bus. At the guest addresses `not_ram` a file
+    /// is mapped over `memory`.
     pub fn open(
         config: &VmConfig,
         memory: &GuestMemoryMmap,
+        not_ram: Vec<Range<u64>>,
         events: EventSink,
     ) -> Result<Self, VmError> {
         let worker = Worker::spawn("husk-worker")?;
@@ -76,6 +82,19 @@ impl Devices {
         if let Some(tty) = &tty {
             devices
                 .push(("tty".to_owned(), Box::new(TtyDevice::new(tty.clone(), worker.handle()))));
+        }
+
+        let balloon = match &config.balloon {
+            None => None,
+            Some(balloon) => Some(Balloon::new(balloon.size.0).map_err(host("balloon"))?),
+        };
+        if let Some(balloon) = &balloon {
+            // Giving memory back takes long enough to have a worker of its own.
+            let own = Worker::spawn("husk-balloon")?;
+            let plain = Plain::new(memory.clone(), not_ram);
+            let device = BalloonDevice::new(balloon.clone(), plain, own.handle());
+            devices.push(("balloon".to_owned(), Box::new(device)));
+            workers.push(own);
         }
 
         let mut pio = BusBuilder::default();
@@ -125,6 +144,7 @@ impl Devices {
             virtio,
             uart,
             tty,
+            balloon,
             power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(host("power button"))?,
             generation: Generation::new()?,

@@ -45,7 +45,7 @@ pub use console::stdio_streams;
 pub use error::VmError;
 pub use metrics::{DeviceMetrics, Metrics};
 pub use outcome::Outcome;
-pub use running::{Ended, RunningVm};
+pub use running::{BalloonError, Ended, RunningVm};
 
 /// Bytes of stack of the threads of this floor.
 const STACK: usize = 256 << 10;
@@ -91,7 +91,11 @@ impl Vm {
         let post = mailbox.clone();
         let events: EventSink = Arc::new(move |event| post.post(Message::Guest(event)));
         console::check(&config)?;
-        let devices = Devices::open(&config, &memory, events)?;
+        let not_ram = match config.share_kernel {
+            true => software.kernel.extent(),
+            false => Vec::new(),
+        };
+        let devices = Devices::open(&config, &memory, not_ram, events)?;
         timeline.mark(Phase::DevicesOpened);
         let console = match console {
             Some(streams) => Source::Streams(streams),
@@ -115,6 +119,8 @@ impl Vm {
             timeline: controller.timeline.clone(),
             console: controller.devices.uart.output().clone(),
             tty: controller.devices.tty.clone(),
+            balloon: controller.devices.balloon.clone(),
+            memory_size: controller.config.memory.size.0,
             metrics: metrics::Collector::new(&controller.devices),
             console_path: controller.devices.console_path().map(Path::to_owned),
             controller: None,

@@ -4,6 +4,7 @@
 
 #[cfg(test)]
 mod adversary;
+pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod core;

@@ -1,6 +1,6 @@
 //! What is written behind the options of `husk run` that are about smaller devices.
 
-use husk::config::{ConsoleDevice, PortConfig};
+use husk::config::{BalloonConfig, ConsoleDevice, PortConfig};
 
 use crate::cli::keyvalue::KeyValues;
 
@@ -10,6 +10,13 @@ pub fn parse_console_device(text: &str) -> Result<ConsoleDevice, String> {
         "virtio" => Ok(ConsoleDevice::Virtio),
         _ => Err("serial or virtio".to_owned()),
     }
+}
+
+pub fn parse_balloon(text: &str) -> Result<BalloonConfig, String> {
+    let mut kv = KeyValues::parse("--balloon", &["size"], text)?;
+    let size = kv.value("size")?.ok_or("how much? --balloon 256M, or --balloon 0")?;
+    let size = size.parse().map_err(|e: husk::config::SizeError| e.to_string())?;
+    Ok(BalloonConfig { size })
 }
 
 pub fn parse_port(text: &str) -> Result<PortConfig, String> {
@@ -33,6 +40,8 @@ mod tests {
         assert_eq!(parse_port("log,file=x").unwrap().file, Some("x".into()));
         assert!(parse_port("socket=x").unwrap_err().contains("name=NAME"));
         assert!(parse_port("name=a,sokcet=x").unwrap_err().contains("did you mean `socket`"));
+        assert_eq!(parse_balloon("256M").unwrap().size, husk::config::Size::mib(256));
+        assert!(parse_balloon("much").unwrap_err().contains("512M"));
         assert!(parse_console_device("tty").is_err());
         assert_eq!(parse_console_device("virtio"), Ok(ConsoleDevice::Virtio));
     }

@@ -31,6 +31,10 @@ impl Segment {
         self.0.iov_len
     }
 
+    pub(super) fn base(&self) -> *const u8 {
+        self.0.iov_base.cast()
+    }
+
     /// The piece `from..from + len`, cut at the end.
     pub(super) fn cut(&self, from: usize, len: usize) -> Segment {
         let from = from.min(self.len());
