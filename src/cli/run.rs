@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use husk::config::{
     BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig,
-    OnReboot, PortConfig, Size, VmConfig,
+    OnReboot, PmemConfig, PortConfig, Size, VmConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
@@ -58,6 +58,9 @@ pub struct Run {
     /// A disk: path=FILE[,ro][,id=NAME]; may be repeated
     #[arg(long, value_name = "DISK", value_parser = parse_disk)]
     disk: Vec<DiskConfig>,
+    /// A file as persistent memory, /dev/pmem0: path=FILE[,ro][,id=NAME]; may be repeated
+    #[arg(long, value_name = "PMEM", value_parser = device_values::parse_pmem)]
+    pmem: Vec<PmemConfig>,
     /// A network interface: tap=NAME or fd=N, [,mac=MAC][,id=NAME]; may be repeated
     #[arg(long, value_name = "NET", value_parser = parse_net)]
     net: Vec<NetConfig>,
@@ -225,6 +228,9 @@ impl Run {
         config.memory = self.memory.unwrap_or(config.memory);
         if !self.disk.is_empty() {
             config.disks = self.disk;
+        }
+        if !self.pmem.is_empty() {
+            config.pmem = self.pmem;
         }
         if !self.net.is_empty() {
             config.nets = self.net;

@@ -42,6 +42,9 @@ pub struct VmConfig {
     /// Disks, in the order in which the guest finds them (`/dev/vda`, `/dev/vdb`…).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
+    /// Files the guest has as persistent memory, in order (`/dev/pmem0`, `/dev/pmem1`…).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pmem: Vec<PmemConfig>,
     /// Network interfaces, in the order in which the guest finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<NetConfig>,
@@ -94,6 +97,7 @@ impl VmConfig {
             cpus: default_cpus(),
             memory: MemoryConfig::default(),
             disks: Vec::new(),
+            pmem: Vec::new(),
             nets: Vec::new(),
             rng: true,
             balloon: None,
@@ -146,6 +150,20 @@ pub struct DiskConfig {
     /// A raw image or a block device.
     pub path: PathBuf,
     /// Whether the guest may only read it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub readonly: bool,
+}
+
+/// A file as persistent memory (virtio-pmem); see `docs/devices/pmem.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemConfig {
+    /// Names the device in messages. Unique.
+    #[serde(default)]
+    pub id: String,
+    /// The file, whose length is a multiple of 2 MiB.
+    pub path: PathBuf,
+    /// Whether the guest may only read it. VMs that only read share it, and its pages in memory.
     #[serde(default, skip_serializing_if = "is_false")]
     pub readonly: bool,
 }

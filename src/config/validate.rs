@@ -87,6 +87,11 @@ impl VmConfig {
                 disk.id = format!("disk{n}");
             }
         }
+        for (n, pmem) in self.pmem.iter_mut().enumerate() {
+            if pmem.id.is_empty() {
+                pmem.id = format!("pmem{n}");
+            }
+        }
         for (n, net) in self.nets.iter_mut().enumerate() {
             if net.id.is_empty() {
                 net.id = format!("net{n}");
@@ -102,6 +107,7 @@ impl VmConfig {
         self.validate_memory()?;
         self.validate_balloon()?;
         let ids = self.disks.iter().map(|d| &d.id).chain(self.nets.iter().map(|n| &n.id));
+        let ids = ids.chain(self.pmem.iter().map(|p| &p.id));
         let mut seen = HashSet::new();
         let single = self.single_devices();
         seen.extend(&single);
@@ -114,7 +120,7 @@ impl VmConfig {
                 return Err(ConfigError::DuplicateId(id.clone()));
             }
         }
-        let devices = self.disks.len() + self.nets.len() + single.len();
+        let devices = self.disks.len() + self.pmem.len() + self.nets.len() + single.len();
         if devices > layout::VIRTIO_MAX {
             return Err(ConfigError::TooManyDevices(devices));
         }

@@ -71,6 +71,7 @@ pub(super) fn check(config: &VmConfig) -> Result<(), VmError> {
     for (what, written) in ports.chain(console) {
         let Some(wanted) = identity(written) else { continue };
         let disks = config.disks.iter().map(|disk| disk.path.as_path());
+        let disks = disks.chain(config.pmem.iter().map(|pmem| pmem.path.as_path()));
         let mut others = disks.chain([config.kernel.as_path()]).chain(config.initrd.as_deref());
         if let Some(other) = others.find(|other| identity(other) == Some(wanted)) {
             let source = io::Error::other(format!("the VM needs it as {}", other.display()));

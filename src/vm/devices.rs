@@ -25,14 +25,16 @@ use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::net::Net;
 use husk_devices::virtio::net::tap::Tap;
+use husk_devices::virtio::pmem::Pmem;
 use husk_devices::virtio::rng::Rng;
 use husk_devices::worker::Worker;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::{Console, Source};
 use super::error::{VmError, host};
 use super::generation::Generation;
+use super::pmem::{self, PmemRegion};
 use crate::config::{ConsoleDevice, NetConfig, PortConfig, VmConfig, parse_mac};
 use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
@@ -52,6 +54,8 @@ pub(super) struct Devices {
     /// The console, where it is not the UART.
     pub tty: Option<Arc<Tty>>,
     pub balloon: Option<Arc<Balloon>>,
+    /// Files in the guest's address space.
+    pub pmem: Vec<PmemRegion>,
     /// Rung to press the power button; an irqfd.
     pub power_button: EventFd,
     pub generation: Generation,
@@ -97,6 +101,17 @@ impl Devices {
             workers.push(own);
         }
 
+        let pmem = pmem::open(&config.pmem, memory)?;
+        for (config, file) in config.pmem.iter().zip(&pmem) {
+            // Flushing blocks, as a disk does.
+            let own = Worker::spawn(format!("husk-{}", config.id))?;
+            let start = file.region.start_addr().0;
+            let device = Pmem::new(file.file.clone(), start, own.handle());
+            devices.push((config.id.clone(), Box::new(device)));
+            workers.push(own);
+        }
+        let reachable = pmem::reachable(memory, &pmem)?;
+
         let mut pio = BusBuilder::default();
         let ports: [(&str, u64, u64, Arc<dyn BusDevice>); 7] = [
             (
@@ -134,7 +149,7 @@ impl Devices {
                 gsi: layout::VIRTIO_GSI + n,
             };
             let transport =
-                MmioTransport::new(&name, device, memory.clone()).map_err(host(&name))?;
+                MmioTransport::new(&name, device, reachable.clone()).map_err(host(&name))?;
             let transport = Arc::new(transport);
             mmio.add(name, slot.base.into(), MMIO_WINDOW, transport.clone())?;
             virtio.push(Placed { slot, transport });
@@ -145,6 +160,7 @@ impl Devices {
             uart,
             tty,
             balloon,
+            pmem,
             power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(host("power button"))?,
             generation: Generation::new()?,

@@ -33,6 +33,8 @@ pub enum VmError {
     #[error("network interface {id}: {source}")]
     Tap { id: String, source: husk_devices::virtio::net::tap::TapError },
     #[error(transparent)]
+    Pmem(#[from] husk_devices::virtio::pmem::PmemError),
+    #[error(transparent)]
     Port(#[from] husk_devices::virtio::console::endpoint::EndpointError),
     #[error(transparent)]
     Bus(#[from] husk_devices::bus::BusError),

@@ -96,11 +96,14 @@ impl Firmware<'_> {
         if !cmdline.has("panic=") {
             cmdline.append("panic=-1")?;
         }
-        if let Some(disk) = self.config.disks.first()
+        let disk = self.config.disks.first().map(|disk| ("vda", disk.readonly));
+        let pmem = self.config.pmem.first().map(|pmem| ("pmem0", pmem.readonly));
+        if let Some((root, readonly)) = disk.or(pmem)
             && self.config.cmdline.is_none()
             && !cmdline.has("root=")
         {
-            cmdline.append(if disk.readonly { "root=/dev/vda ro" } else { "root=/dev/vda rw" })?;
+            let how = if readonly { "ro" } else { "rw" };
+            cmdline.append(&format!("root=/dev/{root} {how}"))?;
         }
         if !self.config.acpi {
             cmdline.append("acpi=off")?;
@@ -132,7 +135,7 @@ fn memory_map(memory: &GuestMemoryMmap) -> Vec<E820Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, MemoryConfig, Size};
+    use crate::config::{DiskConfig, MemoryConfig, PmemConfig, Size};
 
     fn firmware(config: &VmConfig) -> String {
         let slots = [VirtioSlot { base: 0xd000_0000, gsi: 6 }];
@@ -158,8 +161,12 @@ mod tests {
         let mut config = VmConfig::new("k");
         config.disks = vec![DiskConfig { id: "d".into(), path: "p".into(), readonly: true }];
         assert!(firmware(&config).ends_with("root=/dev/vda ro"));
+        config.pmem = vec![PmemConfig { id: "p".into(), path: "p".into(), readonly: true }];
+        assert!(firmware(&config).ends_with("root=/dev/vda ro"));
+        config.disks.clear();
+        assert!(firmware(&config).ends_with("root=/dev/pmem0 ro"));
         config.append = "root=/dev/vdb".to_owned();
-        assert!(!firmware(&config).contains("vda"));
+        assert!(!firmware(&config).contains("pmem"));
     }
 
     #[test]

@@ -8,12 +8,13 @@ use std::thread::JoinHandle;
 
 use husk_devices::virtio::mmio::QUEUE_NOTIFY;
 use kvm_ioctls::{IoEventAddress, VmFd};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
 use super::devices::Devices;
 use super::error::{VmError, host};
 use super::firmware::{Firmware, Software};
 use super::making::Making;
+use super::pmem;
 use crate::config::VmConfig;
 use crate::hypervisor::{self, Hypervisor, HypervisorError, failed};
 use crate::timeline::{Phase, Timeline};
@@ -72,6 +73,7 @@ impl Machine {
         if parts.software.kernel.is_opaque() || !parts.config.acpi {
             hypervisor::add_timer(&vm)?;
         }
+        pmem::register(&vm, &parts.devices.pmem, parts.memory.num_regions())?;
         connect(&vm, parts.devices)?;
         parts.timeline.mark(Phase::KvmVmReady);
 

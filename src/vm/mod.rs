@@ -20,6 +20,7 @@ mod mailbox;
 mod making;
 mod metrics;
 mod outcome;
+mod pmem;
 mod running;
 
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! What is written behind the options of `husk run` that are about smaller devices.
 
-use husk::config::{BalloonConfig, ConsoleDevice, PortConfig};
+use husk::config::{BalloonConfig, ConsoleDevice, PmemConfig, PortConfig};
 
 use crate::cli::keyvalue::KeyValues;
 
@@ -17,6 +17,15 @@ pub fn parse_balloon(text: &str) -> Result<BalloonConfig, String> {
     let size = kv.value("size")?.ok_or("how much? --balloon 256M, or --balloon 0")?;
     let size = size.parse().map_err(|e: husk::config::SizeError| e.to_string())?;
     Ok(BalloonConfig { size })
+}
+
+pub fn parse_pmem(text: &str) -> Result<PmemConfig, String> {
+    let mut kv = KeyValues::parse("--pmem", &["path", "ro", "id"], text)?;
+    Ok(PmemConfig {
+        path: kv.value("path")?.ok_or("which file? --pmem path=FILE")?.into(),
+        readonly: kv.switch("ro")?,
+        id: kv.value("id")?.unwrap_or_default(),
+    })
 }
 
 pub fn parse_port(text: &str) -> Result<PortConfig, String> {
@@ -42,6 +51,9 @@ mod tests {
         assert!(parse_port("name=a,sokcet=x").unwrap_err().contains("did you mean `socket`"));
         assert_eq!(parse_balloon("256M").unwrap().size, husk::config::Size::mib(256));
         assert!(parse_balloon("much").unwrap_err().contains("512M"));
+        let pmem = parse_pmem("root.img,ro").unwrap();
+        assert_eq!((pmem.path, pmem.readonly), ("root.img".into(), true));
+        assert!(parse_pmem("ro").unwrap_err().contains("path=FILE"));
         assert!(parse_console_device("tty").is_err());
         assert_eq!(parse_console_device("virtio"), Ok(ConsoleDevice::Virtio));
     }
