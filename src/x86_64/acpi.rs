@@ -327,9 +327,11 @@ mod tests {
         address.extend((layout::GENERATION_ID as u32).to_le_bytes());
         address.push(0);
         assert!(place(&address).is_some());
-        assert!(layout::GENERATION_ID >= layout::LOW_RAM_END);
-        assert!(layout::GENERATION_ID.is_multiple_of(8));
-        assert!((layout::GENERATION_ID | 0xfff) < layout::ACPI);
+        const {
+            assert!(layout::GENERATION_ID >= layout::LOW_RAM_END);
+            assert!(layout::GENERATION_ID.is_multiple_of(8));
+            assert!((layout::GENERATION_ID | 0xfff) < layout::ACPI);
+        }
     }
 
     #[test]

@@ -12,18 +12,26 @@ use std::time::Duration;
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::balloon::ram::Plain;
+use super::balloon::{Balloon, BalloonDevice};
 use super::blk::Blk;
 use super::blk::backend::DiskBackend;
+use super::console::endpoint::Endpoint;
+use super::console::ports::Ports;
+use super::console::tty::{Tty, TtyDevice};
 use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
+use super::mmio::MmioTransport;
 use super::net::Net;
 use super::net::tap::Tap;
+use super::pmem::{ALIGNMENT, Pmem, PmemFile};
 use super::queue::{Answer, Queue, QueueState, Round};
 use super::rng::Rng;
 use super::testing::{
     DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, guarded_memory,
 };
 use crate::bus::BusDevice;
+use crate::serial::{Line, Uart};
 use crate::worker::Worker;
 
 const SIZE: u16 = 16;
@@ -36,6 +44,7 @@ struct Subject {
     wire: Option<UnixDatagram>,
     _worker: Worker,
     _image: Option<tempfile::NamedTempFile>,
+    _dir: Option<tempfile::TempDir>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,16 +52,35 @@ enum Kind {
     Rng,
     Blk,
     Net,
+    Tty,
+    Ports,
+    Balloon,
+    Pmem,
+}
+
+impl Kind {
+    /// What a driver of it accepts beside what is every device's.
+    fn features(self) -> u64 {
+        match self {
+            Kind::Rng | Kind::Blk | Kind::Pmem => 0,
+            Kind::Net => 1 << 15,
+            Kind::Tty => 1,
+            Kind::Ports => 2,
+            Kind::Balloon => 0x36,
+        }
+    }
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![Just(Kind::Rng), Just(Kind::Blk), Just(Kind::Net)]
+    use Kind::*;
+    prop::sample::select(vec![Rng, Blk, Net, Tty, Ports, Balloon, Pmem])
 }
 
 impl Subject {
     fn new(kind: Kind) -> Subject {
         let worker = Worker::spawn("subject").unwrap();
-        let (mut image, mut wire) = (None, None);
+        let memory = guarded_memory(&[MEMORY]);
+        let (mut image, mut wire, mut dir) = (None, None, None);
         let device: Box<dyn VirtioDevice> = match kind {
             Kind::Rng => Box::new(Rng::new(worker.handle())),
             Kind::Blk => {
@@ -69,8 +97,35 @@ impl Subject {
                 wire = Some(theirs);
                 Box::new(Net::new("net", Tap::plain(OwnedFd::from(ours)), None, worker.handle()))
             }
+            Kind::Tty => {
+                let tty = Tty::beside(Uart::new().unwrap()).unwrap();
+                tty.receive(&[b'x'; 500]);
+                Box::new(TtyDevice::new(tty, worker.handle()))
+            }
+            Kind::Ports => {
+                let place = tempfile::tempdir().unwrap();
+                let socket = Endpoint::socket(&place.path().join("s")).unwrap();
+                let file = Endpoint::file(&place.path().join("f")).unwrap();
+                dir = Some(place);
+                let ports = vec![("s".to_owned(), socket), ("f".to_owned(), file)];
+                Box::new(Ports::new(ports, worker.handle()))
+            }
+            Kind::Balloon => {
+                let plain = Plain::new(memory.clone(), Vec::new());
+                let balloon = Balloon::new(1 << 20).unwrap();
+                Box::new(BalloonDevice::new(balloon, plain, worker.handle()))
+            }
+            Kind::Pmem => {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                file.as_file().set_len(ALIGNMENT).unwrap();
+                let open = PmemFile::open(file.path(), true).unwrap();
+                image = Some(file);
+                Box::new(Pmem::new(open.into(), 1 << 32, worker.handle()))
+            }
         };
-        Subject { driver: Driver::idle(device), kind, wire, _worker: worker, _image: image }
+        let transport = MmioTransport::new("subject", device, memory.clone()).unwrap();
+        let driver = Driver { transport, memory, rings: Vec::new() };
+        Subject { driver, kind, wire, _worker: worker, _image: image, _dir: dir }
     }
 
     /// Frames come and go on the far side.
@@ -90,7 +145,7 @@ impl Subject {
         if let Some(wire) = &self.wire {
             while wire.recv(&mut [0; 1]).is_ok() {}
         }
-        driver.bring_up(INDIRECT_DESC, SIZE);
+        driver.bring_up(INDIRECT_DESC | self.kind.features(), SIZE);
         match self.kind {
             Kind::Rng => {
                 driver.send(0, &[Piece::In(DATA, 64)]);
@@ -103,9 +158,14 @@ impl Subject {
                 assert_eq!(driver.wait_used(0, 1), [(0, 513)]);
                 assert_eq!(driver.read(DATA + 0x800, 1), [0]);
             }
-            Kind::Net => {
+            Kind::Net | Kind::Tty | Kind::Ports | Kind::Balloon => {
                 driver.send(1, &[Piece::Out(DATA, 77)]);
                 assert_eq!(driver.wait_used(1, 1), [(0, 0)]);
+            }
+            Kind::Pmem => {
+                driver.write(DATA, &[0; 4]);
+                driver.send(0, &[Piece::Out(DATA, 4), Piece::In(DATA + 8, 4)]);
+                assert_eq!(driver.wait_used(0, 1), [(0, 4)]);
             }
         }
         assert_eq!(driver.status() & 0x40, 0);
@@ -296,15 +356,13 @@ proptest! {
         event_idx in any::<bool>(),
     ) {
         let mut subject = Subject::new(kind);
-        let mergeable = if matches!(kind, Kind::Net) { 1 << 15 } else { 0 };
-        let features = INDIRECT_DESC | mergeable | if event_idx { EVENT_IDX } else { 0 };
+        let features = INDIRECT_DESC | kind.features() | if event_idx { EVENT_IDX } else { 0 };
         subject.driver.bring_up(features, SIZE);
-        for (ring, hostile) in subject.driver.rings.iter_mut().zip(&rings) {
+        for (ring, hostile) in subject.driver.rings.iter_mut().zip(rings.iter().cycle()) {
             hostile.put(ring);
         }
         for _ in 0..3 {
-            subject.driver.ring(0);
-            subject.driver.ring(1);
+            (0..subject.driver.rings.len() as u32).for_each(|queue| subject.driver.ring(queue));
             subject.stir();
             std::thread::sleep(Duration::from_micros(300));
         }
