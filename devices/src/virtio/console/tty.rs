@@ -152,23 +152,32 @@ impl Line for Tty {
 pub struct TtyDevice {
     tty: Arc<Tty>,
     worker: WorkerHandle,
-    /// The size the driver knows, or may have read by itself; none before it is up.
-    told: Option<WindowSize>,
+    told: Told,
     task: Option<Task<Serve>>,
+}
+
+/// What the driver was told of the window. Linux reads the config space only when it is told that it
+/// has changed, and forgets it when it is told too early; so it is told when it is up, and once more
+/// when it says its first word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Told {
+    size: Option<WindowSize>,
+    after_its_first_word: bool,
 }
 
 /// What a snapshot keeps of the console.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
-    told: Option<WindowSize>,
+    told: Told,
     typed: Vec<u8>,
 }
 
 impl TtyDevice {
     /// The device behind which `tty` is, served by `worker`.
     pub fn new(tty: Arc<Tty>, worker: WorkerHandle) -> TtyDevice {
-        TtyDevice { tty, worker, told: None, task: None }
+        TtyDevice { tty, worker, told: Told::default(), task: None }
     }
 }
 
@@ -200,8 +209,7 @@ impl VirtioDevice for TtyDevice {
             tx.ring();
         }
         let up = rx.is_some();
-        let told = *self.told.get_or_insert(self.tty.size());
-        let serve = Serve { tty: self.tty.clone(), rx, tx, memory, interrupt, told };
+        let serve = Serve { tty: self.tty.clone(), rx, tx, memory, interrupt, told: self.told };
         self.task = Some(self.worker.add(serve)?);
         // For what was typed and for a size that changed meanwhile.
         self.tty.ring();
@@ -211,7 +219,7 @@ impl VirtioDevice for TtyDevice {
 
     fn stop(&mut self) -> Vec<QueueState> {
         let Some(serve) = self.task.take().and_then(Task::take) else { return Vec::new() };
-        self.told = Some(serve.told);
+        self.told = serve.told;
         serve.rx.iter().chain(&serve.tx).map(Queue::state).collect()
     }
 
@@ -232,7 +240,7 @@ impl VirtioDevice for TtyDevice {
     }
 
     fn reset(&mut self) {
-        self.told = None;
+        self.told = Told::default();
         self.tty.set_up(false);
     }
 }
@@ -244,7 +252,7 @@ struct Serve {
     tx: Option<Queue>,
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
-    told: WindowSize,
+    told: Told,
 }
 
 impl Serve {
@@ -252,12 +260,18 @@ impl Serve {
     fn transmit(&mut self) {
         let Serve { tty, tx: Some(tx), memory, interrupt, .. } = self else { return };
         tx.quiet();
+        let mut spoken = false;
         tx.process(memory, interrupt, |chain| {
+            spoken = true;
             if write_out(chain, tty.output()) > 0 {
                 interrupt.counters().add_error();
             }
             Answer::Done(0)
         });
+        if spoken && !self.told.after_its_first_word {
+            self.told = Told { size: None, after_its_first_word: true };
+            self.tell_size();
+        }
     }
 
     /// To the guest, as far as it has given buffers.
@@ -287,9 +301,9 @@ impl Serve {
     }
 
     fn tell_size(&mut self) {
-        let now = self.tty.size();
-        if now != self.told {
-            self.told = now;
+        let now = Some(self.tty.size());
+        if now != self.told.size {
+            self.told.size = now;
             self.interrupt.signal_config();
         }
     }

@@ -96,8 +96,17 @@ fn what_is_typed_and_not_read_is_bounded_and_asked_for_again_when_it_is_read() {
 
 #[test]
 fn the_window_s_size_is_in_the_config_space_and_a_new_one_is_told() {
-    let rig = rig(1);
+    let mut rig = rig(1);
     assert_eq!(rig.driver.config(0, 4), [80, 0, 24, 0]);
+    // When it is up and when it speaks for the first time; see Told.
+    for _ in 0..2 {
+        wait_until("a configuration change", || rig.driver.get(0x60) & 2 != 0);
+        rig.driver.set(0x64, 3);
+        rig.driver.send(1, &[Piece::Out(DATA, 1)]);
+        rig.driver.wait_used(1, 1);
+    }
+    rig.driver.set(0x64, 1);
+    assert_eq!(rig.driver.get(0x60), 0);
     rig.tty.resize(WindowSize { columns: 300, rows: 50 });
     wait_until("a configuration change", || rig.driver.get(0x60) & 2 != 0);
     assert_eq!(rig.driver.config(0, 6), [44, 1, 50, 0, 0, 0]);
