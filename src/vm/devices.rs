@@ -1,7 +1,8 @@
 //! The machine's devices: made from the configuration, placed on the buses.
 //!
-//! A new virtio device is one line in [`open_virtio`]; address, interrupt and description in ACPI or
-//! on the command line follow from its place in the list.
+//! A new virtio device is one line in [`open_virtio`], or in [`super::handles`] when others than the
+//! guest want something of it; address, interrupt and description in ACPI or on the command line follow
+//! from its place in the list.
 
 use std::io;
 use std::ops::Range;
@@ -14,28 +15,23 @@ use husk_devices::platform::{
     PVPANIC_LEN, PowerControl, PvPanic,
 };
 use husk_devices::serial::{Line, UART_LEN, Uart};
-use husk_devices::virtio::balloon::ram::Plain;
-use husk_devices::virtio::balloon::{Balloon, BalloonDevice};
 use husk_devices::virtio::blk::Blk;
 use husk_devices::virtio::blk::backend::DiskBackend;
-use husk_devices::virtio::console::endpoint::Endpoint;
-use husk_devices::virtio::console::ports::Ports;
-use husk_devices::virtio::console::tty::{Tty, TtyDevice};
 use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::net::Net;
 use husk_devices::virtio::net::tap::Tap;
-use husk_devices::virtio::pmem::Pmem;
 use husk_devices::virtio::rng::Rng;
 use husk_devices::worker::Worker;
-use vm_memory::{GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::{Console, Source};
 use super::error::{VmError, host};
 use super::generation::Generation;
-use super::pmem::{self, PmemRegion};
-use crate::config::{ConsoleDevice, NetConfig, PortConfig, VmConfig, parse_mac};
+use super::handles::{Handles, Place};
+use super::pmem;
+use crate::config::{NetConfig, VmConfig, parse_mac};
 use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
 use crate::x86_64::layout;
@@ -51,11 +47,8 @@ pub(super) struct Devices {
     pub buses: Buses,
     pub virtio: Vec<Placed>,
     pub uart: Arc<Uart>,
-    /// The console, where it is not the UART.
-    pub tty: Option<Arc<Tty>>,
-    pub balloon: Option<Arc<Balloon>>,
-    /// Files in the guest's address space.
-    pub pmem: Vec<PmemRegion>,
+    /// What others than the guest want of some of them.
+    pub handles: Handles,
     /// Rung to press the power button; an irqfd.
     pub power_button: EventFd,
     pub generation: Generation,
@@ -78,39 +71,10 @@ impl Devices {
         let worker = Worker::spawn("husk-worker")?;
         let mut workers = Vec::new();
         let uart = Uart::new().map_err(host("serial console"))?;
-        let tty = match config.console_device {
-            ConsoleDevice::Serial => None,
-            ConsoleDevice::Virtio => Some(Tty::beside(uart.clone()).map_err(host("console"))?),
-        };
         let mut devices = open_virtio(config, &worker, &mut workers)?;
-        if let Some(tty) = &tty {
-            devices
-                .push(("tty".to_owned(), Box::new(TtyDevice::new(tty.clone(), worker.handle()))));
-        }
-
-        let balloon = match &config.balloon {
-            None => None,
-            Some(balloon) => Some(Balloon::new(balloon.size.0).map_err(host("balloon"))?),
-        };
-        if let Some(balloon) = &balloon {
-            // Giving memory back takes long enough to have a worker of its own.
-            let own = Worker::spawn("husk-balloon")?;
-            let plain = Plain::new(memory.clone(), not_ram);
-            let device = BalloonDevice::new(balloon.clone(), plain, own.handle());
-            devices.push(("balloon".to_owned(), Box::new(device)));
-            workers.push(own);
-        }
-
-        let pmem = pmem::open(&config.pmem, memory)?;
-        for (config, file) in config.pmem.iter().zip(&pmem) {
-            // Flushing blocks, as a disk does.
-            let own = Worker::spawn(format!("husk-{}", config.id))?;
-            let start = file.region.start_addr().0;
-            let device = Pmem::new(file.file.clone(), start, own.handle());
-            devices.push((config.id.clone(), Box::new(device)));
-            workers.push(own);
-        }
-        let reachable = pmem::reachable(memory, &pmem)?;
+        let place = Place { ram: memory, not_ram, uart: &uart, worker: &worker };
+        let handles = Handles::open(config, place, &mut devices, &mut workers)?;
+        let reachable = pmem::reachable(memory, &handles.pmem)?;
 
         let mut pio = BusBuilder::default();
         let ports: [(&str, u64, u64, Arc<dyn BusDevice>); 7] = [
@@ -158,9 +122,7 @@ impl Devices {
             buses: Buses { pio: Arc::new(pio.build()), mmio: Arc::new(mmio.build()) },
             virtio,
             uart,
-            tty,
-            balloon,
-            pmem,
+            handles,
             power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(host("power button"))?,
             generation: Generation::new()?,
@@ -172,7 +134,7 @@ impl Devices {
 
     /// Connects the console. What the guest wrote before is shown then.
     pub fn connect_console(&mut self, source: Source) -> Result<(), VmError> {
-        let line: Arc<dyn Line> = match &self.tty {
+        let line: Arc<dyn Line> = match &self.handles.tty {
             Some(tty) => tty.clone(),
             None => self.uart.clone(),
         };
@@ -222,7 +184,7 @@ impl Drop for Devices {
 }
 
 /// A virtio device and its id.
-type Named = (String, Box<dyn VirtioDevice>);
+pub(super) type Named = (String, Box<dyn VirtioDevice>);
 
 /// Every virtio device of the configuration with its name, in the order in which the guest finds
 /// them.
@@ -249,23 +211,7 @@ fn open_virtio(
     if config.rng {
         devices.push(("rng".to_owned(), Box::new(Rng::new(worker.handle()))));
     }
-    if !config.ports.is_empty() {
-        let ports = config.ports.iter().map(open_port).collect::<Result<_, _>>()?;
-        devices.push(("ports".to_owned(), Box::new(Ports::new(ports, worker.handle()))));
-    }
     Ok(devices)
-}
-
-fn open_port(port: &PortConfig) -> Result<(String, Endpoint), VmError> {
-    let endpoint = match (&port.socket, &port.file) {
-        (Some(path), _) => Endpoint::socket(path)?,
-        (None, Some(path)) => Endpoint::file(path)?,
-        // Refused by VmConfig::validate.
-        (None, None) => {
-            return Err(crate::config::ConfigError::PortBackend(port.name.clone()).into());
-        }
-    };
-    Ok((port.name.clone(), endpoint))
 }
 
 fn open_tap(net: &NetConfig) -> Result<Tap, VmError> {

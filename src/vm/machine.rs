@@ -73,7 +73,7 @@ impl Machine {
         if parts.software.kernel.is_opaque() || !parts.config.acpi {
             hypervisor::add_timer(&vm)?;
         }
-        pmem::register(&vm, &parts.devices.pmem, parts.memory.num_regions())?;
+        pmem::register(&vm, &parts.devices.handles.pmem, parts.memory.num_regions())?;
         connect(&vm, parts.devices)?;
         parts.timeline.mark(Phase::KvmVmReady);
 

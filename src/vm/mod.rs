@@ -15,6 +15,7 @@ mod devices;
 mod error;
 mod firmware;
 mod generation;
+mod handles;
 mod machine;
 mod mailbox;
 mod making;
@@ -119,8 +120,8 @@ impl Vm {
             verdict: verdict.clone(),
             timeline: controller.timeline.clone(),
             console: controller.devices.uart.output().clone(),
-            tty: controller.devices.tty.clone(),
-            balloon: controller.devices.balloon.clone(),
+            tty: controller.devices.handles.tty.clone(),
+            balloon: controller.devices.handles.balloon.clone(),
             memory_size: controller.config.memory.size.0,
             metrics: metrics::Collector::new(&controller.devices),
             console_path: controller.devices.console_path().map(Path::to_owned),
