@@ -115,9 +115,9 @@ mod tests {
         memory
     }
 
-    fn plain(excluded: Vec<Range<u64>>) -> (GuestMemoryMmap, Plain) {
+    fn plain(excluded: Option<Range<u64>>) -> (GuestMemoryMmap, Plain) {
         let memory = memory();
-        (memory.clone(), Plain::new(memory, excluded))
+        (memory.clone(), Plain::new(memory, excluded.into_iter().collect()))
     }
 
     fn pages(memory: &GuestMemoryMmap) -> Vec<u8> {
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn whole_pages_in_one_region_are_given_back_and_nothing_else() {
-        let (memory, plain) = plain(vec![0x3000..0x3800]);
+        let (memory, plain) = plain(Some(0x3000..0x3800));
         plain.discard(0x2000, 0x1000).unwrap();
         plain.discard(0x7000, 0x2000).unwrap();
         assert_eq!(pages(&memory), [1, 0, 1, 1, 1, 1, 0, 0]);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn of_memory_known_by_its_mapping_only_the_whole_pages_are_given_back() {
-        let (memory, plain) = plain(Vec::new());
+        let (memory, plain) = plain(None);
         let base = memory.iter().next().unwrap().as_ptr().cast_const();
         let piece = |at: usize, len: usize| (base.wrapping_add(at), len);
         assert_eq!(plain.discard_mapped(piece(1, 0x1000)).unwrap(), 0);

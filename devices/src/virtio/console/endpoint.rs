@@ -5,7 +5,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -64,12 +65,8 @@ impl Endpoint {
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(EndpointError::NotASocket(path.to_owned()));
             }
-            Ok(_) => match UnixStream::connect(path) {
-                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path).map_err(host)?;
-                }
-                _ => return Err(EndpointError::InUse(path.to_owned())),
-            },
+            Ok(_) if is_dead(path).map_err(host)? => std::fs::remove_file(path).map_err(host)?,
+            Ok(_) => return Err(EndpointError::InUse(path.to_owned())),
         }
         let listener = UnixListener::bind(path).map_err(host)?;
         let mode = std::fs::Permissions::from_mode(0o600);
@@ -176,6 +173,32 @@ impl Endpoint {
             Kind::File(file) => from.writev(file.as_fd()),
         }
     }
+}
+
+/// Whether nobody listens to the socket at `path` any more. Somebody who has no time for another
+/// connection is alive, and is not waited for.
+fn is_dead(path: &Path) -> io::Result<bool> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was made just now and is nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut address =
+        libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() >= address.sun_path.len() {
+        return Err(io::ErrorKind::InvalidFilename.into());
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: `address` is a whole sockaddr_un, whose path ends with a NUL.
+    let done = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    Ok(done != 0 && io::Error::last_os_error().kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl Drop for Endpoint {
