@@ -1,7 +1,7 @@
 #!/bin/sh
-# /usr/local/bin/husk-demo of the Debian image: shows that this machine works, then powers it off.
-# Run at start-up when husk.demo is on the kernel command line; husk.ip=ADDRESS/PREFIX and
-# husk.gw=ADDRESS there give its network card an address and name the host.
+# /usr/local/bin/husk-demo of the Debian image: shows that this machine works. rc.local runs it when
+# husk.demo is on the kernel command line, and powers the machine off after it. husk.ip=ADDRESS/PREFIX
+# and husk.gw=ADDRESS there give the network card an address and name the host.
 word() { tr ' ' '\n' </proc/cmdline | sed -n "s/^$1=//p"; }
 failed=0
 check() { # check TITLE COMMAND…: shows a command and what it says

@@ -1,8 +1,8 @@
 # Runs one command in the testbed, as process 1 with the host's root file system already in place.
-# The directory /run/husk/job is shared with xtask outside:
+# The directory /run/husk/job is shared with xtask outside, which fills it in job.rs:
 #   command    what to run, a shell script that ends in exec          (read)
 #   tty        present: on a terminal, which is /dev/hvc0             (read)
-#   end        the words that end each output stream, see session.rs  (read)
+#   end        the words that end each output stream, see stream.rs   (read)
 #   winsize    "ROWS COLUMNS" of the terminal outside                 (read, may change)
 #   heartbeat  a number that grows every second                       (written)
 #   status     the command's exit status                              (written, last of all)

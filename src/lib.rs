@@ -14,14 +14,23 @@
 //! signal it claims is the first real-time signal, for which it installs an empty handler: KVM_RUN
 //! can be interrupted in no other way.
 
-pub mod boot;
+mod boot;
 pub mod config;
 pub mod doctor;
-pub mod hypervisor;
+pub mod error;
+mod files;
+#[cfg(test)]
+#[path = "../tests/fixture/hugepages.rs"]
+mod hugepages;
+mod hypervisor;
 pub mod kernels;
 mod memory;
+mod size;
+#[cfg(test)]
+#[path = "../tests/fixture/skipped.rs"]
+mod skipped;
 pub mod timeline;
-pub mod vcpu;
+mod vcpu;
 mod vm;
 mod x86_64;
 
@@ -29,6 +38,8 @@ pub use husk_devices::counters::Counts;
 pub use husk_devices::serial::{ConsoleStreams, Escape};
 pub use husk_devices::virtio::balloon::stats::MemoryStatistics;
 pub use husk_devices::virtio::console::tty::WindowSize;
+pub use hypervisor::Cause;
+pub use vcpu::report::CrashReport;
 pub use vm::{
     BalloonError, DeviceMetrics, Ended, Metrics, Outcome, RunningVm, Vm, VmError, stdio_streams,
 };

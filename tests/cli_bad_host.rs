@@ -80,6 +80,50 @@ fn a_network_descriptor_that_is_no_tap_is_refused() {
 }
 
 #[test]
+fn no_descriptor_of_husks_own_is_taken_for_an_inherited_tap() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let tap = format!("tap=huskf{}", std::process::id());
+    for number in 3..40 {
+        let fd = format!("fd={number}");
+        let args = ["--kernel", "kernel", "--net", &tap, "--net", &fd];
+        refuses_run(&sandbox, &args, &[&format!("net1: descriptor {number} is not a TAP")]);
+    }
+}
+
+#[test]
+fn an_interface_that_is_no_tap_is_said_to_be_none() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let args = ["--kernel", "kernel", "--net", "tap=lo"];
+    let finished = sandbox.run(&[&["run"], &args[..]].concat());
+    if finished.stderr.contains("/dev/net/tun") || finished.stderr.contains("no permission") {
+        fixture::skipped("husk may not use TAPs here");
+        return;
+    }
+    refuses_run(&sandbox, &args, &["net0: lo is", "no TAP"]);
+}
+
+#[test]
+fn too_many_open_files_are_answered_with_the_remedy() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let husk = env!("CARGO_BIN_EXE_husk");
+    let mut refused = 0;
+    for limit in 6..30 {
+        let script = format!(r#"ulimit -n {limit}; exec "$0" run --kernel kernel --memory 32M"#);
+        let command = &mut sandbox.program("sh", &["-c", &script, husk]);
+        let finished = Running::start(command).finish();
+        if finished.status != 0 {
+            assert_eq!(finished.status, 125, "{limit}: {finished:?}");
+            assert!(finished.stderr.contains("`ulimit -n`"), "{limit}: {finished:?}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[test]
 fn without_permission_a_tap_and_a_disk_are_refused_by_name() {
     needs_kvm!();
     let sandbox = Sandbox::with_kernel();
@@ -103,6 +147,7 @@ fn without_permission_a_tap_and_a_disk_are_refused_by_name() {
     }
     for (args, words) in [
         ("--disk secret", &["disk secret", "ermission denied"][..]),
+        ("--initrd secret", &["initrd secret", "ermission denied"]),
         ("--net tap=husk-no-such", &["husk-no-such"]),
     ] {
         if let Some(command) = in_mount_namespace(&sandbox, &script(args)) {
@@ -111,6 +156,55 @@ fn without_permission_a_tap_and_a_disk_are_refused_by_name() {
     }
     let taps = std::fs::read_to_string("/proc/net/dev").unwrap();
     assert!(!taps.contains("husk-no-such"), "an interface was left behind");
+}
+
+#[test]
+fn a_tap_that_husk_made_is_gone_whatever_ends_husk() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    sandbox.file(
+        "kernel",
+        image(32, |a| {
+            a.say("up")?;
+            a.spin()
+        }),
+    );
+    fixture::husk::sparse(&sandbox.path().join("huge"), 64 << 20);
+    let tap = format!("husk{}", std::process::id());
+    let interface = std::path::Path::new("/sys/class/net").join(&tap);
+    let net = format!("tap={tap}");
+    let args = ["--kernel", "kernel", "--memory", "32M", "--net", &net];
+
+    let up = [&["run"], &args[..], &["--console", "file=log"]].concat();
+    let mut running = Running::start(&mut sandbox.husk(&up));
+    let log = sandbox.path().join("log");
+    while !std::fs::read(&log).is_ok_and(|said| said.starts_with(b"up")) {
+        if running.child.try_wait().unwrap().is_some() {
+            let finished = running.finish();
+            assert!(finished.stderr.contains(&tap), "{finished:?}");
+            fixture::skipped("husk may not make a TAP here");
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(interface.exists(), "husk has made no TAP");
+    running.child.kill().unwrap();
+    running.status();
+    assert!(!interface.exists(), "left behind after a SIGKILL");
+    std::fs::remove_file(log).unwrap();
+
+    // Failures of later steps: a second interface, the console, the kernel's parameters, its initrd.
+    let long = "x".repeat(3000);
+    for (late, words) in [
+        (["--net", "fd=77"], "77"),
+        (["--net", net.as_str()], tap.as_str()),
+        (["--console", "file=nowhere/log"], "nowhere/log"),
+        (["--append", long.as_str()], "command line"),
+        (["--initrd", "huge"], "more memory"),
+    ] {
+        refuses_run(&sandbox, &[&args[..], &late].concat(), &[words]);
+        assert!(!interface.exists(), "left behind after a failure: {late:?}");
+    }
 }
 
 /// Runs `sh -c script` in a mount namespace of its own, with husk as `$0` and `run --kernel kernel`

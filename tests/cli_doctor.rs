@@ -100,7 +100,7 @@ fn fake_apt(bin: &Path, fresh: &Path) {
          case \"$*\" in *linux-image-6*) echo x;; *) echo '  Depends: linux-image-6.1-x';; esac\n"
     );
     let dpkg_deb = "#!/bin/sh\n/bin/mkdir -p $3/boot $3/lib/modules/6.1-x\n\
-                    echo kernel >$3/boot/vmlinuz-6.1-x\n: >$3/lib/modules/6.1-x/modules.dep\n";
+                    printf '\\177ELF\\n' >$3/boot/vmlinuz-6.1-x\n: >$3/lib/modules/6.1-x/modules.dep\n";
     for (name, script) in
         [("apt-get", apt_get.as_str()), ("apt-cache", apt_cache.as_str()), ("dpkg-deb", dpkg_deb)]
     {
@@ -128,7 +128,7 @@ fn a_fetched_kernel_is_the_default_and_is_not_fetched_twice() {
         "{said}"
     );
     assert_eq!(output.stdout, b"");
-    assert_eq!(std::fs::read(own.join("default/vmlinuz")).unwrap(), b"kernel\n");
+    assert_eq!(std::fs::read(own.join("default/vmlinuz")).unwrap(), b"\x7fELF\n");
 
     let said = text(&fetch().stderr);
     assert!(said.contains("was here already") && !said.contains("downloading"), "{said}");

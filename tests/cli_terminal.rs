@@ -10,14 +10,17 @@
 mod fixture;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fixture::husk::{Running, Sandbox};
 use fixture::kernel::image;
+use fixture::process::is_stopped;
 use fixture::{Code, Emit, LIMIT};
 use iced_x86::code_asm::{al, dx, edx};
 
@@ -71,7 +74,9 @@ impl Terminal {
         command
             .stdin(line.try_clone().unwrap())
             .stdout(line.try_clone().unwrap())
-            .stderr(line.try_clone().unwrap());
+            .stderr(line.try_clone().unwrap())
+            // Not an orphaned group, whatever this test's is: such a one cannot be stopped.
+            .process_group(0);
         let keyboard = File::from(main);
         let screen = Arc::new(Mutex::new(Vec::new()));
         let (mut glass, seen) = (keyboard.try_clone().unwrap(), screen.clone());
@@ -110,11 +115,21 @@ impl Terminal {
 
     /// Fails unless the terminal is raw; husk may still be on its way there.
     fn is_raw(&self) {
-        let deadline = Instant::now() + LIMIT;
-        while !is_raw(&self.line) {
-            assert!(Instant::now() < deadline, "the terminal is not raw");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        within_the_limit("the terminal is raw", || is_raw(&self.line));
+    }
+
+    /// Fails unless husk is stopped; the signal may still be on its way there.
+    fn is_stopped(&self) {
+        within_the_limit("husk is stopped", || is_stopped(self.running.child.id()));
+    }
+
+    /// Fails unless the settings are those from before husk.
+    fn is_as_before(&self) {
+        let (before, now) = (self.before, settings(&self.line));
+        assert_eq!(
+            (now.c_iflag, now.c_oflag, now.c_lflag, now.c_cc),
+            (before.c_iflag, before.c_oflag, before.c_lflag, before.c_cc),
+        );
     }
 
     /// Waits for husk's end, after which the terminal must be as it was, and returns the status and
@@ -122,12 +137,7 @@ impl Terminal {
     fn end(mut self) -> (Option<i32>, String) {
         let status = self.running.status();
         assert!(!is_raw(&self.line), "the terminal is still raw after {status:?}");
-        let after = settings(&self.line);
-        let before = self.before;
-        assert_eq!(
-            (after.c_iflag, after.c_oflag, after.c_lflag, after.c_cc),
-            (before.c_iflag, before.c_oflag, before.c_lflag, before.c_cc),
-        );
+        self.is_as_before();
         std::thread::sleep(Duration::from_millis(50));
         (status.code(), String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned())
     }
@@ -138,6 +148,15 @@ impl Drop for Terminal {
         // Of a test that failed; it is gone already after one that did not.
         let _ = self.running.child.kill();
         let _ = self.running.child.wait();
+    }
+}
+
+/// Fails unless `what` comes true in time.
+fn within_the_limit(what: &str, mut is_true: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_true() {
+        assert!(Instant::now() < deadline, "not so: {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -195,6 +214,21 @@ fn ctrl_a_x_ends_the_guest_and_restores_the_terminal() {
 }
 
 #[test]
+fn ctrl_a_x_ends_husk_also_when_the_vm_waits_for_the_host() {
+    needs_kvm!();
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(512).unwrap();
+    let mut terminal = Terminal::run(deaf, &["--disk", disk.path().to_str().unwrap()]);
+    terminal.is_raw();
+    let tid = terminal.running.make_stuck("husk-worker");
+    terminal.type_in(b"\x01x");
+    terminal.running.end_of_stuck(tid);
+    let (status, screen) = terminal.end();
+    assert_eq!(status, Some(0), "{screen}");
+    assert!(screen.contains("the host does not answer"), "{screen}");
+}
+
+#[test]
 fn ctrl_a_h_shows_the_keys_and_the_guest_goes_on() {
     needs_kvm!();
     let mut terminal = Terminal::run(echoing, &[]);
@@ -210,11 +244,53 @@ fn ctrl_a_h_shows_the_keys_and_the_guest_goes_on() {
 }
 
 #[test]
-fn sigterm_restores_the_terminal() {
+fn a_signal_that_asks_husk_to_end_restores_the_terminal() {
+    needs_kvm!();
+    for (signal, status) in [(libc::SIGTERM, 143), (libc::SIGQUIT, 131)] {
+        let terminal = Terminal::run(deaf, &["--grace", "0.2"]);
+        terminal.is_raw();
+        terminal.running.signal(signal);
+        assert_eq!(terminal.end().0, Some(status));
+    }
+}
+
+#[test]
+fn a_stopped_husk_lends_the_terminal_and_takes_it_back() {
+    needs_kvm!();
+    let mut terminal = Terminal::run(echoing, &[]);
+    terminal.is_raw();
+    for round in 0..3 {
+        terminal.running.signal(libc::SIGTSTP);
+        terminal.is_stopped();
+        terminal.is_as_before();
+        terminal.running.signal(libc::SIGCONT);
+        terminal.is_raw();
+        let key = b'a' + round;
+        terminal.type_in(&[key]);
+        terminal.wait_for(&format!("[{}]", char::from(key)));
+    }
+    // Nobody is told of a SIGSTOP; a shell puts the terminal right by itself then.
+    terminal.running.signal(libc::SIGSTOP);
+    terminal.is_stopped();
+    // SAFETY: an open terminal and settings that came from tcgetattr.
+    let set = unsafe { libc::tcsetattr(terminal.line.as_raw_fd(), 0, &terminal.before) };
+    assert_eq!(set, 0);
+    terminal.running.signal(libc::SIGCONT);
+    terminal.is_raw();
+    terminal.type_in(b"q");
+    let (status, screen) = terminal.end();
+    assert_eq!(status, Some(0), "{screen}");
+}
+
+#[test]
+fn a_stopped_husk_that_is_told_to_end_ends_when_it_goes_on() {
     needs_kvm!();
     let terminal = Terminal::run(deaf, &["--grace", "0.2"]);
     terminal.is_raw();
+    terminal.running.signal(libc::SIGTSTP);
+    terminal.is_stopped();
     terminal.running.signal(libc::SIGTERM);
+    terminal.running.signal(libc::SIGCONT);
     assert_eq!(terminal.end().0, Some(143));
 }
 
@@ -255,6 +331,48 @@ fn a_terminal_that_hangs_up_ends_the_guest() {
     terminal.running.signal(libc::SIGHUP);
     let status = terminal.running.status();
     assert_eq!(status.code(), Some(129), "{status:?}");
+}
+
+#[test]
+fn a_console_on_a_pseudo_terminal_is_named_and_works_both_ways() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    sandbox.file("kernel", image(32, echoing));
+    let args = ["--kernel", "kernel", "--memory", "32M", "--rng", "off", "--console", "pty"];
+    let mut command = sandbox.husk(&[&["run"], &args[..]].concat());
+    let (stderr, husks_end) = std::io::pipe().unwrap();
+    let running = Running::start(command.stderr(husks_end));
+    drop(command);
+    let mut named = String::new();
+    BufReader::new(stderr).read_line(&mut named).unwrap();
+    let path = named.trim_end().strip_prefix("husk: the console is at ").unwrap();
+    assert!(path.starts_with("/dev/pts/"), "{named}");
+    let mut pty = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+        .open(path)
+        .unwrap();
+    let mut said = Vec::new();
+    let mut wait_for = |pty: &mut File, text: &str| {
+        within_the_limit(text, || {
+            let mut chunk = [0; 256];
+            match pty.read(&mut chunk) {
+                Ok(len) => said.extend(&chunk[..len]),
+                Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::WouldBlock),
+            }
+            String::from_utf8_lossy(&said).contains(text)
+        });
+    };
+    wait_for(&mut pty, "up");
+    // One at a time: the line discipline must not wait for the end of a line.
+    for key in ["a", "b"] {
+        pty.write_all(key.as_bytes()).unwrap();
+        wait_for(&mut pty, &format!("[{key}]"));
+    }
+    pty.write_all(b"q").unwrap();
+    let finished = running.finish();
+    assert_eq!((finished.status, finished.stdout.as_str()), (0, ""), "{finished:?}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use fixture::assembly::RESET;
 use fixture::guest::config;
 use fixture::{Console, Emit, Guest, Kernel};
+use husk::config::VsockConfig;
 use husk::{Outcome, Vm};
 
 /// What a process has.
@@ -69,10 +70,13 @@ fn two_hundred_vms_and_a_hundred_reboots_leak_no_descriptor_thread_or_mapping() 
         a.say("up")?;
         a.spin()
     });
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("v.sock");
     leaves_nothing("start and drop", 200, |round| {
         let guest = Guest::start_with(&spinning, |config| {
             config.cpus = 1 + round as u32 % 3;
             config.memory.shared = round % 2 == 1;
+            config.vsock = Some(VsockConfig { cid: 3, socket: socket.clone() });
         });
         if round % 4 == 0 {
             guest.console.wait_for("up", 1);
@@ -82,6 +86,7 @@ fn two_hundred_vms_and_a_hundred_reboots_leak_no_descriptor_thread_or_mapping() 
         }
         drop(guest.vm);
         guest.console.all();
+        assert!(!socket.exists());
     });
 
     leaves_nothing("create and drop", 50, |_| {

@@ -87,7 +87,7 @@ done
         guest.wait_for(&format!("SYNCED {}.", 10 + round % 7));
         guest.signal(libc::SIGKILL);
         let done = guest.finish();
-        done.expect_status(137);
+        done.expect_status(1009);
         let said = done.console.lines().filter_map(|line| line.strip_prefix("SYNCED "));
         let synced: usize = said.filter_map(|n| n.strip_suffix('.')?.parse().ok()).max().unwrap();
         // 0 and 1: without a fault after its journal was replayed.

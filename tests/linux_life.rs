@@ -16,7 +16,8 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use guest::tools::{cpu_time, holdings};
+use guest::process::cpu_time;
+use guest::tools::holdings;
 use guest::{FULL, Lab, PATIENCE, VMLINUX_CLOUD, soak_rounds};
 use husk::config::{ConsoleConfig, DiskConfig, VmConfig};
 use husk::{Outcome, RunningVm, Vm};
@@ -265,7 +266,7 @@ done
     config.disks = vec![DiskConfig {
         id: "disk".to_owned(),
         path: lab.hole("disk.img", 1 << 20),
-        readonly: false,
+        ..DiskConfig::default()
     }];
     config.console = ConsoleConfig::File(console.clone());
     let vm: RunningVm = Vm::new(config).unwrap().start().unwrap();

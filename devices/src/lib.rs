@@ -4,10 +4,16 @@
 //! it is built and tested on a machine without `/dev/kvm`. The machine floor (`husk`) places the
 //! devices on its buses and connects their event descriptors to KVM.
 
+pub mod block;
 pub mod bus;
 mod complaints;
 pub mod counters;
+mod iovec;
+pub mod panics;
 pub mod platform;
 pub mod serial;
+#[cfg(test)]
+#[path = "../../tests/fixture/skipped.rs"]
+mod skipped;
 pub mod virtio;
 pub mod worker;

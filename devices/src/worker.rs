@@ -16,6 +16,11 @@ use event_manager::{
     EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId,
 };
 
+use crate::panics;
+
+/// Called, with a sentence, when a worker has ended of itself: the devices in it are gone.
+pub type OnBroken = Arc<dyn Fn(String) + Send + Sync>;
+
 /// What a worker can run: it registers its descriptors in `init` and is called back in `process`.
 pub trait Run: MutEventSubscriber + Any + Send {}
 impl<T: MutEventSubscriber + Any + Send> Run for T {}
@@ -55,20 +60,45 @@ pub struct Worker {
 impl Worker {
     /// Starts a thread called `name` (Linux shows the first 15 bytes).
     pub fn spawn(name: impl Into<String>) -> Result<Worker, WorkerError> {
+        Self::spawn_watched(name, |_| {})
+    }
+
+    /// As [`Worker::spawn`]; should the loop fail or a task in it panic, the thread ends, every task
+    /// with it, and `on_failure` is called there with a sentence about it.
+    ///
+    /// # Errors
+    /// When the host has no thread or no epoll descriptor left.
+    pub fn spawn_watched(
+        name: impl Into<String>,
+        on_failure: impl FnOnce(String) + Send + 'static,
+    ) -> Result<Worker, WorkerError> {
+        let name = name.into();
         let mut manager = EventManager::<Slot>::new_with_capacity(64)?;
         let handle = WorkerHandle { remote: manager.remote_endpoint() };
         let ended = Arc::new(AtomicBool::new(false));
         let until = ended.clone();
-        let thread =
-            std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(move || {
-                while !until.load(Ordering::Acquire) {
-                    if let Err(e) = manager.run() {
-                        log::error!("worker: the event loop failed: {e}");
-                        return;
-                    }
-                }
-            })?;
+        let called = format!("the worker thread {name}");
+        let run = move || -> Result<(), event_manager::Error> {
+            while !until.load(Ordering::Acquire) {
+                manager.run()?;
+            }
+            Ok(())
+        };
+        let thread = std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
+            let ran = panics::caught(&called, run);
+            match ran {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => on_failure(format!("{called}: its event loop failed: {e}")),
+                Err(panic) => on_failure(panic),
+            }
+        })?;
         Ok(Worker { handle, ended, thread: Some(thread) })
+    }
+
+    /// Ends the thread without waiting for that: the kernel does not let a thread go before the
+    /// requests it has made of a host that hangs.
+    pub fn abandon(mut self) {
+        self.thread = None;
     }
 
     /// A handle through which tasks enter the loop.
@@ -160,6 +190,34 @@ mod tests {
         doorbell.write(1).unwrap();
         assert_eq!(heard.recv().unwrap(), 1);
         assert_eq!(task.take().unwrap().rung, 1);
+    }
+
+    /// Panics when its doorbell rings.
+    struct Panicking(EventFd);
+
+    impl MutEventSubscriber for Panicking {
+        fn init(&mut self, ops: &mut EventOps) {
+            ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+        }
+        fn process(&mut self, _: Events, _: &mut EventOps) {
+            panic!("rung");
+        }
+    }
+
+    #[test]
+    fn a_worker_whose_task_panics_tells_so_and_one_that_ends_says_nothing() {
+        let (tell, told) = mpsc::channel();
+        let worker = Worker::spawn_watched("watched", move |why| tell.send(why).unwrap()).unwrap();
+        let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let task = worker.handle().add(Panicking(doorbell.try_clone().unwrap())).unwrap();
+        doorbell.write(1).unwrap();
+        let why = told.recv().unwrap();
+        assert!(why.contains("worker thread watched panicked") && why.ends_with("rung"), "{why}");
+        assert!(task.take().is_none());
+
+        let (tell, told) = mpsc::channel();
+        drop(Worker::spawn_watched("quiet", move |why| tell.send(why).unwrap()).unwrap());
+        assert!(told.recv().is_err());
     }
 
     #[test]

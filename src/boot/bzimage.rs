@@ -14,6 +14,8 @@ use super::{bytes_at, u16_at, u32_at, u64_at};
 /// Bytes of a file's beginning that hold the longest setup header there can be: it starts at 0x1f1
 /// and, its jump offset being a byte, ends before 0x202 + 0x100.
 pub const HEAD_SIZE: usize = 0x302;
+/// No `bzImage` is longer, in bytes (the largest carry their initramfs); nor is what it unpacks to.
+pub const MAX_LEN: u64 = super::unpack::MAX_UNPACKED;
 /// Where the header begins, in the file and in the zero page.
 pub(super) const HEADER_AT: usize = 0x1f1;
 /// Where the zero page has room for it to end (`edd_mbr_sig_buffer` follows).
@@ -66,8 +68,6 @@ pub struct FileRange {
 /// The facts of a `bzImage`'s setup header; fields of newer protocols have boot.rst's defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetupHeader {
-    /// The boot protocol: 0x020f is 2.15.
-    pub version: u16,
     /// The protected-mode code, inside the file.
     pub code: FileRange,
     /// The compressed kernel, inside the file and the protected-mode code, if there is one.
@@ -154,7 +154,6 @@ impl SetupHeader {
             .ok_or_else(|| HeaderError::Damaged("its load address is out of bounds".into()))?;
 
         Ok(SetupHeader {
-            version,
             code,
             payload,
             load_address,

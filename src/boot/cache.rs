@@ -16,25 +16,37 @@ mod entry;
 mod index;
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use super::elf::Elf;
 use super::host;
 use super::image::Image;
+use crate::files::write_renamed;
 pub(super) use entry::Key;
 pub(super) use index::Stamp;
 
-/// How many kernels are kept; of more, those longest unused go.
-const KEEP_KERNELS: usize = 16;
-/// How many index records are kept; they are small, and one is left by every kernel file deleted.
-const KEEP_RECORDS: usize = 256;
+/// What is kept in a directory; of more, the files longest unused go.
+#[derive(Clone, Copy)]
+struct Room {
+    files: usize,
+    /// Of all files together.
+    bytes: u64,
+}
+
+/// Kernels: a distribution's is 30 to 60 MiB, and half of it zeros that are not kept.
+const KERNELS: Room = Room { files: 16, bytes: 512 << 20 };
+/// Index records: they are small, and one is left by every kernel file deleted.
+const RECORDS: Room = Room { files: 256, bytes: (256 * MAX_RECORD) as u64 };
 /// An index record is some 300 bytes; what is longer is none.
 const MAX_RECORD: usize = 1024;
+
+/// Read-only: what is there is complete, and may be mapped into running guests.
+const MODE: Option<u32> = Some(0o400);
 
 /// Where unpacked kernels are kept, and whether the user was told that they are not.
 #[derive(Debug)]
@@ -51,11 +63,13 @@ impl Cache {
     }
 
     /// A cache in a directory of the caller's, which is made when something is stored.
+    #[cfg(test)]
     pub fn at(dir: impl Into<PathBuf>) -> Cache {
         Cache { dir: Some(dir.into()), warned: AtomicBool::new(false) }
     }
 
     /// No cache: every `bzImage` is unpacked every time. Nothing is said about it.
+    #[cfg(test)]
     pub fn off() -> Cache {
         Cache { dir: None, warned: AtomicBool::new(true) }
     }
@@ -107,14 +121,14 @@ impl Cache {
             return None;
         };
         let stored = make_dirs(dir).and_then(|()| {
-            write_renamed(&entry_path(dir, key), |file| entry::write(file, key, elf, image))
+            write_renamed(&entry_path(dir, key), MODE, |file| entry::write(file, key, elf, image))
         });
         if let Err(error) = stored {
             self.warn(Some(dir), &error);
             return None;
         }
-        prune(&dir.join("kernels"), KEEP_KERNELS, Some(&entry_path(dir, key)));
-        prune(&dir.join("index"), KEEP_RECORDS, None);
+        prune(&dir.join("kernels"), KERNELS, Some(&entry_path(dir, key)));
+        prune(&dir.join("index"), RECORDS, None);
         let (file, stamp) = self.open_entry(dir, key)?;
         self.record(dir, source, key, &stamp);
         entry::parse(file, &stamp)
@@ -151,7 +165,7 @@ impl Cache {
         }
         let text = index::text(source, key, stamp);
         let written =
-            write_renamed(&record_path(dir, source), |file| file.write_all(text.as_bytes()));
+            write_renamed(&record_path(dir, source), MODE, |file| file.write_all(text.as_bytes()));
         if let Err(error) = written {
             self.warn(Some(dir), &error);
         }
@@ -201,24 +215,10 @@ fn private_dir(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file under a temporary name beside `path` and renames it: others see all of it or none.
-fn write_renamed(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let nanos = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_file_name(format!(".{}-{count}-{nanos:x}.tmp", std::process::id()));
-    // Read-only for later: what is there is complete, and may be mapped into running guests.
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&temporary)?;
-    let written = fill(&mut file).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-/// Removes all but the `keep` files used last, and what a process that died left half-written.
-/// (An entry in use by another process stays readable to it: only its name goes.)
-fn prune(dir: &Path, keep: usize, spare: Option<&Path>) {
+/// Removes what there is no `room` for, the files longest unused first and `spare` never, and what a
+/// process that died left half-written. (An entry in use by another process stays readable to it:
+/// only its name goes.)
+fn prune(dir: &Path, room: Room, spare: Option<&Path>) {
     let Ok(listing) = fs::read_dir(dir) else { return };
     let mut files = Vec::new();
     for file in listing.flatten() {
@@ -229,14 +229,19 @@ fn prune(dir: &Path, keep: usize, spare: Option<&Path>) {
         let age = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
         if temporary && i64::try_from(age).is_ok_and(|now| now - used > 3600) {
             let _ = fs::remove_file(&path);
-        } else if !temporary && Some(path.as_path()) != spare {
-            files.push((used, path));
+        } else if !temporary {
+            let spared = Some(path.as_path()) == spare;
+            files.push((spared, used, metadata.len(), path));
         }
     }
     files.sort();
-    let surplus = (files.len() + usize::from(spare.is_some())).saturating_sub(keep);
-    for (_, path) in files.into_iter().take(surplus) {
-        let _ = fs::remove_file(path);
+    let (mut count, mut bytes) = (0, 0u64);
+    for (spared, _, len, path) in files.into_iter().rev() {
+        count += 1;
+        bytes = bytes.saturating_add(len);
+        if !spared && (count > room.files || bytes > room.bytes) {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

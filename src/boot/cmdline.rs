@@ -43,7 +43,7 @@ pub enum CmdlineError {
         /// The guest-physical address.
         address: u64,
         /// What is wrong with it.
-        source: vm_memory::GuestMemoryError,
+        r#source: vm_memory::GuestMemoryError,
     },
 }
 
@@ -70,31 +70,24 @@ impl Cmdline {
         Ok(Cmdline { kernel: kernel.trim_end_matches(' ').to_owned(), init: init.to_owned() })
     }
 
-    /// Appends parameters for the kernel, before what is for init.
+    /// Appends parameters: those for the kernel before what is for init, and what `text` has for
+    /// init behind that.
     ///
     /// # Errors
     /// As [`Cmdline::new`]. `self` is then as it was.
-    pub fn append(&mut self, parameters: &str) -> Result<(), CmdlineError> {
-        check(parameters)?;
-        let parameters = parameters.trim_matches(' ');
-        if !parameters.is_empty() && !self.kernel.is_empty() {
-            self.kernel.push(' ');
+    pub fn append(&mut self, text: &str) -> Result<(), CmdlineError> {
+        let more = Cmdline::new(text)?;
+        // One "--" is enough; a second would be an argument.
+        let arguments = match self.init.is_empty() {
+            true => more.init.as_str(),
+            false => more.init.trim_start_matches("--").trim_start_matches(' '),
+        };
+        for (all, more) in [(&mut self.kernel, more.kernel.as_str()), (&mut self.init, arguments)] {
+            if !more.is_empty() && !all.is_empty() {
+                all.push(' ');
+            }
+            all.push_str(more);
         }
-        self.kernel.push_str(parameters);
-        Ok(())
-    }
-
-    /// Appends arguments for init, putting `--` first where it is not there yet.
-    ///
-    /// # Errors
-    /// As [`Cmdline::new`]. `self` is then as it was.
-    pub fn append_for_init(&mut self, arguments: &str) -> Result<(), CmdlineError> {
-        check(arguments)?;
-        if self.init.is_empty() {
-            self.init.push_str("--");
-        }
-        self.init.push(' ');
-        self.init.push_str(arguments.trim_matches(' '));
         Ok(())
     }
 

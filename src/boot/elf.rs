@@ -27,18 +27,22 @@ pub(super) const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 pub(super) const XEN_NOTE_NAME: &[u8; 4] = b"Xen\0";
 
 /// No kernel has more program headers (Linux has five).
-const MAX_PHNUM: u16 = 128;
+pub(super) const MAX_PHNUM: u16 = 128;
 /// No kernel has longer notes, in bytes (Linux has some 500).
 const MAX_NOTES: u64 = 64 << 10;
 /// Nothing is loaded below this: the first MiB belongs to the boot data and to what looks like a PC.
 const LOWEST: u64 = 1 << 20;
+
+/// Nothing is loaded at or above this: the page tables of the 64-bit entry map what is below, and
+/// PVH enters without any, with 32-bit addresses.
+const HIGHEST: u64 = 1 << 32;
 
 /// What is wrong with an ELF file.
 #[derive(Debug, thiserror::Error)]
 pub enum ElfError {
     /// The file could not be read.
     #[error("cannot be read: {0}")]
-    Read(#[from] io::Error),
+    Read(io::Error),
     /// An ELF, but not for the machine husk runs.
     #[error("it is an ELF for {0}; husk runs 64-bit x86 kernels")]
     OtherMachine(String),
@@ -55,12 +59,29 @@ pub enum ElfError {
         /// The length of the file, in bytes.
         len: u64,
     },
+    /// A segment goes to where no entry into the kernel reaches.
+    #[error(
+        "segment {index} goes to the physical addresses up to {end:#x}, but a kernel is entered with \
+         no more than the first 4 GiB mapped"
+    )]
+    TooHigh {
+        /// Which one.
+        index: usize,
+        /// The first address after it.
+        end: u64,
+    },
     /// A header says something that cannot be.
     #[error("the ELF headers are damaged: {0}")]
     Damaged(String),
     /// Neither way of entering the kernel is there.
     #[error("its entry point {0:#x} is in none of its segments, and it has no PVH note")]
     NoEntry(u64),
+}
+
+impl From<io::Error> for ElfError {
+    fn from(e: io::Error) -> Self {
+        Self::Read(e)
+    }
 }
 
 /// A piece of the file and where in guest-physical memory it goes.
@@ -159,11 +180,6 @@ impl Elf {
     pub(super) fn holds(&self, address: u64) -> bool {
         self.segments.iter().any(|segment| segment.holds(address))
     }
-
-    /// The first address after the highest segment.
-    pub fn end(&self) -> u64 {
-        self.segments.last().map_or(0, Segment::end)
-    }
 }
 
 /// One program header as the file has it.
@@ -218,6 +234,10 @@ impl Phdr {
             return Err(ElfError::Damaged(format!(
                 "segment {index} does not end ({paddr:#x} + {memsz:#x})"
             )));
+        }
+        let end = paddr.saturating_add(memsz);
+        if end > HIGHEST {
+            return Err(ElfError::TooHigh { index, end });
         }
         Ok(Segment { offset, paddr, filesz, memsz })
     }

@@ -1,5 +1,5 @@
-//! The few things done to guest memory by its host address: reading a file straight into it,
-//! asking for huge pages, and mapping a file's pages over it.
+//! What boot asks of the host's kernel itself: to read a file straight into guest memory, to put huge
+//! pages behind it or a file's pages over it, and whose process this is.
 //!
 //! All of boot's `unsafe` is here. A [`Span`] is a range of one region of guest memory, checked to
 //! be inside it, so that what is done to its host addresses stays in that region's mapping.
@@ -111,15 +111,6 @@ impl Span<'_> {
             .get_slice(MemoryRegionAddress(self.start), self.len)
             .map_err(io::Error::other)?;
         slice.copy_from(bytes);
-        Ok(())
-    }
-
-    /// Makes all of the span zero.
-    pub(super) fn zero(&self) -> io::Result<()> {
-        let host = self.host()?;
-        // SAFETY: as in `read_from`, the range is inside the region's mapping, and nothing in Rust
-        // refers to guest memory; no vCPU runs before its kernel is loaded.
-        unsafe { std::ptr::write_bytes(host, 0, self.len) };
         Ok(())
     }
 

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use vm_memory::GuestMemoryMmap;
 
 use super::host::for_each_span;
-use super::kernel::not_a_file;
 use super::params::GuestRange;
+use super::recognise::not_a_file;
 use super::{PAGE, align_down, align_up};
 
 /// Why an initrd cannot be used. All name the path the user gave.
@@ -22,7 +22,7 @@ use super::{PAGE, align_down, align_up};
 pub enum InitrdError {
     /// It cannot be opened or read.
     #[error("initrd {}: {source}", .path.display())]
-    Read { path: PathBuf, source: io::Error },
+    Read { path: PathBuf, r#source: io::Error },
     /// It is a directory, a pipe or a device.
     #[error("initrd {}: it is {what}, not a file", .path.display())]
     NotAFile { path: PathBuf, what: &'static str },
@@ -31,11 +31,20 @@ pub enum InitrdError {
     Empty { path: PathBuf },
     /// It does not fit between the kernel and the end of memory.
     #[error(
-        "initrd {}: it is {len} bytes, but above the kernel there is room for {room}: give the \
-         guest more memory",
-        .path.display()
+        "initrd {}: it is {} MiB, but above the kernel there is room for {} MiB: give the guest \
+         more memory",
+        .path.display(), tenths(.len.saturating_add(TENTH - 1)), tenths(*.room)
     )]
     TooLarge { path: PathBuf, len: u64, room: u64 },
+}
+
+/// A tenth of a MiB, in bytes, more or less.
+const TENTH: u64 = (1 << 20) / 10;
+
+/// So many bytes in MiB, cut off after a tenth.
+fn tenths(bytes: u64) -> String {
+    let tenths = (u128::from(bytes) * 10) >> 20;
+    format!("{}.{}", tenths / 10, tenths % 10)
 }
 
 /// An initrd file, checked, open until dropped.
@@ -67,11 +76,6 @@ impl Initrd {
             0 => Err(InitrdError::Empty { path: path.to_owned() }),
             len => Ok(Initrd { path: path.to_owned(), file, len }),
         }
-    }
-
-    /// Its length in bytes.
-    pub fn size(&self) -> u64 {
-        self.len
     }
 
     /// Where it goes, page-aligned: as high as possible below `low_ram_end` (the end of the memory

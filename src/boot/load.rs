@@ -53,18 +53,22 @@ pub enum LoadError {
     },
     /// The file could not be read.
     #[error("cannot be read into guest memory: {0}")]
-    Read(#[from] io::Error),
+    Read(io::Error),
+}
+
+impl From<io::Error> for LoadError {
+    fn from(e: io::Error) -> Self {
+        Self::Read(e)
+    }
 }
 
 /// Loads `segments` of `image` into `memory`, and says how it did: [`LoadMethod::Map`] if at least
-/// one page was mapped. With `memory_is_zero`, memory nobody has written to since it was mapped,
-/// zeros are left to be.
+/// one page was mapped. `memory` is as it was mapped, so zeros are left to be.
 pub(super) fn load_segments(
     memory: &GuestMemoryMmap,
     image: &Image,
     segments: &[Segment],
     method: LoadMethod,
-    memory_is_zero: bool,
 ) -> Result<LoadMethod, LoadError> {
     for segment in segments {
         let len = usize::try_from(segment.memsz).unwrap_or(usize::MAX);
@@ -95,9 +99,6 @@ pub(super) fn load_segments(
                 Ok(())
             })?;
             target.cut(start, end, &mut pieces);
-        }
-        if !memory_is_zero {
-            for_each_span(memory, end, segment.memsz - segment.filesz, |span, _| span.zero())?;
         }
     }
     read_all(&pieces)?;

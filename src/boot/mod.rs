@@ -15,24 +15,28 @@
 
 pub mod bzimage;
 pub mod cache;
+pub(crate) mod carried;
 pub mod cmdline;
 pub mod elf;
+mod error;
 mod host;
 mod image;
 pub mod initrd;
 pub mod kernel;
 pub mod load;
 pub mod params;
+mod recognise;
 mod relayout;
 pub mod unpack;
 
 #[cfg(test)]
-mod synth;
+pub mod synth;
 
 pub use cache::Cache;
 pub use cmdline::{Cmdline, CmdlineError};
+pub use error::KernelError;
 pub use initrd::{Initrd, InitrdError};
-pub use kernel::{Kernel, KernelError, LoadOptions, Loaded, Protocol};
+pub use kernel::{Kernel, LoadOptions, Loaded};
 pub use load::LoadMethod;
 
 /// The size of a page of guest memory, in bytes.
@@ -48,7 +52,7 @@ fn align_down(value: u64, align: u64) -> u64 {
     value & !(align.wrapping_sub(1))
 }
 
-/// The little-endian bytes at `offset` of `bytes`, if they are there.
+/// The bytes at `offset` of `bytes`, if they are there.
 fn bytes_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes.get(offset..offset.checked_add(N)?)?.try_into().ok()
 }

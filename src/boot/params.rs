@@ -27,8 +27,6 @@ pub const MAX_E820: usize = 128;
 pub const E820_RAM: u32 = 1;
 /// Not to be used by the guest.
 pub const E820_RESERVED: u32 = 2;
-/// ACPI tables, to be reused once read.
-pub const E820_ACPI: u32 = 3;
 
 /// `hvm_start_info.magic`: "xEn3" with the high bit of the E set.
 const START_MAGIC: u32 = 0x336e_c578;
@@ -51,7 +49,7 @@ pub struct E820Entry {
     pub start: u64,
     /// Its length in bytes.
     pub len: u64,
-    /// [`E820_RAM`], [`E820_RESERVED`], [`E820_ACPI`] or another number of ACPI's.
+    /// [`E820_RAM`], [`E820_RESERVED`] or another number of ACPI's.
     pub kind: u32,
 }
 
@@ -80,7 +78,7 @@ pub enum ParamsError {
         /// The guest-physical address.
         address: u64,
         /// What is wrong with it.
-        source: vm_memory::GuestMemoryError,
+        r#source: vm_memory::GuestMemoryError,
     },
 }
 

@@ -22,22 +22,25 @@ const NOTE_SIZE: u64 = 12 + 4 + 8;
 
 /// The shortest run of zero bytes that is left out: what it saves must be worth a segment.
 const ZERO_RUN: u64 = 64 << 10;
-/// Runs are looked for as long as there are fewer segments than this.
-const MAX_SEGMENTS: usize = 64;
+/// No more segments are made than this: with the note there are as many headers as [`Elf::parse`]
+/// takes back.
+const MAX_SEGMENTS: usize = elf::MAX_PHNUM as usize - 1;
 
 /// `elf` with its segments cut where `image` (in memory) has nothing but zeros for long.
 pub(super) fn without_zeros(elf: &Elf, image: &Image) -> Elf {
     let mut cut = Elf { segments: Vec::new(), ..elf.clone() };
+    let mut cuts = MAX_SEGMENTS.saturating_sub(elf.segments.len());
     for segment in &elf.segments {
-        cut_segment(segment, image, &mut cut.segments);
+        cut_segment(segment, image, &mut cuts, &mut cut.segments);
     }
     let held = |entry: Option<u64>| entry.is_none_or(|entry| cut.holds(entry));
     // Nobody begins in zeros, but a file may say so.
     if held(cut.entry) && held(cut.pvh_entry) { cut } else { elf.clone() }
 }
 
-/// Adds the pieces of `segment`: bytes that are not all zero, and the zeros up to the next piece.
-fn cut_segment(segment: &Segment, image: &Image, pieces: &mut Vec<Segment>) {
+/// Adds the pieces of `segment`: bytes that are not all zero, and the zeros up to the next piece. It
+/// is cut at most as often as `cuts` says, from which that is taken.
+fn cut_segment(segment: &Segment, image: &Image, cuts: &mut usize, pieces: &mut Vec<Segment>) {
     const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
     let Ok(bytes) = image.slice(segment.offset, segment.filesz) else {
         return pieces.push(*segment);
@@ -53,16 +56,15 @@ fn cut_segment(segment: &Segment, image: &Image, pieces: &mut Vec<Segment>) {
             filesz: data_end - start,
             memsz: end - start,
         });
-        pieces.len() < MAX_SEGMENTS
     };
-    let mut more = true;
     for (index, page) in bytes.chunks(ZEROS.len()).enumerate() {
         if ZEROS.get(..page.len()) == Some(page) {
             continue;
         }
         let at = index as u64 * PAGE;
-        if more && at - data_end >= ZERO_RUN {
-            more = push(start, data_end, at);
+        if *cuts > 0 && at - data_end >= ZERO_RUN {
+            push(start, data_end, at);
+            *cuts -= 1;
             start = at;
         }
         data_end = at + page.len() as u64;
@@ -121,7 +123,7 @@ fn file_header(entry: u64, phnum: u64) -> Vec<u8> {
     head.extend((EHDR_SIZE as u64).to_le_bytes()); // e_phoff
     head.extend(0u64.to_le_bytes()); // e_shoff
     head.extend(0u32.to_le_bytes()); // e_flags
-    // e_ehsize, e_phentsize, e_phnum (at most 129), and no sections.
+    // e_ehsize, e_phentsize, e_phnum (at most MAX_PHNUM), and no sections.
     for field in [EHDR_SIZE as u16, PHDR_SIZE as u16, phnum as u16, 0, 0, 0] {
         head.extend(field.to_le_bytes());
     }

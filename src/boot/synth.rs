@@ -7,7 +7,7 @@ use lzma_rust2::{LzmaOptions, LzmaWriter, XzOptions, XzWriter};
 use super::unpack::Compression;
 
 /// The ways a kernel may be packed.
-pub(super) const ALL: [Compression; 6] = [
+pub(crate) const ALL: [Compression; 6] = [
     Compression::Gzip,
     Compression::Xz,
     Compression::Zstd,
@@ -17,14 +17,14 @@ pub(super) const ALL: [Compression; 6] = [
 ];
 
 /// Where the synthetic kernel's first segment goes, and where it is entered.
-pub(super) const BASE: u64 = 0x0100_0000;
-pub(super) const PVH_ENTRY: u64 = BASE + 0x850;
+pub(crate) const BASE: u64 = 0x0100_0000;
+pub(crate) const PVH_ENTRY: u64 = BASE + 0x850;
 /// A header's `init_size` that has room for all of it.
-pub(super) const INIT_SIZE: u32 = 0x0040_0000;
+pub(crate) const INIT_SIZE: u32 = 0x0040_0000;
 
 /// An ELF to be written.
 #[derive(Clone)]
-pub(super) struct Spec {
+pub(crate) struct Spec {
     pub machine: u16,
     pub kind: u16,
     pub entry: u64,
@@ -56,7 +56,7 @@ impl Default for Spec {
 
 impl Spec {
     /// The bytes of the file.
-    pub(super) fn build(&self) -> Vec<u8> {
+    pub(crate) fn build(&self) -> Vec<u8> {
         let phnum = self.segments.len() + usize::from(self.pvh.is_some());
         let mut head = Vec::new();
         head.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
@@ -88,7 +88,7 @@ impl Spec {
     }
 
     /// What guest memory from [`BASE`] on is to hold.
-    pub(super) fn memory(&self) -> Vec<u8> {
+    pub(crate) fn memory(&self) -> Vec<u8> {
         let mut memory = Vec::new();
         for (paddr, bytes, memsz) in &self.segments {
             memory.resize((paddr - BASE) as usize, 0);
@@ -122,7 +122,7 @@ fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {
 }
 
 /// Bytes that compress a little and repeat for a seed; none of them is zero.
-pub(super) fn noise(len: usize, seed: u32) -> Vec<u8> {
+pub(crate) fn noise(len: usize, seed: u32) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
     let mut step = || {
         state ^= state << 13;
@@ -134,7 +134,7 @@ pub(super) fn noise(len: usize, seed: u32) -> Vec<u8> {
 }
 
 /// `bytes` packed as the kernel's build packs them, with their length behind them.
-pub(super) fn pack(compression: Compression, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn pack(compression: Compression, bytes: &[u8]) -> Vec<u8> {
     let mut packed = Vec::new();
     match compression {
         Compression::Gzip => {
@@ -181,12 +181,12 @@ pub(super) fn pack(compression: Compression, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The length of the real-mode part of a synthetic bzImage.
-pub(super) const SETUP_LEN: usize = 3 * 512;
+pub(crate) const SETUP_LEN: usize = 3 * 512;
 /// Where its payload begins in the protected-mode code.
-pub(super) const PAYLOAD_AT: usize = 0x2cc;
+pub(crate) const PAYLOAD_AT: usize = 0x2cc;
 
 /// A bzImage of protocol 2.15 around `payload`.
-pub(super) fn bzimage(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn bzimage(payload: &[u8]) -> Vec<u8> {
     let mut image = vec![0; SETUP_LEN + PAYLOAD_AT];
     image[SETUP_LEN..].copy_from_slice(&noise(PAYLOAD_AT, 9));
     image.extend(payload);

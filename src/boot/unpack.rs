@@ -12,8 +12,10 @@ use ruzstd::decoding::StreamingDecoder;
 
 use super::u32_at;
 
-/// No kernel is longer than this when unpacked, in bytes.
-pub const MAX_UNPACKED: u64 = 1 << 30;
+/// No kernel is longer than this when unpacked, in bytes: a distribution's is 50 to 100 MiB, and its
+/// header's `init_size`, which also counts, bounds it further. What a file of a few KiB can make
+/// husk unpack is this much memory, for a second or two.
+pub const MAX_UNPACKED: u64 = 256 << 20;
 /// What a decoder may use for its window, in KiB. `xz -9` and the kernel's `zstd -22` need 64 and
 /// 128 MiB.
 const MAX_WINDOW_KIB: u32 = 160 << 10;
@@ -77,7 +79,7 @@ pub enum UnpackError {
         /// The compression it was taken for.
         compression: Compression,
         /// What the decoder says.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The claimed length cannot be.
     #[error("its payload claims to unpack to {claimed} bytes; at most {limit} are possible")]

@@ -24,9 +24,9 @@ impl Doctor {
         let report = husk::doctor::examine();
         let text = match self.json {
             true => serde_json::to_string_pretty(&report)? + "\n",
-            false => table(&report),
+            false => super::stderr::plain(&table(&report)),
         };
-        super::kernel::print(&text)?;
+        super::stdout::print(&text)?;
         Ok(if report.linux_boots { 0 } else { CANNOT_BOOT })
     }
 }

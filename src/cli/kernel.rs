@@ -1,7 +1,6 @@
 //! `husk kernel`: the kernels husk knows of, and getting one.
 
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -9,8 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use clap::{Args, Subcommand, ValueEnum};
 use husk::kernels::{self, FetchError, KnownKernel, Origin, Request};
 
-use super::Error;
 use super::signals::Signals;
+use super::stdout::print;
+use super::{Error, stderr};
 
 /// SIGINT, when the signal ended apt-get and has not been seen here yet.
 const INTERRUPT: u8 = 2;
@@ -67,11 +67,7 @@ impl Kernel {
             Command::Fetch { package, flavour } => return fetch(package, flavour),
             Command::Unpack { input, output } => {
                 let len = kernels::unpack(&input, &output)?;
-                eprintln!(
-                    "husk: {} ({:.1} MiB)",
-                    output.display(),
-                    len as f64 / f64::from(1 << 20)
-                );
+                tell!("husk: {} ({:.1} MiB)\n", output.display(), len as f64 / f64::from(1 << 20));
             }
         }
         Ok(0)
@@ -81,10 +77,13 @@ impl Kernel {
 fn list(json: bool) -> Result<(), Error> {
     let known = kernels::list();
     if json {
+        if let Some(kernel) = known.iter().find(|kernel| kernel.path.to_str().is_none()) {
+            return Err(format!("{:?} is not UTF-8, and JSON cannot hold it", kernel.path).into());
+        }
         return Ok(print(&(serde_json::to_string_pretty(&known)? + "\n"))?);
     }
     if known.is_empty() {
-        eprintln!("husk: no kernels here; `husk kernel fetch` brings one");
+        tell!("husk: no kernels here; `husk kernel fetch` brings one\n");
     }
     Ok(print(&table(&known))?)
 }
@@ -103,17 +102,17 @@ fn fetch(package: Option<String>, flavour: Flavour) -> Result<u8, Error> {
         came.store(signals.wait(), Ordering::Release);
         cancel.store(true, Ordering::Release);
     });
-    let fetched = match kernels::fetch(&request, &mut |line| eprintln!("husk: {line}")) {
+    let fetched = match kernels::fetch(&request, &mut |line| tell!("husk: {line}\n")) {
         Err(e @ FetchError::Cancelled) => {
-            eprintln!("husk: {e}");
+            tell!("husk: {e}\n");
             let signal = signal.load(Ordering::Acquire);
             return Ok(128u8.wrapping_add(if signal == 0 { INTERRUPT } else { signal as u8 }));
         }
         other => other?,
     };
     let how = if fetched.was_there { "was here already, and is" } else { "is" };
-    eprintln!(
-        "husk: {} {how} the kernel `husk run` takes now ({})",
+    tell!(
+        "husk: {} {how} the kernel `husk run` takes now ({})\n",
         fetched.version,
         fetched.directory.display()
     );
@@ -122,9 +121,12 @@ fn fetch(package: Option<String>, flavour: Flavour) -> Result<u8, Error> {
 
 /// A line a kernel: mark, version, who put it there, the file.
 fn table(known: &[KnownKernel]) -> String {
-    let width = known.iter().map(|kernel| kernel.version.chars().count()).max().unwrap_or(0);
+    // A file may be called anything.
+    let field = |name: &str| stderr::plain(name).replace('\n', "\\n");
+    let versions: Vec<String> = known.iter().map(|kernel| field(&kernel.version)).collect();
+    let width = versions.iter().map(|version| version.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
-    for kernel in known {
+    for (kernel, version) in known.iter().zip(&versions) {
         let mark = if kernel.default { '*' } else { ' ' };
         let origin = match kernel.origin {
             Origin::Environment => "$HUSK_KERNEL",
@@ -135,21 +137,11 @@ fn table(known: &[KnownKernel]) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{mark} {:width$}  {origin:12}  {}{missing}",
-            kernel.version,
-            kernel.path.display(),
+            "{mark} {version:width$}  {origin:12}  {}{missing}",
+            field(&kernel.path.display().to_string()),
         );
     }
     text
-}
-
-/// Writes to stdout. Whoever closed it has read enough.
-pub fn print(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => other,
-    }
 }
 
 #[cfg(test)]
@@ -174,5 +166,8 @@ mod tests {
             "* x      $HUSK_KERNEL  /no/such/x (does not exist)\n\x20 6.1.0  husk          /\n"
         );
         assert_eq!(table(&[]), "");
+        let hostile = [kernel("\u{1b}[2J\n", Origin::Host, "/boot/\u{1b}[2J\n", false)];
+        let line = table(&hostile);
+        assert!(!line.contains('\u{1b}') && line.matches('\n').count() == 1, "{line:?}");
     }
 }

@@ -35,17 +35,12 @@ impl<'a> KeyValues<'a> {
     }
 
     fn unknown(&self, key: &str) -> String {
-        let nearest = self
-            .known
-            .iter()
-            .min_by_key(|known| strsim::damerau_levenshtein(known, key))
-            .copied()
-            .unwrap_or_default();
-        format!(
-            "{}: unknown key `{key}`; did you mean `{nearest}`? ({})",
-            self.option,
-            self.known.join(", ")
-        )
+        let meant = match husk::config::nearest(key, self.known.iter().copied()) {
+            Some(known) => format!("; did you mean `{known}`?"),
+            None => String::new(),
+        };
+        let known = self.known.join(", ");
+        format!("{}: unknown key `{key}`{meant} (the keys are {known})", self.option)
     }
 
     /// Takes the value of `key`, if it is given.
@@ -106,7 +101,8 @@ mod tests {
     fn mistakes_name_the_option_and_the_nearest_key() {
         let error = KeyValues::parse("--disk", KEYS, "pth=x").unwrap_err();
         assert!(error.contains("--disk") && error.contains("did you mean `path`"), "{error}");
-        assert!(KeyValues::parse("--disk", KEYS, "x,rw").unwrap_err().contains("`rw`"));
+        let error = KeyValues::parse("--disk", KEYS, "x,rw").unwrap_err();
+        assert!(error.contains("`rw` (the keys are path, ro, id)"), "{error}");
         assert!(KeyValues::parse("--disk", KEYS, "x,id=a,id=b").unwrap_err().contains("twice"));
         let mut kv = KeyValues::parse("--disk", KEYS, "path=,ro=maybe,id").unwrap();
         assert!(kv.value("path").is_err() && kv.switch("ro").is_err() && kv.value("id").is_err());

@@ -13,9 +13,7 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record) {
         let level = record.level().as_str().to_ascii_lowercase();
-        // With a carriage return: the terminal may be raw.
-        let line = format!("husk: {level}: {}\r\n", record.args());
-        let line = if super::terminal::is_raw() { line } else { line.replace('\r', "") };
+        let line = format!("husk: {level}: {}\n", record.args());
         // A vCPU or a worker may be speaking: neither waits for a reader.
         super::stderr::say(&line, Duration::ZERO);
     }

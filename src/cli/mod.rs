@@ -15,11 +15,13 @@ mod doctor;
 mod footprint;
 mod kernel;
 mod keyvalue;
+mod limits;
 mod logging;
 mod metrics;
 mod run;
 mod signals;
 mod stderr;
+mod stdout;
 mod terminal;
 
 use std::process::ExitCode;
@@ -48,13 +50,19 @@ enum Command {
 /// Runs the command line and returns the process' exit status.
 pub fn main() -> ExitCode {
     let started = run::process_start();
+    limits::ignore_file_size_signal();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) => {
-            let status = if e.use_stderr() { CANNOT } else { 0 };
-            // A closed stderr or stdout leaves nobody to tell.
+        Err(mut e) => {
+            run::hint_at_kernel(&mut e);
+            if e.use_stderr() {
+                // It quotes what was typed.
+                tell!("{}", e.render());
+                return ExitCode::from(CANNOT);
+            }
+            // A closed stdout leaves nobody to tell.
             let _ = e.print();
-            return ExitCode::from(status);
+            return ExitCode::SUCCESS;
         }
     };
     let result = match cli.command {
@@ -66,7 +74,11 @@ pub fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(e) => {
             terminal::restore();
-            tell!("husk: {e}\n");
+            let words = e.to_string();
+            tell!("husk: {words}\n");
+            if let Some(remedy) = limits::remedy(&words) {
+                tell!("husk: {remedy}\n");
+            }
             ExitCode::from(CANNOT)
         }
     }

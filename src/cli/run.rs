@@ -1,8 +1,9 @@
 //! `husk run`: boot a kernel, be its console, end with its status.
 
-mod device_values;
+mod values;
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -10,16 +11,20 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use husk::config::{
     BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig,
-    OnReboot, PmemConfig, PortConfig, Size, VmConfig,
+    OnReboot, PmemConfig, PortConfig, VmConfig, VsockConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
 use super::awaited::Awaited;
-use super::keyvalue::KeyValues;
-use super::signals::Signals;
-use super::{Error, footprint, logging, metrics, terminal};
+use super::signals::{self, Signals};
+use super::{Error, footprint, limits, logging, metrics, terminal};
+use values::{
+    parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,
+    parse_net, parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_seconds,
+    parse_switch, parse_vsock,
+};
 
 /// Exit status: the time given with --timeout ran out.
 const TIMED_OUT: u8 = 124;
@@ -43,23 +48,25 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// The kernel command line [default: console=ttyS0 pci=off, and root=/dev/vda when there
-    /// is a disk; panic=-1 is added unless panic= is set]
+    /// is a disk; panic=-1 is added unless panic= is set]. With pci=off Linux does not look for PCI,
+    /// which there is none of; its "PCI: Fatal: No config space access function found" is harmless
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Added to the kernel command line; may be repeated
+    /// Added to the kernel command line, after what --config adds; may be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Vec<String>,
     /// Number of vCPUs [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
     cpus: Option<u32>,
     /// Guest memory: SIZE[,shared][,hugepages], as in 512M or 2G [default: 512M]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<MemoryConfig>,
-    /// A disk: path=FILE[,ro][,id=NAME]; may be repeated
+    /// A disk: path=FILE [,ro] [,id=NAME] [,cache=writeback|direct|unsafe]
+    /// [,engine=auto|io_uring|threads] [,queues=N] [,bps=SIZE] [,iops=N]; may be repeated
     #[arg(long, value_name = "DISK", value_parser = parse_disk)]
     disk: Vec<DiskConfig>,
     /// A file as persistent memory, /dev/pmem0: path=FILE[,ro][,id=NAME]; may be repeated
-    #[arg(long, value_name = "PMEM", value_parser = device_values::parse_pmem)]
+    #[arg(long, value_name = "PMEM", value_parser = parse_pmem)]
     pmem: Vec<PmemConfig>,
     /// A network interface: tap=NAME or fd=N, [,mac=MAC][,id=NAME]; may be repeated
     #[arg(long, value_name = "NET", value_parser = parse_net)]
@@ -69,18 +76,22 @@ pub struct Run {
     rng: Option<bool>,
     /// A memory balloon that takes SIZE from the guest at first; what the guest frees comes back to
     /// the host, also with 0
-    #[arg(long, value_name = "SIZE", value_parser = device_values::parse_balloon)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_balloon)]
     balloon: Option<BalloonConfig>,
+    /// Sockets between guest and host: socket=PATH[,cid=N]; the host says `CONNECT <port>` to PATH,
+    /// and the guest reaches PATH_<port> [cid: 3]
+    #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
+    vsock: Option<VsockConfig>,
     /// The console: stdio, none, file=PATH, or pty [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<ConsoleConfig>,
     /// What the console is to the guest: serial (ttyS0), or virtio (hvc0, faster; the kernel command
     /// line says console=hvc0 then) [default: serial]
-    #[arg(long, value_name = "serial|virtio", value_parser = device_values::parse_console_device)]
+    #[arg(long, value_name = "serial|virtio", value_parser = parse_console_device)]
     console_device: Option<ConsoleDevice>,
     /// A byte port, /dev/virtio-ports/NAME in the guest: name=NAME,socket=PATH or
     /// name=NAME,file=PATH; may be repeated
-    #[arg(long, value_name = "PORT", value_parser = device_values::parse_port)]
+    #[arg(long, value_name = "PORT", value_parser = parse_port)]
     port: Vec<PortConfig>,
     /// What a reboot of the guest does [default: restart]
     #[arg(long, value_name = "exit|restart", value_parser = parse_on_reboot)]
@@ -94,7 +105,7 @@ pub struct Run {
     /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew
     #[arg(long)]
     share_kernel: bool,
-    /// On SIGTERM or SIGINT, seconds between the power button and a hard stop
+    /// On SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds between the power button and a hard stop
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     grace: Duration,
     /// End the VM after this many seconds, with status 124
@@ -103,7 +114,7 @@ pub struct Run {
     /// What husk says on stderr
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     log: Level,
-    /// Read the VM from a JSON file; other options override it
+    /// Read the VM from a JSON file (of at most 1 MiB); other options override it, and --append adds to it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the VM as the JSON that --config reads, and exit
@@ -126,6 +137,21 @@ enum Level {
     Info,
     Debug,
     Trace,
+}
+
+/// Says where a kernel goes when `husk run` was given a word that is no option. (The other
+/// subcommands know their words, or are not followed by the name of a file.)
+pub fn hint_at_kernel(error: &mut clap::Error) {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let word = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if !word.starts_with('-') => word.clone(),
+        _ => return,
+    };
+    let in_run = std::env::args_os().nth(1).is_some_and(|subcommand| subcommand == "run");
+    if error.kind() == ErrorKind::UnknownArgument && in_run {
+        let tip = format!("if that is the kernel: husk run --kernel {word}");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
 }
 
 /// When this process began, as far as it can tell: the CPU time it has used lies behind it.
@@ -153,16 +179,22 @@ impl Run {
             Level::Trace => LevelFilter::Trace,
         });
         let (grace, timeout, show) = (self.grace, self.timeout, self.timeline);
-        let (print_config, metrics_path) = (self.print_config, self.metrics.clone());
+        let (print_config, config_file) = (self.print_config, self.config.clone());
+        let metrics_path = self.metrics.clone();
         let mut config = self.into_config()?;
         config.name_devices();
         config.validate()?;
+        if let Some(file) = &config_file {
+            spare(file, &config)?;
+        }
         if print_config {
-            use std::io::Write as _;
-            writeln!(std::io::stdout(), "{}", config.to_json())?;
+            super::stdout::print(&(config.to_json()? + "\n"))?;
             return Ok(0);
         }
 
+        if config.vsock.is_some() {
+            limits::raise_descriptors();
+        }
         let _restore = terminal::Restore;
         let resized = Awaited::block(libc::SIGWINCH)?;
         let asked = metrics_path.as_ref().map(|_| Awaited::block(libc::SIGUSR1)).transpose()?;
@@ -210,20 +242,19 @@ impl Run {
     }
 
     fn into_config(self) -> Result<VmConfig, Error> {
-        let mut config = match (&self.config, self.kernel) {
-            (Some(path), kernel) => {
-                let mut config = VmConfig::from_file(path)?;
-                config.kernel = kernel.unwrap_or(config.kernel);
-                config
-            }
-            (None, Some(kernel)) => VmConfig::new(kernel),
-            (None, None) => VmConfig::new(husk::kernels::default_kernel()?),
+        let mut config = match &self.config {
+            Some(path) => VmConfig::from_file(path)?,
+            None => VmConfig::new(""),
         };
+        if let Some(kernel) = self.kernel {
+            config.kernel = kernel;
+        } else if config.kernel.as_os_str().is_empty() {
+            config.kernel = husk::kernels::default_kernel()?;
+        }
         config.initrd = self.initrd.or(config.initrd);
         config.cmdline = self.cmdline.or(config.cmdline);
-        if !self.append.is_empty() {
-            config.append = self.append.join(" ");
-        }
+        let appended = [config.append].into_iter().chain(self.append);
+        config.append = appended.filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ");
         config.cpus = self.cpus.unwrap_or(config.cpus);
         config.memory = self.memory.unwrap_or(config.memory);
         if !self.disk.is_empty() {
@@ -237,6 +268,7 @@ impl Run {
         }
         config.rng = self.rng.unwrap_or(config.rng);
         config.balloon = self.balloon.or(config.balloon);
+        config.vsock = self.vsock.or(config.vsock);
         config.console = self.console.unwrap_or(config.console);
         config.console_device = self.console_device.unwrap_or(config.console_device);
         if !self.port.is_empty() {
@@ -248,6 +280,25 @@ impl Run {
         config.share_kernel = config.share_kernel || self.share_kernel;
         Ok(config)
     }
+}
+
+/// Refuses a file for what the guest writes that is the configuration's own: it would be emptied.
+fn spare(file: &Path, config: &VmConfig) -> Result<(), String> {
+    let console = match &config.console {
+        ConsoleConfig::File(console) => Some(("console", console)),
+        _ => None,
+    };
+    let ports = config.ports.iter().filter_map(|port| Some(("port", port.file.as_ref()?)));
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    for (what, written) in ports.chain(console) {
+        if identity(written).is_some_and(|id| identity(file) == Some(id)) {
+            let (written, file) = (written.display(), file.display());
+            return Err(format!(
+                "{what}: cannot write to {written}: it is the --config file {file}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 type Escapes = std::sync::mpsc::Receiver<Escape>;
@@ -309,11 +360,10 @@ fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<()> {
         for escape in escapes {
             match escape {
                 Escape::Help => tell!(
-                    "\r\nhusk: Ctrl-a x  end the VM\r\n      Ctrl-a h  this help\r\n      \
-                     Ctrl-a a  send Ctrl-a\r\n"
+                    "\nhusk: Ctrl-a x  end the VM\n      Ctrl-a h  this help\n      \
+                     Ctrl-a a  send Ctrl-a\n"
                 ),
-                // An error means that it has ended already.
-                Escape::End => drop(vm.kill()),
+                Escape::End => end(&vm, 0),
             }
         }
     })
@@ -338,6 +388,14 @@ fn kill(vm: &Arc<RunningVm>) -> bool {
     ended
 }
 
+/// Ends the VM at once, and, if it does not end, the process with `status`.
+fn end(vm: &Arc<RunningVm>, status: i32) {
+    if !kill(vm) {
+        terminal::restore();
+        std::process::exit(status);
+    }
+}
+
 /// What the signals that ask husk to end do.
 ///
 /// Before the VM runs there is nothing to end but the process. Then the first presses the power
@@ -360,17 +418,29 @@ impl Ending {
                 std::process::exit(128 + signal);
             };
             this.signal.store(signal, Ordering::Release);
-            log::info!("asked to end: pressing the power button");
-            let patient = vm.clone();
-            if let Err(e) = watch(move || drop(patient.stop(grace))) {
-                log::error!("the grace is not granted: {e}");
-            } else {
-                signals.wait();
+            tell!(
+                "husk: {}: the guest's power button is pressed; it has {} s to turn itself off, and a \
+                 second signal ends it at once\n",
+                signals::name(signal),
+                grace.as_secs_f64()
+            );
+            let (pressing, patient) = (vm.clone(), vm.clone());
+            // In a thread, for even the controller may be waiting. An error means that it has ended.
+            let pressed = watch(move || {
+                let _ = pressing.press_power_button();
+            });
+            let granted = pressed.and_then(|()| {
+                watch(move || {
+                    if patient.wait_timeout(grace).is_none() {
+                        end(&patient, 128 + signal);
+                    }
+                })
+            });
+            match granted {
+                Ok(()) => drop(signals.wait()),
+                Err(e) => log::error!("the grace is not granted: {e}"),
             }
-            if !kill(vm) {
-                terminal::restore();
-                std::process::exit(128 + signal);
-            }
+            end(vm, 128 + signal);
         })?;
         Ok(ending)
     }
@@ -414,9 +484,7 @@ fn conclude(outcome: &Outcome, signal: i32) -> u8 {
 
 fn report_console(console: &str) {
     if !console.is_empty() {
-        // The guest's bytes must not command the user's terminal.
-        let plain = console.replace(|c: char| c.is_control() && c != '\n' && c != '\t', "\u{fffd}");
-        tell!("husk: the last lines of its console:\n{plain}\n");
+        tell!("husk: the last lines of its console:\n{console}\n");
     }
 }
 
@@ -427,74 +495,6 @@ fn report(timeline: bool, metrics: Option<&metrics::File>, vm: &RunningVm) {
     if timeline {
         tell!("{}", vm.timeline());
     }
-}
-
-fn parse_memory(text: &str) -> Result<MemoryConfig, String> {
-    let mut kv = KeyValues::parse("--memory", &["size", "shared", "hugepages"], text)?;
-    let size = kv.value("size")?.ok_or("how much? --memory 512M")?;
-    let size: Size = size.parse().map_err(|e: husk::config::SizeError| e.to_string())?;
-    Ok(MemoryConfig { size, shared: kv.switch("shared")?, hugepages: kv.switch("hugepages")? })
-}
-
-fn parse_disk(text: &str) -> Result<DiskConfig, String> {
-    let mut kv = KeyValues::parse("--disk", &["path", "ro", "id"], text)?;
-    Ok(DiskConfig {
-        path: kv.value("path")?.ok_or("which file? --disk path=FILE")?.into(),
-        readonly: kv.switch("ro")?,
-        id: kv.value("id")?.unwrap_or_default(),
-    })
-}
-
-fn parse_net(text: &str) -> Result<NetConfig, String> {
-    let mut kv = KeyValues::parse("--net", &["tap", "fd", "mac", "id"], text)?;
-    let fd = kv.value("fd")?;
-    let fd = fd.map(|fd| fd.parse().map_err(|_| format!("fd={fd} is no descriptor number")));
-    Ok(NetConfig {
-        tap: kv.value("tap")?,
-        fd: fd.transpose()?,
-        mac: kv.value("mac")?,
-        id: kv.value("id")?.unwrap_or_default(),
-    })
-}
-
-fn parse_console(text: &str) -> Result<ConsoleConfig, String> {
-    match text.split_once('=').unwrap_or((text, "")) {
-        ("stdio", "") => Ok(ConsoleConfig::Stdio),
-        ("none", "") => Ok(ConsoleConfig::None),
-        ("pty", "") => Ok(ConsoleConfig::Pty),
-        ("file", path) if !path.is_empty() => Ok(ConsoleConfig::File(path.into())),
-        _ => Err("one of stdio, none, file=PATH, pty".to_owned()),
-    }
-}
-
-fn parse_on_reboot(text: &str) -> Result<OnReboot, String> {
-    match text {
-        "exit" => Ok(OnReboot::Exit),
-        "restart" => Ok(OnReboot::Restart),
-        _ => Err("exit or restart".to_owned()),
-    }
-}
-
-fn parse_protocol(text: &str) -> Result<BootProtocol, String> {
-    match text {
-        "auto" => Ok(BootProtocol::Auto),
-        "pvh" => Ok(BootProtocol::Pvh),
-        "linux64" => Ok(BootProtocol::Linux64),
-        _ => Err("auto, pvh or linux64".to_owned()),
-    }
-}
-
-fn parse_switch(text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err("on or off".to_owned()),
-    }
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

@@ -2,10 +2,22 @@
 
 use std::io::IsTerminal;
 use std::mem::MaybeUninit;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
-/// The settings to go back to, while the terminal is raw.
-static SAVED: Mutex<Option<libc::termios>> = Mutex::new(None);
+/// What was found and what was made of it, while a guest has the terminal.
+static TAKEN: Mutex<Option<Taken>> = Mutex::new(None);
+
+struct Taken {
+    /// The settings to go back to.
+    before: libc::termios,
+    raw: libc::termios,
+    /// False while this process is stopped, and the terminal is as it was before.
+    is_raw: bool,
+}
+
+fn taken() -> MutexGuard<'static, Option<Taken>> {
+    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Makes the terminal on standard input raw. Does nothing when there is none.
 pub fn make_raw() {
@@ -19,16 +31,10 @@ pub fn make_raw() {
         return;
     }
     // SAFETY: tcgetattr succeeded and filled it.
-    let settings = unsafe { settings.assume_init() };
-    let mut raw = settings;
-    // SAFETY: both calls take a valid pointer to an initialised structure.
-    unsafe {
-        libc::cfmakeraw(&mut raw);
-        if libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw) != 0 {
-            return;
-        }
-    }
-    *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
+    let before = unsafe { settings.assume_init() };
+    let mut raw = before;
+    // SAFETY: a valid pointer to an initialised structure.
+    unsafe { libc::cfmakeraw(&mut raw) };
     ON_PANIC.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
@@ -36,6 +42,16 @@ pub fn make_raw() {
             previous(info);
         }));
     });
+    let mut taken = taken();
+    if set(&raw) {
+        *taken = Some(Taken { before, raw, is_raw: true });
+    }
+}
+
+/// Sets the terminal on standard input; says whether that was possible.
+fn set(settings: &libc::termios) -> bool {
+    // SAFETY: a valid pointer to settings that came from tcgetattr.
+    unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings) == 0 }
 }
 
 /// The size of the window of the terminal on standard input, where it has one.
@@ -53,15 +69,29 @@ pub fn size() -> Option<husk::WindowSize> {
 
 /// Whether the terminal is raw now.
 pub fn is_raw() -> bool {
-    SAVED.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    taken().as_ref().is_some_and(|taken| taken.is_raw)
+}
+
+/// Lends the terminal to the shell, as it was: this process is about to stop.
+pub fn lend() {
+    if let Some(taken) = &mut *taken() {
+        set(&taken.before);
+        taken.is_raw = false;
+    }
+}
+
+/// Makes the terminal raw again if it was before this process stopped. Whoever had it meanwhile may
+/// have changed it, also when there was no time to lend it.
+pub fn take_back() {
+    if let Some(taken) = &mut *taken() {
+        taken.is_raw = set(&taken.raw);
+    }
 }
 
 /// Brings the terminal back. Harmless at any time, any number of times.
 pub fn restore() {
-    let saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(settings) = saved {
-        // SAFETY: the settings came from tcgetattr.
-        unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &settings) };
+    if let Some(taken) = taken().take() {
+        set(&taken.before);
     }
 }
 
@@ -73,3 +103,6 @@ impl Drop for Restore {
         restore();
     }
 }
+
+#[cfg(test)]
+mod tests;

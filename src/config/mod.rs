@@ -5,24 +5,31 @@
 //! found without opening anything; the rest is found by [`crate::Vm::new`].
 
 mod json;
-mod size;
+mod memory;
+mod nearest;
 mod validate;
 
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use husk_devices::virtio::vsock::GUEST_CIDS;
 use serde::{Deserialize, Serialize};
 
-pub use json::ConfigFileError;
-pub use size::{Size, SizeError};
-pub use validate::ConfigError;
+pub use crate::size::{Size, SizeError};
+pub use husk_devices::block::{Cache as DiskCache, EngineChoice as DiskEngine};
+pub use json::{ConfigFileError, FILE_MAX, ToJsonError};
+pub use memory::MemoryConfig;
+pub use nearest::nearest;
 pub(crate) use validate::parse_mac;
+pub use validate::{CPUS_MAX, ConfigError, VIRTIO_DEVICES_MAX};
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
-    /// The kernel: a bzImage (`vmlinuz`) or an ELF `vmlinux`.
+    /// The kernel: a bzImage (`vmlinuz`) or an ELF `vmlinux`. JSON need not name one, so that
+    /// whoever reads it can; an empty path is none, and no VM runs without.
+    #[serde(default)]
     pub kernel: PathBuf,
     /// The initial RAM file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,7 +40,7 @@ pub struct VmConfig {
     /// Added to the end of the command line.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub append: String,
-    /// Number of vCPUs, 1 to 64.
+    /// Number of vCPUs, 1 to [`CPUS_MAX`].
     #[serde(default = "default_cpus")]
     pub cpus: u32,
     /// Guest memory.
@@ -54,6 +61,9 @@ pub struct VmConfig {
     /// A memory balloon (virtio-balloon).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
+    /// Sockets between guest and host (virtio-vsock).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// What the console is connected to.
     #[serde(default)]
     pub console: ConsoleConfig,
@@ -101,6 +111,7 @@ impl VmConfig {
             nets: Vec::new(),
             rng: true,
             balloon: None,
+            vsock: None,
             console: ConsoleConfig::default(),
             console_device: ConsoleDevice::default(),
             ports: Vec::new(),
@@ -112,18 +123,23 @@ impl VmConfig {
     }
 }
 
-/// Guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MemoryConfig {
-    /// How much, a multiple of 4 KiB.
-    pub size: Size,
-    /// Backed by a memfd that other processes can map (vhost-user), instead of private memory.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub shared: bool,
-    /// Taken from the host's pool of 2 MiB huge pages.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub hugepages: bool,
+impl VmConfig {
+    /// Every path in it, with what it is the path of.
+    fn paths(&self) -> Vec<(String, &Path)> {
+        let mut paths = vec![("kernel".to_owned(), self.kernel.as_path())];
+        paths.extend(self.initrd.iter().map(|path| ("initrd".to_owned(), path.as_path())));
+        paths.extend(self.disks.iter().map(|d| (format!("disk {}", d.id), d.path.as_path())));
+        if let ConsoleConfig::File(path) = &self.console {
+            paths.push(("console file".to_owned(), path));
+        }
+        paths.extend(self.pmem.iter().map(|p| (format!("pmem {}", p.id), p.path.as_path())));
+        for port in &self.ports {
+            let path = port.socket.iter().chain(&port.file);
+            paths.extend(path.map(|path| (format!("port {}", port.name), path.as_path())));
+        }
+        paths.extend(self.vsock.iter().map(|v| ("vsock socket".to_owned(), v.socket.as_path())));
+        paths
+    }
 }
 
 fn is_false(value: &bool) -> bool {
@@ -134,14 +150,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-impl Default for MemoryConfig {
-    fn default() -> Self {
-        Self { size: Size::mib(512), shared: false, hugepages: false }
-    }
-}
-
 /// A disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
     /// Names the disk in messages and, as its serial number, in the guest. Unique.
@@ -152,6 +162,21 @@ pub struct DiskConfig {
     /// Whether the guest may only read it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub readonly: bool,
+    /// What a write is worth once it was answered.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cache: DiskCache,
+    /// What carries its requests out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub engine: DiskEngine,
+    /// Number of queues, 1 to 16; by default one for each vCPU, but not more than 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// The most bytes read and written a second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<Size>,
+    /// The most requests a second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<u64>,
 }
 
 /// A file as persistent memory (virtio-pmem); see `docs/devices/pmem.md`.
@@ -184,6 +209,25 @@ pub struct NetConfig {
     /// The guest's MAC address, `52:54:00:12:34:56`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+}
+
+/// Sockets between guest and host; see `docs/devices/vsock.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3 to 4294967294. It need not be unique on the host.
+    #[serde(default = "VsockConfig::default_cid")]
+    pub cid: u32,
+    /// The unix socket through which the host connects to the guest's ports; it is made, and removed
+    /// at the end. What the guest connects to is looked for beside it: port P at `<socket>_<P>`.
+    pub socket: PathBuf,
+}
+
+impl VsockConfig {
+    /// The first context id a guest may have.
+    pub fn default_cid() -> u32 {
+        *GUEST_CIDS.start()
+    }
 }
 
 /// What the serial console is connected to.

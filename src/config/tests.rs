@@ -1,7 +1,7 @@
 use super::*;
 
 fn disk(id: &str) -> DiskConfig {
-    DiskConfig { id: id.to_owned(), path: "/x".into(), readonly: false }
+    DiskConfig { id: id.to_owned(), path: "/x".into(), ..DiskConfig::default() }
 }
 
 fn net(id: &str) -> NetConfig {
@@ -14,9 +14,10 @@ fn a_configuration_reads_back_as_it_was_written() {
     config.memory = MemoryConfig { size: Size::mib(1024), shared: true, hugepages: false };
     config.disks.push(disk("root"));
     config.nets.push(net("lan"));
+    config.vsock = Some(VsockConfig { cid: 7, socket: "/run/v.sock".into() });
     config.console = ConsoleConfig::File("/tmp/log".into());
     config.on_reboot = OnReboot::Exit;
-    assert_eq!(VmConfig::from_json(&config.to_json()), Ok(config));
+    assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config));
 }
 
 #[test]
@@ -37,10 +38,54 @@ fn an_unknown_key_is_answered_with_the_nearest_one() {
 
 #[test]
 fn malformed_json_and_wrong_types_name_the_place() {
-    for text in ["", "{", "[]", r#"{"kernel": 1}"#, r#"{"kernel": "k", "cpus": "two"}"#, r#"{}"#] {
+    for text in ["", "{", "[]", r#"{"kernel": 1}"#, r#"{"kernel": "k", "cpus": "two"}"#] {
         let error = VmConfig::from_json(text).unwrap_err();
-        assert!(error.contains("line 1") || error.contains("EOF"), "{text}: {error}");
+        assert!(error.contains("line 1"), "{text}: {error}");
+        for rust in ["u32", "struct", "VmConfig"] {
+            assert!(!error.contains(rust), "{text}: {error}");
+        }
     }
+}
+
+#[test]
+fn what_is_expected_is_said_in_words() {
+    for (text, words) in [
+        (
+            r#"{"cpus": "two"}"#,
+            "string \"two\", expected a whole number from 0 to 4294967295 at line 1",
+        ),
+        (r#"{"disks": 1}"#, "expected a list"),
+        (r#"{"disks": [1]}"#, "expected an object"),
+        (r#"{"append": 1}"#, "expected a text"),
+        (r#"{"rng": "on"}"#, "expected true or false"),
+        (r#"{"memory": true}"#, "expected a size such as \"512M\""),
+    ] {
+        let error = VmConfig::from_json(text).unwrap_err();
+        assert!(error.contains(words), "{text}: {error}");
+    }
+}
+
+#[test]
+fn memory_is_an_object_or_just_a_size() {
+    let memory = |json: &str| {
+        let config = VmConfig::from_json(&format!(r#"{{"kernel": "k", "memory": {json}}}"#));
+        config.map(|config| config.memory)
+    };
+    let gib = MemoryConfig::from(Size::mib(1024));
+    for json in [r#""1G""#, "1073741824", r#"{"size": "1G"}"#, r#"{"size": 1073741824}"#] {
+        assert_eq!(memory(json), Ok(gib), "{json}");
+    }
+    let shared = MemoryConfig { shared: true, ..gib };
+    assert_eq!(memory(r#"{"size": "1G", "shared": true}"#), Ok(shared));
+    for json in [r#""1X""#, "-1", "1.5", "{}", r#"["1G"]"#, r#"{"size": "1G", "shraed": true}"#] {
+        assert!(memory(json).is_err(), "{json}");
+    }
+}
+
+#[test]
+fn a_vm_without_a_kernel_can_be_read_and_not_run() {
+    let config = VmConfig::from_json("{}").unwrap();
+    assert_eq!(config.validate(), Err(ConfigError::NoKernel));
 }
 
 #[test]
@@ -58,6 +103,13 @@ fn cpus_and_memory_out_of_bounds_are_refused() {
     let mut config = VmConfig::new("k");
     config.memory = MemoryConfig { size: Size((64 << 20) + 4096), shared: false, hugepages: true };
     assert!(matches!(config.validate(), Err(ConfigError::Memory { .. })));
+}
+
+#[test]
+fn a_guest_of_64_gib_and_64_cpus_is_accepted() {
+    let mut config = VmConfig::new("k");
+    (config.cpus, config.memory.size) = (64, "64G".parse().unwrap());
+    assert_eq!(config.validate(), Ok(()));
 }
 
 #[test]
@@ -118,6 +170,25 @@ fn a_network_interface_has_one_host_side_and_a_usable_name_and_mac() {
 }
 
 #[test]
+fn a_vsock_has_a_guests_cid_and_a_socket_with_room_for_ports() {
+    let with = |cid, socket: &str| {
+        let mut config = VmConfig::new("k");
+        config.vsock = Some(VsockConfig { cid, socket: socket.into() });
+        config.validate()
+    };
+    assert_eq!(with(3, &"x".repeat(96)), Ok(()));
+    assert_eq!(with(u32::MAX - 1, "v"), Ok(()));
+    for cid in [0, 1, 2, u32::MAX] {
+        assert_eq!(with(cid, "v"), Err(ConfigError::VsockCid(cid)));
+    }
+    for socket in ["".to_owned(), "x".repeat(97)] {
+        assert_eq!(with(3, &socket), Err(ConfigError::VsockSocket(socket.into())));
+    }
+    let config = VmConfig::from_json(r#"{"kernel": "k", "vsock": {"socket": "v"}}"#).unwrap();
+    assert_eq!(config.vsock, Some(VsockConfig { cid: 3, socket: "v".into() }));
+}
+
+#[test]
 fn no_device_is_described_twice() {
     for parameter in ["virtio_mmio.device=4K@0xd0000000:6", "a virtio-mmio.device=4K@0xd0000000:6"]
     {
@@ -130,12 +201,47 @@ fn no_device_is_described_twice() {
 }
 
 #[test]
-fn no_device_takes_the_name_of_the_entropy_source() {
+fn what_is_not_the_kernels_parameter_is_not_taken_for_it() {
+    for text in
+        ["x=virtio_mmio.device=1", r#"x="a virtio_mmio.device=1""#, "-- virtio_mmio.device=1"]
+    {
+        let mut config = VmConfig::new("k");
+        config.append = text.to_owned();
+        assert_eq!(config.validate(), Ok(()), "{text}");
+    }
+}
+
+#[test]
+fn no_device_takes_the_name_of_the_entropy_source_or_the_sockets() {
     let mut config = VmConfig::new("k");
     config.disks = vec![disk("rng")];
     assert_eq!(config.validate(), Err(ConfigError::DuplicateId("rng".to_owned())));
     config.rng = false;
     assert_eq!(config.validate(), Ok(()));
+    config.disks = vec![disk("vsock")];
+    assert_eq!(config.validate(), Ok(()));
+    config.vsock = Some(VsockConfig { cid: 3, socket: "v".into() });
+    assert_eq!(config.validate(), Err(ConfigError::DuplicateId("vsock".to_owned())));
+}
+
+#[test]
+fn a_disk_has_some_queues_and_limits_that_let_something_pass() {
+    let refused = |change: fn(&mut DiskConfig)| {
+        let mut config = VmConfig::new("k");
+        config.disks = vec![disk("d")];
+        change(&mut config.disks[0]);
+        config.validate().unwrap_err()
+    };
+    for queues in [0, 17] {
+        let why = match queues {
+            0 => refused(|d| d.queues = Some(0)),
+            _ => refused(|d| d.queues = Some(17)),
+        };
+        assert_eq!(why, ConfigError::Queues { id: "d".to_owned(), queues });
+    }
+    let nothing = ConfigError::NoBudget("d".to_owned());
+    assert_eq!(refused(|d| d.bytes_per_second = Some(Size(0))), nothing);
+    assert_eq!(refused(|d| d.requests_per_second = Some(0)), nothing);
 }
 
 #[test]
@@ -166,7 +272,7 @@ fn a_console_device_and_ports_read_back_as_they_were_written() {
     let mut config = VmConfig::new("k");
     config.console_device = ConsoleDevice::Virtio;
     config.ports = vec![PortConfig { name: "a".into(), socket: None, file: Some("/f".into()) }];
-    assert_eq!(VmConfig::from_json(&config.to_json()), Ok(config));
+    assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config));
 }
 
 #[test]
@@ -174,7 +280,7 @@ fn a_balloon_leaves_the_guest_some_memory_and_needs_small_pages() {
     let mut config = VmConfig::new("k");
     config.balloon = Some(BalloonConfig { size: Size::mib(511) });
     assert_eq!(config.validate(), Ok(()));
-    assert_eq!(VmConfig::from_json(&config.to_json()), Ok(config.clone()));
+    assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config.clone()));
     config.balloon = Some(BalloonConfig { size: Size::mib(512) });
     assert!(matches!(config.validate(), Err(ConfigError::Balloon { .. })));
     config.balloon = VmConfig::from_json(r#"{"kernel": "k", "balloon": {}}"#).unwrap().balloon;

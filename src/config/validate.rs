@@ -1,12 +1,25 @@
 //! What is wrong with a configuration by itself, before anything is opened.
 
 use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
+
+use husk_devices::virtio::net::tap::{INTERFACE_NAME, is_interface_name};
+
+use husk_devices::virtio::blk::QUEUES_MAX;
 
 use husk_devices::virtio::console::ports::PORTS_MAX;
 
 use super::{ConsoleDevice, Size, VmConfig};
-use crate::x86_64::layout;
+use crate::boot::Cmdline;
 
+/// The most vCPUs a configuration can ask for.
+pub const CPUS_MAX: u32 = 64;
+/// The most virtio devices a configuration can have, the entropy source included: each has an
+/// interrupt of its own. That the machine has as many is checked where it is made.
+pub const VIRTIO_DEVICES_MAX: usize = 18;
 /// Less memory than this boots no Linux.
 const MEMORY_MIN: Size = Size::mib(32);
 /// 16 TiB: more than any host husk was thought for has.
@@ -20,8 +33,28 @@ const PORT_NAME_MAX: usize = 64;
 /// A configuration that no host can run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
+    /// No kernel.
+    #[error("the VM has no kernel: name one")]
+    NoKernel,
+    /// A path that names no file.
+    #[error("{what}: its path is empty")]
+    EmptyPath {
+        /// The path of what.
+        what: String,
+    },
+    /// A path that the host cannot be given.
+    #[error("{what}: there is a NUL byte in its path {path:?}")]
+    NulInPath {
+        /// The path of what.
+        what: String,
+        /// The path.
+        path: PathBuf,
+    },
+    /// A command line that no kernel can be given.
+    #[error("{0}")]
+    Cmdline(String),
     /// Number of vCPUs.
-    #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = layout::VCPUS_MAX)]
+    #[error("--cpus {0}: a VM has 1 to {max} vCPUs", max = CPUS_MAX)]
     Cpus(u32),
     /// Amount of memory.
     #[error("--memory {size}: {why}")]
@@ -49,13 +82,24 @@ pub enum ConfigError {
         id: String,
     },
     /// More devices than interrupts.
-    #[error("{0} virtio devices, but there are interrupts for {max}", max = layout::VIRTIO_MAX)]
+    #[error("{0} virtio devices, but there are interrupts for {max}", max = VIRTIO_DEVICES_MAX)]
     TooManyDevices(usize),
+    /// Number of queues of a disk.
+    #[error("disk `{id}`: {queues} queues: a disk has 1 to {max}", max = QUEUES_MAX)]
+    Queues {
+        /// The disk.
+        id: String,
+        /// What was asked for.
+        queues: u16,
+    },
+    /// A disk that may do nothing.
+    #[error("disk `{0}`: a limit of 0 would let no request pass; leave it out for none")]
+    NoBudget(String),
     /// A network interface without a host side, or with two.
     #[error("network interface `{0}`: give it either tap=NAME or fd=N")]
     NetBackend(String),
     /// A TAP name Linux would refuse.
-    #[error("`{0}` is no interface name: 1 to 15 bytes without `/`, `%` and spaces")]
+    #[error("{0:?} is not the name of a network interface: {INTERFACE_NAME}")]
     TapName(String),
     /// A port without a host side, or with two.
     #[error("port `{0}`: give it either socket=PATH or file=PATH")]
@@ -74,6 +118,15 @@ pub enum ConfigError {
         "`{0}` is no MAC address for a guest: six hex bytes such as 52:54:00:12:34:56, the first one even"
     )]
     Mac(String),
+    /// A context id that is reserved.
+    #[error("vsock cid {0}: a guest has one of {first} to {last}", first = GUEST_CIDS.start(), last = GUEST_CIDS.end())]
+    VsockCid(u32),
+    /// A path that cannot be a socket's.
+    #[error(
+        "vsock socket {path}: a path of 1 to {PATH_MAX} bytes is needed, so that `_PORT` has room behind it",
+        path = .0.display()
+    )]
+    VsockSocket(PathBuf),
     /// A parameter with which the guest would find a device twice.
     #[error("the command line has `{0}`, but husk describes its devices to the guest itself")]
     ReservedParameter(&'static str),
@@ -100,8 +153,14 @@ impl VmConfig {
     }
 
     /// Checks everything that can be checked without the host.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.cpus == 0 || self.cpus > layout::VCPUS_MAX {
+        if self.kernel.as_os_str().is_empty() {
+            return Err(ConfigError::NoKernel);
+        }
+        if self.cpus == 0 || self.cpus > CPUS_MAX {
             return Err(ConfigError::Cpus(self.cpus));
         }
         self.validate_memory()?;
@@ -121,8 +180,16 @@ impl VmConfig {
             }
         }
         let devices = self.disks.len() + self.pmem.len() + self.nets.len() + single.len();
-        if devices > layout::VIRTIO_MAX {
+        if devices > VIRTIO_DEVICES_MAX {
             return Err(ConfigError::TooManyDevices(devices));
+        }
+        for disk in &self.disks {
+            if let Some(queues) = disk.queues.filter(|n| !(1..=QUEUES_MAX).contains(n)) {
+                return Err(ConfigError::Queues { id: disk.id.clone(), queues });
+            }
+            if disk.bytes_per_second == Some(Size(0)) || disk.requests_per_second == Some(0) {
+                return Err(ConfigError::NoBudget(disk.id.clone()));
+            }
         }
         for net in &self.nets {
             if net.tap.is_some() == net.fd.is_some() {
@@ -136,12 +203,31 @@ impl VmConfig {
             }
         }
         self.validate_ports()?;
-        // The guest would find a device twice. To the kernel - and _ are the same in a name.
-        let parameters = [self.cmdline.as_deref().unwrap_or_default(), &self.append];
-        let described =
-            parameters.iter().any(|p| p.replace('-', "_").contains("virtio_mmio.device="));
-        if described {
-            return Err(ConfigError::ReservedParameter("virtio_mmio.device="));
+        if let Some(vsock) = &self.vsock {
+            if !GUEST_CIDS.contains(&vsock.cid) {
+                return Err(ConfigError::VsockCid(vsock.cid));
+            }
+            if !(1..=PATH_MAX).contains(&vsock.socket.as_os_str().len()) {
+                return Err(ConfigError::VsockSocket(vsock.socket.clone()));
+            }
+        }
+        for (what, path) in self.paths() {
+            let bytes = path.as_os_str().as_bytes();
+            if bytes.is_empty() {
+                return Err(ConfigError::EmptyPath { what });
+            }
+            if bytes.contains(&0) {
+                return Err(ConfigError::NulInPath { what, path: path.to_owned() });
+            }
+        }
+        for text in [self.cmdline.as_deref().unwrap_or_default(), &self.append] {
+            Cmdline::new(text).map_err(|e| ConfigError::Cmdline(e.to_string()))?;
+        }
+        // The guest would find a device twice.
+        const DEVICE: &str = "virtio_mmio.device=";
+        let has_device = |text: &str| Cmdline::new(text).is_ok_and(|line| line.has(DEVICE));
+        if self.cmdline.as_deref().is_some_and(has_device) || has_device(&self.append) {
+            return Err(ConfigError::ReservedParameter(DEVICE));
         }
         Ok(())
     }
@@ -153,6 +239,7 @@ impl VmConfig {
             (self.console_device == ConsoleDevice::Virtio, "tty"),
             (!self.ports.is_empty(), "ports"),
             (self.balloon.is_some(), "balloon"),
+            (self.vsock.is_some(), "vsock"),
         ];
         let there = devices.into_iter().filter(|(there, _)| *there);
         there.map(|(_, name)| name.to_owned()).collect()
@@ -215,13 +302,10 @@ impl VmConfig {
     }
 }
 
-/// `dev_valid_name` of Linux.
-fn is_interface_name(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%');
-    (1..16).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(allowed)
-}
-
 /// Reads a unicast MAC address.
+///
+/// # Errors
+/// [`ConfigError::Mac`].
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
     let error = || ConfigError::Mac(text.to_owned());
     let mut mac = [0; 6];

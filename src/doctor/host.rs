@@ -4,10 +4,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
 
 use super::{Check, Report};
 use crate::kernels;
+use crate::memory::Meminfo;
 
 /// CAP_NET_ADMIN of `include/uapi/linux/capability.h`.
 const CAP_NET_ADMIN: u32 = 12;
@@ -18,10 +18,9 @@ pub fn examine(report: &mut Report) {
     checks.push(cpu(cpu_flag()));
     checks.push(kernel(&report.host_kernel));
     checks.push(guest_kernel());
-    checks.push(tap(open("/dev/net/tun"), has_net_admin()));
-    checks.push(vhost_net(open("/dev/vhost-net")));
-    checks.push(huge_pages(&fs::read_to_string("/proc/meminfo").unwrap_or_default()));
-    checks.push(userfaultfd(open("/dev/userfaultfd").is_ok() || can_create_userfaultfd()));
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop);
+    checks.push(tap(tun, has_net_admin()));
+    checks.push(huge_pages(&Meminfo::read()));
 }
 
 /// The host's kernel release, as `uname -r` prints it.
@@ -39,10 +38,6 @@ fn flag_in(cpuinfo: &str) -> Option<&'static str> {
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
     let mut words = flags.split_whitespace();
     words.find_map(|word| ["vmx", "svm"].into_iter().find(|flag| *flag == word))
-}
-
-fn open(path: &str) -> io::Result<()> {
-    OpenOptions::new().read(true).write(true).open(path).map(drop)
 }
 
 fn cpu(flag: Option<&str>) -> Check {
@@ -118,31 +113,10 @@ fn tap(device: io::Result<()>, admin: bool) -> Check {
     }
 }
 
-fn vhost_net(device: io::Result<()>) -> Check {
-    const NAME: &str = "/dev/vhost-net";
-    match device {
-        Ok(()) => Check::ok(NAME, "can be opened"),
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Check::warn(
-            NAME,
-            "no permission to open it",
-            "join the group that owns it (`sudo usermod -aG kvm $USER`), then log in again",
-        ),
-        Err(_) => Check::warn(
-            NAME,
-            "not there; husk does without it",
-            "load it with `sudo modprobe vhost_net`",
-        ),
-    }
-}
-
-fn huge_pages(meminfo: &str) -> Check {
+fn huge_pages(host: &Meminfo) -> Check {
     const NAME: &str = "huge pages";
-    let field = |name: &str| -> Option<u64> {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
-    let (total, free) = (field("HugePages_Total"), field("HugePages_Free"));
-    let mib = field("Hugepagesize").unwrap_or(2048) / 1024;
+    let (total, free) = (host.field("HugePages_Total"), host.field("HugePages_Free"));
+    let mib = host.field("Hugepagesize").unwrap_or(2048) / 1024;
     match (total, free) {
         (Some(total), Some(free)) if free > 0 => {
             Check::ok(NAME, format!("{free} of {total} pages of {mib} MiB are free"))
@@ -158,30 +132,6 @@ fn huge_pages(meminfo: &str) -> Check {
             "do without --memory …,hugepages, or run a kernel with CONFIG_HUGETLBFS",
         ),
     }
-}
-
-fn can_create_userfaultfd() -> bool {
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    // SAFETY: the call takes flags only, and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-    match i32::try_from(fd) {
-        // SAFETY: the descriptor is new and nobody else's; it is closed here.
-        Ok(fd) if fd >= 0 => unsafe { drop(OwnedFd::from_raw_fd(fd)) },
-        _ => return false,
-    }
-    true
-}
-
-fn userfaultfd(works: bool) -> Check {
-    const NAME: &str = "userfaultfd";
-    if works {
-        return Check::ok(NAME, "guest memory can be filled on demand");
-    }
-    Check::warn(
-        NAME,
-        "not for this user: guest memory cannot be filled on demand",
-        "`sudo sysctl vm.unprivileged_userfaultfd=1`, or give this user /dev/userfaultfd",
-    )
 }
 
 #[cfg(test)]
@@ -216,6 +166,7 @@ mod tests {
     #[test]
     fn huge_pages_are_counted_free_of_total() {
         let meminfo = "HugePages_Total:      64\nHugePages_Free:       10\nHugepagesize:   2048 kB";
+        let huge_pages = |text: &str| huge_pages(&Meminfo(text.to_owned()));
         let check = huge_pages(meminfo);
         assert_eq!(
             (check.status, check.detail.as_str()),

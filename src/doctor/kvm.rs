@@ -1,61 +1,41 @@
 //! The device /dev/kvm and what its KVM can do.
 
-use std::io;
-
-use kvm_bindings::KVM_API_VERSION;
-use kvm_ioctls::{Cap, Kvm};
-
 use super::{Check, Report, host};
-use crate::hypervisor::REQUIRED;
-use crate::x86_64::layout;
-
-/// Capabilities that husk, or a guest, is better off with, and what each is good for.
-const USEFUL: [(Cap, &str, &str); 10] = [
-    (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER", "cheap guest timers"),
-    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ", "a guest that need not calibrate its clock"),
-    (Cap::KvmclockCtrl, "KVM_CAP_KVMCLOCK_CTRL", "a pause without alarms in the guest"),
-    (Cap::Xsave, "KVM_CAP_XSAVE", "AVX in the guest"),
-    (Cap::Xcrs, "KVM_CAP_XCRS", "AVX in the guest"),
-    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP", "an I/O APIC outside KVM"),
-    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI", "message-signalled interrupts"),
-    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM", "read-only guest memory"),
-    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS", "snapshots"),
-    (Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG", "debugging a guest kernel"),
-];
+use crate::hypervisor::{Hypervisor, HypervisorError, REQUIRED, USED};
 
 /// The first Linux with all of [`REQUIRED`] (KVM_CAP_IMMEDIATE_EXIT came last).
 const OLDEST_LINUX: &str = "4.12";
 
-/// Examines /dev/kvm; says whether it can be used.
-pub fn examine(report: &mut Report) -> bool {
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
+/// Examines /dev/kvm; returns it if it can be used.
+pub fn examine(report: &mut Report) -> Option<Hypervisor> {
+    let hypervisor = match Hypervisor::open_unchecked() {
+        Ok(hypervisor) => hypervisor,
         Err(e) => {
-            report.checks.push(unusable(e.errno(), host::cpu_flag()));
-            return false;
+            report.checks.push(unusable(&e, host::cpu_flag()));
+            return None;
         }
     };
     report.checks.push(Check::ok("/dev/kvm", "can be read and written"));
 
-    let version = kvm.get_api_version();
-    report.kvm_api_version = Some(version);
-    let version_fits = i64::from(version) == i64::from(KVM_API_VERSION);
-    report.checks.push(if version_fits {
-        Check::ok("KVM API version", version.to_string())
-    } else {
-        Check::fail(
-            "KVM API version",
-            format!("{version}, not {KVM_API_VERSION}"),
-            format!("run a kernel with Linux' own KVM, {OLDEST_LINUX} or newer"),
-        )
-    });
-    if !version_fits {
-        return false;
+    const API_VERSION: &str = "KVM API version";
+    match hypervisor.check_api_version() {
+        Ok(version) => {
+            report.kvm_api_version = Some(version);
+            report.checks.push(Check::ok(API_VERSION, version.to_string()));
+        }
+        Err(e) => {
+            if let HypervisorError::ApiVersion(version) = e {
+                report.kvm_api_version = Some(version);
+            }
+            let remedy = format!("run a kernel with Linux' own KVM, {OLDEST_LINUX} or newer");
+            report.checks.push(Check::fail(API_VERSION, e.to_string(), remedy));
+            return None;
+        }
     }
 
     let mut complete = true;
-    for (cap, name) in REQUIRED {
-        let there = kvm.check_extension(cap);
+    for capability in REQUIRED {
+        let (there, name) = (hypervisor.has(capability), capability.name);
         complete &= there;
         report.checks.push(if there {
             Check::ok(name, "there; husk needs it")
@@ -64,8 +44,9 @@ pub fn examine(report: &mut Report) -> bool {
             Check::fail(name, "missing, and husk needs it", remedy)
         });
     }
-    for (cap, name, purpose) in USEFUL {
-        report.checks.push(if kvm.check_extension(cap) {
+    for (capability, purpose) in USED {
+        let name = capability.name;
+        report.checks.push(if hypervisor.has(capability) {
             Check::ok(name, format!("there, for {purpose}"))
         } else {
             Check::warn(
@@ -76,24 +57,18 @@ pub fn examine(report: &mut Report) -> bool {
         });
     }
 
-    let most = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
-    let usable = most.min(layout::VCPUS_MAX);
+    let (usable, most) = (hypervisor.max_vcpus(), hypervisor.kvm_max_vcpus());
     report.max_vcpus = Some(usable);
-    report.checks.push(Check::ok(
-        "vCPUs",
-        format!(
-            "up to {usable} a VM (KVM allows {most}, and advises at most {})",
-            kvm.get_nr_vcpus()
-        ),
-    ));
-    complete
+    let vcpus = format!("up to {usable} a VM (KVM allows {most})");
+    report.checks.push(Check::ok("vCPUs", vcpus));
+    complete.then_some(hypervisor)
 }
 
 /// The line for a /dev/kvm that cannot be opened; `flag` is the CPU's virtualisation flag.
-fn unusable(errno: i32, flag: Option<&str>) -> Check {
+fn unusable(error: &HypervisorError, flag: Option<&str>) -> Check {
     const NAME: &str = "/dev/kvm";
-    match errno {
-        libc::ENOENT | libc::ENXIO | libc::ENODEV => {
+    match error {
+        HypervisorError::Absent => {
             let module = match flag {
                 Some("vmx") => {
                     "load KVM (`sudo modprobe kvm_intel`), or enable VT-x in the firmware"
@@ -106,14 +81,17 @@ fn unusable(errno: i32, flag: Option<&str>) -> Check {
             };
             Check::fail(NAME, "does not exist", module)
         }
-        libc::EACCES | libc::EPERM => Check::fail(
+        HypervisorError::Permission => Check::fail(
             NAME,
             "no permission to read and write it",
             "join the group that owns it (`sudo usermod -aG kvm $USER`), then log in again",
         ),
-        errno => Check::fail(
+        other => Check::fail(
             NAME,
-            format!("cannot be opened: {}", io::Error::from_raw_os_error(errno)),
+            match other {
+                HypervisorError::Open(source) => format!("cannot be opened: {source}"),
+                other => other.to_string(),
+            },
             "see `ls -l /dev/kvm` and the kernel's log (`sudo dmesg | grep -i kvm`)",
         ),
     }
@@ -126,16 +104,17 @@ mod tests {
 
     #[test]
     fn an_unusable_device_fails_with_the_remedy_for_its_reason() {
-        for (errno, flag, word) in [
-            (libc::ENOENT, Some("vmx"), "kvm_intel"),
-            (libc::ENOENT, Some("svm"), "kvm_amd"),
-            (libc::ENODEV, None, "nested"),
-            (libc::EACCES, None, "usermod"),
-            (libc::EBUSY, None, "dmesg"),
+        let busy = std::io::Error::from_raw_os_error(libc::EBUSY);
+        for (error, flag, word) in [
+            (HypervisorError::Absent, Some("vmx"), "kvm_intel"),
+            (HypervisorError::Absent, Some("svm"), "kvm_amd"),
+            (HypervisorError::Absent, None, "nested"),
+            (HypervisorError::Permission, None, "usermod"),
+            (HypervisorError::Open(busy), None, "dmesg"),
         ] {
-            let check = unusable(errno, flag);
+            let check = unusable(&error, flag);
             assert_eq!(check.status, Status::Fail);
-            assert!(check.remedy.unwrap().contains(word), "{errno}");
+            assert!(check.remedy.unwrap().contains(word), "{error}");
         }
     }
 }

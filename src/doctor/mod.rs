@@ -110,8 +110,8 @@ pub fn examine() -> Report {
         host_kernel: host::kernel_release(),
         checks: Vec::new(),
     };
-    if kvm::examine(&mut report) {
-        probe::examine(&mut report);
+    if let Some(hypervisor) = kvm::examine(&mut report) {
+        probe::examine(&mut report, &hypervisor);
     }
     host::examine(&mut report);
     report.linux_boots = report.checks.iter().all(|check| check.status != Status::Fail);

@@ -3,7 +3,7 @@
 //! ```text
 //!   0x0500  GDT          (boot_registers)      0x1000  IDT: entry 3 leads to 0x2800
 //!   0x2000  the code                           0x2800  the handler of INT3
-//!   0x3000  16 bytes of data                   0x5000  the stack's top
+//!   0x3000  576 bytes of data                  0x5000  the stack's top
 //!   0x9000  page tables  (boot_registers)      0xf000  end
 //! ```
 //!
@@ -12,7 +12,7 @@
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::boot::kernel::Protocol;
+use crate::x86_64::entry::Protocol;
 use crate::x86_64::regs;
 
 /// Bytes of guest memory.
@@ -48,6 +48,22 @@ pub const CMPXCHG16B: [u8; 13] = [
     0x48, 0x0f, 0xc7, 0x0c, 0x25, 0x00, 0x30, 0x00, 0x00, // cmpxchg16b [0x3000]
     0xe6, DONE as u8, // out 0x80, al
     0xeb, 0xf3, // jmp (start)
+];
+/// The restoring of a task's floating-point state, as Linux does it at every switch of tasks, if
+/// CPUID offers it to the guest (some KVMs cannot keep it from doing so).
+pub const XRSTOR: [u8; 43] = [
+    0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1
+    0x0f, 0xa2, // cpuid
+    0x0f, 0xba, 0xe1, 0x1a, // bt ecx, 26 (XSAVE)
+    0x73, 0x1a, // jnc done
+    0x0f, 0x20, 0xe0, // mov rax, cr4
+    0x0d, 0x00, 0x00, 0x04, 0x00, // or eax, 1 << 18 (OSXSAVE)
+    0x0f, 0x22, 0xe0, // mov cr4, rax
+    0x31, 0xd2, // xor edx, edx
+    0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1 (x87)
+    0x0f, 0xae, 0x2c, 0x25, 0x00, 0x30, 0x00, 0x00, // xrstor [0x3000]
+    0xe6, DONE as u8, // done: out 0x80, al
+    0xeb, 0xd5, // jmp (start)
 ];
 const IRETQ: [u8; 2] = [0x48, 0xcf];
 

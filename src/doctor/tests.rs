@@ -17,13 +17,6 @@ fn the_report_is_consistent_wherever_it_is_made() {
 }
 
 #[test]
-fn the_report_survives_json() {
-    let report = examine();
-    let text = serde_json::to_string(&report).unwrap();
-    assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
-}
-
-#[test]
 fn only_a_loop_far_slower_in_the_guest_is_interpreted() {
     let native = |guest_ns, host_ns| Speed { iterations: 20_000, guest_ns, host_ns }.is_native();
     assert!(native(6_500, 6_500), "bare metal");

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use super::fetch::FetchError;
+use super::error::FetchError;
 use super::tool::{Runner, find};
 
 /// Which of the distribution's kernels.

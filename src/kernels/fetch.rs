@@ -2,14 +2,17 @@
 //! what to say when it does not work. The tools are in `apt`, the directory in `store`.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::apt::{self, Apt, Archive, Flavour};
+use super::error::FetchError;
 use super::store::{self, Store};
 use super::tool::Runner;
+use crate::boot::bzimage::{self, SetupHeader};
+use crate::boot::elf::Elf;
 
 /// What to bring.
 #[derive(Debug, Clone, Default)]
@@ -31,74 +34,6 @@ pub struct Fetched {
     pub directory: PathBuf,
     /// Whether it was there already, from the same packages.
     pub was_there: bool,
-}
-
-/// Why no kernel could be brought.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// Nowhere to put it.
-    #[error("there is no directory for kernels: set HOME or XDG_DATA_HOME to an absolute path")]
-    NoDirectory,
-    /// Not a Debian.
-    #[error(
-        "`{0}` is not installed here, and `husk kernel fetch` works only with Debian's and \
-         Ubuntu's packages; give a kernel with `husk run --kernel FILE`, or name one in $HUSK_KERNEL"
-    )]
-    NoTool(String),
-    /// A distribution whose packages are not known.
-    #[error(
-        "this is neither Debian nor Ubuntu (by /etc/os-release): name its kernel package with \
-         --package, or give a kernel with `husk run --kernel FILE`"
-    )]
-    UnknownDistribution,
-    /// A package that does not exist.
-    #[error("apt knows no package {package}; name another with --package")]
-    NoPackage {
-        /// What was asked for.
-        package: String,
-    },
-    /// A package that does not lead to a kernel.
-    #[error("the package {package} leads to no kernel image; name another with --package")]
-    NoImage {
-        /// What was asked for.
-        package: String,
-    },
-    /// A package without a kernel in it.
-    #[error("there is no boot/vmlinuz-… in {packages}; name another package with --package")]
-    NoKernelInside {
-        /// The packages.
-        packages: String,
-    },
-    /// A tool failed.
-    #[error(
-        "`{command}` failed: {said}\nCheck the network and the sources in /etc/apt, or give a \
-         kernel with `husk run --kernel FILE`"
-    )]
-    Tool {
-        /// What was run.
-        command: String,
-        /// What it said.
-        said: String,
-    },
-    /// The caller gave up.
-    #[error("interrupted; nothing was changed")]
-    Cancelled,
-    /// A file of husk's own directory.
-    #[error("cannot {action} {path}: {source}", path = .path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-impl FetchError {
-    pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::File { action, path: path.to_owned(), source }
-    }
 }
 
 /// Brings a kernel package, unpacks it into husk's own directory and makes it the default.
@@ -202,43 +137,54 @@ impl Fetch<'_> {
         directory: &Path,
     ) -> Result<(PathBuf, String), FetchError> {
         self.say("unpacking");
-        let root = self.store.scratch("root")?;
+        let mut roots = Vec::new();
         for archive in super::entries(directory) {
+            // Each into a directory of its own: links of one must not lead the files of another.
+            let root = self.store.scratch(&format!("root-{}", roots.len()))?;
             apt::extract(self.runner, &archive, &root)?;
+            roots.push(root);
         }
-        self.arrange(archives, &root)
+        self.arrange(archives, &roots)
     }
 
     /// The same, of the files that were in the archives.
     fn arrange(
         &mut self,
         archives: &[Archive],
-        root: &Path,
+        roots: &[PathBuf],
     ) -> Result<(PathBuf, String), FetchError> {
-        let boot = root.join("boot");
-        let image = super::host_kernels(&boot).into_iter().next();
-        let image = image.filter(|image| !image.is_symlink());
+        let files: Vec<&str> = archives.iter().map(|archive| archive.file.as_str()).collect();
+        let packages = files.join(", ");
+        let find = |place: &Path| find(roots, place, &packages);
+        let boots = find("boot".as_ref())?;
+        let images = boots.iter().flat_map(|boot| super::host_kernels(boot));
+        let image = images.into_iter().find(|image| !image.is_symlink());
         let version =
             image.as_deref().map(|image| super::name_of(image).split_off("vmlinuz-".len()));
         let (Some(image), Some(version)) =
             (image, version.filter(|version| store::is_name(version)))
         else {
-            let files: Vec<&str> = archives.iter().map(|archive| archive.file.as_str()).collect();
-            return Err(FetchError::NoKernelInside { packages: files.join(", ") });
+            return Err(FetchError::NoKernelInside { packages });
         };
+        if !is_kernel(&image).map_err(FetchError::file("read", &image))? {
+            let path = Path::new("boot").join(super::name_of(&image));
+            return Err(FetchError::NotAKernel { packages, path });
+        }
 
         let kernel = self.store.scratch("kernel")?;
         let rename = |from: &Path, to: PathBuf| {
             fs::rename(from, &to).map_err(FetchError::file("move a file to", &to))
         };
         rename(&image, kernel.join("vmlinuz"))?;
-        let config = boot.join(format!("config-{version}"));
-        if config.exists() {
-            rename(&config, kernel.join("config"))?;
+        let config = find(&Path::new("boot").join(format!("config-{version}")))?;
+        if let Some(config) = config.iter().find(|config| config.is_file()) {
+            rename(config, kernel.join("config"))?;
         }
         // Debian 13 and Ubuntu 24.10 have them in /usr/lib.
-        let places =
-            ["lib/modules", "usr/lib/modules"].map(|place| root.join(place).join(&version));
+        let mut places = Vec::new();
+        for place in ["lib/modules", "usr/lib/modules"] {
+            places.append(&mut find(&Path::new(place).join(&version))?);
+        }
         if let Some(modules) = places.into_iter().find(|place| place.is_dir()) {
             let place = kernel.join("lib/modules");
             fs::create_dir_all(&place).map_err(FetchError::file("make", &place))?;
@@ -254,65 +200,44 @@ impl Fetch<'_> {
     }
 }
 
+/// What there is at `place` in the `roots`, to which `packages` were unpacked. What is found lies in
+/// them, and not where a link leads: such a one could have husk move the host's own files.
+///
+/// # Errors
+/// When there is a link on the way to it, or in its place.
+fn find(roots: &[PathBuf], place: &Path, packages: &str) -> Result<Vec<PathBuf>, FetchError> {
+    let mut found = Vec::new();
+    'roots: for root in roots {
+        let mut path = root.clone();
+        for part in place {
+            path.push(part);
+            match path.symlink_metadata() {
+                Ok(metadata) if metadata.is_symlink() => {
+                    let path = path.strip_prefix(root).unwrap_or(&path).to_owned();
+                    return Err(FetchError::LinkInside { packages: packages.to_owned(), path });
+                }
+                Ok(_) => {}
+                Err(_) => continue 'roots,
+            }
+        }
+        found.push(path);
+    }
+    Ok(found)
+}
+
+/// Whether the file at `path` begins as a kernel does.
+fn is_kernel(path: &Path) -> io::Result<bool> {
+    let file = fs::File::open(path)?;
+    let mut head = Vec::new();
+    let len = file.metadata()?.len();
+    file.take(bzimage::HEAD_SIZE as u64).read_to_end(&mut head)?;
+    Ok(Elf::is_elf(&head) || SetupHeader::parse(&head, len).is_ok())
+}
+
 /// What `packages` of a kernel's directory holds.
 fn list_of(archives: &[Archive]) -> String {
     archives.iter().map(|archive| format!("{}\n", archive.file)).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const VERSION: &str = "6.1.0-56-cloud-amd64";
-
-    fn archives() -> Vec<Archive> {
-        vec![Archive { file: "linux-image-x_1_amd64.deb".to_owned(), size: 1 }]
-    }
-
-    fn arranged(store: &Store, root: &Path) -> Result<(PathBuf, String), FetchError> {
-        let runner = Runner::default();
-        Fetch { runner: &runner, store, progress: &mut |_| () }.arrange(&archives(), root)
-    }
-
-    /// What `dpkg-deb -x` leaves of a kernel package.
-    fn package(root: &Path, modules: &str) {
-        fs::create_dir_all(root.join("boot")).unwrap();
-        for name in ["vmlinuz", "config", "System.map"] {
-            fs::write(root.join("boot").join(format!("{name}-{VERSION}")), name).unwrap();
-        }
-        let modules = root.join(modules).join(VERSION);
-        fs::create_dir_all(&modules).unwrap();
-        fs::write(modules.join("modules.dep"), "").unwrap();
-    }
-
-    #[test]
-    fn a_package_becomes_a_directory_as_documented() {
-        for modules in ["lib/modules", "usr/lib/modules"] {
-            let dir = tempfile::tempdir().unwrap();
-            let store = Store::open(dir.path(), || Ok(())).unwrap();
-            let root = store.scratch("root").unwrap();
-            package(&root, modules);
-            let (kernel, version) = arranged(&store, &root).unwrap();
-            assert_eq!(version, VERSION);
-            assert_eq!(fs::read(kernel.join("vmlinuz")).unwrap(), b"vmlinuz");
-            assert_eq!(fs::read(kernel.join("config")).unwrap(), b"config");
-            assert!(kernel.join("lib/modules").join(VERSION).join("modules.dep").exists());
-            let packages = fs::read_to_string(kernel.join("packages")).unwrap();
-            assert_eq!(packages, "linux-image-x_1_amd64.deb\n");
-        }
-    }
-
-    #[test]
-    fn a_package_without_a_kernel_is_named_and_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), || Ok(())).unwrap();
-        let root = store.scratch("root").unwrap();
-        let error = arranged(&store, &root).unwrap_err().to_string();
-        assert!(error.contains("linux-image-x_1"), "{error}");
-        fs::create_dir(root.join("boot")).unwrap();
-        fs::write(root.join("boot/vmlinuz-default"), "").unwrap();
-        assert!(arranged(&store, &root).is_err());
-        drop(store);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@
 //! ```
 
 mod apt;
+mod error;
 mod fetch;
 mod store;
 mod tool;
@@ -24,7 +25,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use apt::Flavour;
-pub use fetch::{FetchError, Fetched, Request, fetch};
+pub use error::FetchError;
+pub use fetch::{Fetched, Request, fetch};
 pub use unpack::{UnpackFileError, unpack};
 use version::Version;
 

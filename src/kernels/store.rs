@@ -13,7 +13,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::fetch::FetchError;
+use super::error::FetchError;
 
 const UNDER_WAY: &str = ".fetch-";
 /// How often it is tried to lock a directory that is locked.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use super::fetch::FetchError;
+use super::error::FetchError;
 
 /// How soon a running tool is ended after its fetch was given up.
 const TICK: Duration = Duration::from_millis(50);
@@ -71,7 +71,8 @@ impl Runner {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         // Ctrl-C at a terminal ends the tool as well, and perhaps before we hear of it.
-        if matches!(output.status.signal(), Some(libc::SIGINT | libc::SIGTERM | libc::SIGHUP)) {
+        let asked = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+        if output.status.signal().is_some_and(|signal| asked.contains(&signal)) {
             return Err(FetchError::Cancelled);
         }
         let said = errors(&String::from_utf8_lossy(&output.stderr));

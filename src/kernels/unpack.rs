@@ -1,15 +1,15 @@
 //! The `vmlinux` a `bzImage` carries, written to a file: for a debugger, or other machine monitors.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::boot::bzimage::{self, HeaderError, SetupHeader};
-use crate::boot::unpack::{self as decoder, Compression, UnpackError};
-
-/// No `bzImage` is longer, in bytes.
-const LONGEST: u64 = 1 << 30;
-const ELF: &[u8] = b"\x7fELF";
+use crate::boot::carried;
+use crate::boot::elf::Elf;
+use crate::boot::unpack::UnpackError;
+use crate::files;
 
 /// Why a kernel could not be unpacked into a file.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum UnpackFileError {
         /// The input.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The output cannot be written.
     #[error("{path} cannot be written: {source}", path = .path.display())]
@@ -28,7 +28,7 @@ pub enum UnpackFileError {
         /// The output.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The input is an ELF file already.
     #[error("{path} is not packed: it is an ELF file already; use it as it is", path = .0.display())]
@@ -39,7 +39,7 @@ pub enum UnpackFileError {
         /// The input.
         path: PathBuf,
         /// What is wrong with it.
-        source: HeaderError,
+        r#source: HeaderError,
     },
     /// The input carries no Linux kernel.
     #[error(
@@ -54,7 +54,7 @@ pub enum UnpackFileError {
         /// The input.
         path: PathBuf,
         /// What the decoder says.
-        source: UnpackError,
+        r#source: UnpackError,
     },
 }
 
@@ -71,55 +71,30 @@ pub fn unpack(input: &Path, output: &Path) -> Result<u64, UnpackFileError> {
 }
 
 fn vmlinux(path: &Path) -> Result<Vec<u8>, UnpackFileError> {
-    let image =
-        read(path).map_err(|source| UnpackFileError::Read { path: path.to_owned(), source })?;
-    if image.starts_with(ELF) {
+    let image = files::read(path, bzimage::MAX_LEN)
+        .map_err(|source| UnpackFileError::Read { path: path.to_owned(), source })?;
+    if Elf::is_elf(&image) {
         return Err(UnpackFileError::NotPacked(path.to_owned()));
     }
     let head = image.get(..bzimage::HEAD_SIZE).unwrap_or(&image);
     let header = SetupHeader::parse(head, image.len() as u64)
         .map_err(|source| UnpackFileError::Header { path: path.to_owned(), source })?;
-    let nothing = || UnpackFileError::NoVmlinux(path.to_owned());
-    let payload = header.payload.and_then(|range| {
-        let start = usize::try_from(range.offset).ok()?;
-        image.get(start..start.checked_add(usize::try_from(range.len).ok()?)?)
-    });
-    let payload = payload.ok_or_else(nothing)?;
-    let compression = Compression::detect(payload).ok_or_else(nothing)?;
-    let limit = match header.init_size {
-        0 => decoder::MAX_UNPACKED,
-        init_size => init_size.into(),
-    };
-    let vmlinux = decoder::unpack(payload, compression, limit)
+    let vmlinux = carried::vmlinux(&image, &header)
         .map_err(|source| UnpackFileError::Unpack { path: path.to_owned(), source })?;
-    if vmlinux.starts_with(ELF) { Ok(vmlinux) } else { Err(nothing()) }
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut image = Vec::new();
-    File::open(path)?.take(LONGEST + 1).read_to_end(&mut image)?;
-    if image.len() as u64 > LONGEST {
-        return Err(io::Error::other("longer than 1 GiB: no kernel"));
-    }
-    Ok(image)
+    vmlinux.ok_or_else(|| UnpackFileError::NoVmlinux(path.to_owned()))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // What a link leads to is replaced, not the link.
     let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    if target.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+    let metadata = target.metadata().ok();
+    if metadata.as_ref().is_some_and(|metadata| !metadata.is_file()) {
         // A pipe or device is written to; a directory says so.
         return File::options().write(true).open(&target)?.write_all(bytes);
     }
-    let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-    let temporary = target.with_file_name(format!(".{name}.{}", std::process::id()));
-    let written =
-        std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &target));
-    if written.is_err() {
-        // It may not even have been made.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
+    // Who may read the old one may read the new one, and nobody else.
+    let mode = metadata.map(|metadata| metadata.permissions().mode() & 0o777);
+    files::write_renamed(&target, mode, |file| file.write_all(bytes))
 }
 
 #[cfg(test)]
@@ -192,5 +167,31 @@ mod tests {
         std::fs::write(&input, bzimage(&lz4(b"\x7fELF"))).unwrap();
         let error = unpack(&input, dir.path()).unwrap_err().to_string();
         assert!(error.contains("cannot be written"), "{error}");
+    }
+
+    #[test]
+    fn an_output_keeps_its_permissions_and_links_beside_it_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (input, output) = (dir.path().join("in"), dir.path().join("out"));
+        std::fs::write(&input, bzimage(&lz4(b"\x7fELF"))).unwrap();
+        std::fs::write(&output, "old").unwrap();
+        std::fs::set_permissions(&output, PermissionsExt::from_mode(0o600)).unwrap();
+        // Where the temporary file was expected.
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "precious").unwrap();
+        let link = dir.path().join(format!(".out.{}", std::process::id()));
+        std::os::unix::fs::symlink(&victim, link).unwrap();
+        unpack(&input, &output).unwrap();
+        assert_eq!(output.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn an_input_that_is_a_pipe_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let error = unpack(&fifo, &dir.path().join("out")).unwrap_err().to_string();
+        assert!(error.contains("fifo: it is a pipe, not a file"), "{error}");
     }
 }

@@ -7,11 +7,13 @@
 //! *before* it looks at the gate, and whoever kicks changes the gate *before* setting it.
 
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::hypervisor::RunPage;
 
 /// What the gate tells a vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,15 +40,11 @@ struct State {
     inside: Vec<Target>,
 }
 
-/// How to reach a vCPU thread.
+/// How to reach a vCPU thread that lives.
 struct Target {
     thread: libc::pthread_t,
-    immediate_exit: *const AtomicU8,
+    page: Arc<RunPage>,
 }
-
-// SAFETY: the pointer is used only under the gate's lock, and a target leaves the gate under that
-// lock before its `kvm_run` is unmapped.
-unsafe impl Send for Target {}
 
 /// One gate for all vCPUs of a machine.
 pub struct Gate {
@@ -69,6 +67,9 @@ fn kick_signal() -> io::Result<libc::c_int> {
 
 impl Gate {
     /// A gate that holds every vCPU until [`Gate::open`].
+    ///
+    /// # Errors
+    /// When the signal's handler cannot be installed.
     pub fn new() -> io::Result<Self> {
         kick_signal()?;
         let state = State { want: Want::Hold, held: 0, inside: Vec::new() };
@@ -80,9 +81,8 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers the calling thread as the one that runs `vcpu`, until the guard is dropped. The
-    /// guard must be dropped before `vcpu`.
-    pub fn enter(&self, vcpu: &mut VcpuFd) -> Inside<'_> {
+    /// Does `work` in the calling thread, as the one that runs the vCPU of `page`.
+    pub fn within<R>(&self, page: &Arc<RunPage>, work: impl FnOnce(&Inside<'_>) -> R) -> R {
         // SAFETY: unblocks one signal in this thread; the set is initialised by sigemptyset.
         unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();
@@ -90,11 +90,12 @@ impl Gate {
             libc::sigaddset(&mut set, SIGRTMIN());
             libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
         }
-        let flag = &raw mut vcpu.get_kvm_run().immediate_exit;
         // SAFETY: pthread_self has no preconditions.
         let thread = unsafe { libc::pthread_self() };
-        self.state().inside.push(Target { thread, immediate_exit: flag.cast() });
-        Inside { gate: self, thread, immediate_exit: flag.cast() }
+        self.state().inside.push(Target { thread, page: page.clone() });
+        // Dropped here, in this thread, however `work` ends: nobody else ever owns it.
+        let inside = Inside { gate: self, page, here: PhantomData };
+        work(&inside)
     }
 
     /// Changes what is wanted and reaches every vCPU.
@@ -109,12 +110,10 @@ impl Gate {
             return;
         }
         for target in &state.inside {
-            // SAFETY: a target in the list is a live thread with a mapped `kvm_run` (see `Inside`),
-            // and the byte is only ever accessed atomically on our side.
-            unsafe {
-                (*target.immediate_exit).store(1, Ordering::SeqCst);
-                libc::pthread_kill(target.thread, SIGRTMIN());
-            }
+            target.page.immediate_exit().store(1, Ordering::SeqCst);
+            // SAFETY: a thread in the list has not ended: it leaves the list before, under the lock
+            // held here (see `within`).
+            unsafe { libc::pthread_kill(target.thread, SIGRTMIN()) };
         }
     }
 
@@ -141,16 +140,16 @@ impl Gate {
 /// A vCPU thread's place in the gate.
 pub struct Inside<'a> {
     gate: &'a Gate,
-    thread: libc::pthread_t,
-    immediate_exit: *const AtomicU8,
+    page: &'a RunPage,
+    /// No other thread may use it.
+    here: PhantomData<*const ()>,
 }
 
 impl Inside<'_> {
     /// Called by the vCPU when KVM_RUN was interrupted, and before the first: waits as long as the
     /// gate is closed.
     pub fn pass(&self) -> Pass {
-        // SAFETY: `kvm_run` is mapped as long as this guard lives.
-        unsafe { (*self.immediate_exit).store(0, Ordering::SeqCst) };
+        self.page.immediate_exit().store(0, Ordering::SeqCst);
         let mut state = self.gate.state();
         let mut held = false;
         while state.want == Want::Hold {
@@ -166,9 +165,7 @@ impl Inside<'_> {
             _ => Pass::Run,
         }
     }
-}
 
-impl Inside<'_> {
     /// Called by a vCPU that cannot go on: counts as held until it is sent home.
     pub fn rest(&self) {
         let mut state = self.gate.state();
@@ -184,9 +181,7 @@ impl Inside<'_> {
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
         let mut state = self.gate.state();
-        let thread = self.thread;
-        // SAFETY: pthread_equal compares two ids and has no preconditions.
-        state.inside.retain(|t| unsafe { libc::pthread_equal(t.thread, thread) } == 0);
+        state.inside.retain(|target| !std::ptr::eq(&*target.page, self.page));
         self.gate.changed.notify_all();
     }
 }

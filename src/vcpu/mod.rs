@@ -1,7 +1,8 @@
 //! A vCPU: one thread that runs the guest and carries its exits to the buses.
 //!
-//! It never does I/O and waits for nobody: devices answer from registers, doorbells are ioeventfds,
-//! interrupts irqfds. What ends a guest leaves here as a [`CrashReport`].
+//! It never does I/O: devices answer from registers, doorbells are ioeventfds, interrupts irqfds. It
+//! waits at the [`gate`], and where the guest writes a device's status: for that device's worker to
+//! start it or give it back. What ends a guest leaves here as a [`Failure`].
 
 pub mod gate;
 pub mod report;
@@ -11,15 +12,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use husk_devices::bus::Bus;
-use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_run};
-use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use husk_devices::panics::caught;
+use kvm_bindings::kvm_cpuid_entry2;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::hypervisor::{HypervisorError, failed};
+use crate::hypervisor::{Cause, Exit, HypervisorError, KvmVcpu, KvmVm};
 use crate::timeline::{Phase, Timeline};
+use crate::x86_64::entry::Protocol;
 use crate::x86_64::{cpuid, msr, regs};
-use gate::{Gate, Pass};
-use report::{Cause, CrashReport};
+use gate::{Gate, Inside, Pass};
+use report::CrashReport;
 
 /// Bytes of stack of a vCPU thread: exits are shallow, and below 2 MiB no huge page backs it.
 const STACK: usize = 256 << 10;
@@ -33,13 +35,21 @@ pub struct Buses {
     pub mmio: Arc<Bus>,
 }
 
+/// Why a vCPU's thread has nothing more to do, when nobody has sent it home.
+pub enum Failure {
+    /// The guest's fault: it cannot go on.
+    Crash(Box<CrashReport>),
+    /// husk's own: the thread panicked. In words.
+    Panic(String),
+}
+
 /// Called on the vCPU's thread when it cannot go on.
-pub type OnCrash = Arc<dyn Fn(CrashReport) + Send + Sync>;
+pub type OnFailure = Arc<dyn Fn(Failure) + Send + Sync>;
 
 /// A vCPU that has not run yet.
 pub struct Vcpu {
     id: u8,
-    fd: VcpuFd,
+    kvm: KvmVcpu,
 }
 
 /// What a vCPU needs to run.
@@ -51,54 +61,70 @@ pub struct Surroundings {
     pub memory: GuestMemoryMmap,
     /// Holds, releases and ends the thread.
     pub gate: Arc<Gate>,
-    /// Told of a crash.
-    pub on_crash: OnCrash,
+    /// Told of a crash or panic.
+    pub on_failure: OnFailure,
     /// Marked at the first KVM_RUN.
     pub timeline: Arc<Timeline>,
 }
 
 impl Vcpu {
     /// Creates vCPU `id` of `vm`, in the state after reset.
-    pub fn create(vm: &VmFd, id: u8) -> Result<Self, HypervisorError> {
-        let fd = vm.create_vcpu(id.into()).map_err(failed("KVM_CREATE_VCPU"))?;
-        Ok(Self { id, fd })
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
+    pub fn create(vm: &Arc<KvmVm>, id: u8) -> Result<Self, HypervisorError> {
+        Ok(Self { id, kvm: vm.create_vcpu(id)? })
     }
 
     /// The rate of its time stamp counter in kHz, if KVM knows it.
     pub fn tsc_khz(&self) -> Option<u32> {
-        self.fd.get_tsc_khz().ok()
+        self.kvm.tsc_khz()
     }
 
     /// Gives it the machine's CPUID `leaves`, with its own ids written into them, and its MSRs.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
     pub fn configure(&self, leaves: &mut [kvm_cpuid_entry2]) -> Result<(), HypervisorError> {
-        let id = self.id;
-        cpuid::for_vcpu(leaves, id);
-        let leaves = CpuId::from_entries(leaves).map_err(|_| HypervisorError::Call {
-            call: "KVM_SET_CPUID2",
-            source: io::ErrorKind::InvalidInput.into(),
-        })?;
-        self.fd.set_cpuid2(&leaves).map_err(failed("KVM_SET_CPUID2"))?;
+        cpuid::for_vcpu(leaves, self.id);
+        self.kvm.set_cpuid(leaves)?;
         for entry in msr::boot_msrs() {
             // A KVM without one of them has a guest that cannot miss it.
-            let done = Msrs::from_entries(&[entry]).ok().map(|one| self.fd.set_msrs(&one));
-            if !matches!(done, Some(Ok(1))) {
-                log::debug!("vCPU {id}: MSR {:#x} cannot be set", entry.index);
+            if !self.kvm.set_msr(entry) {
+                log::debug!("vCPU {}: MSR {:#x} cannot be set", self.id, entry.index);
             }
         }
-        self.fd.set_fpu(&regs::boot_fpu()).map_err(failed("KVM_SET_FPU"))
+        self.kvm.set_fpu(&regs::boot_fpu())
     }
 
-    /// KVM's handle, for the registers of the boot vCPU.
-    pub fn fd(&self) -> &VcpuFd {
-        &self.fd
+    /// Lets it begin at `entry` of a kernel in `memory`, by `protocol`, whose tables are written.
+    ///
+    /// # Errors
+    /// Those of KVM, or that there is no guest memory for the tables.
+    pub fn begin_at<E>(
+        &self,
+        memory: &GuestMemoryMmap,
+        protocol: Protocol,
+        entry: u64,
+    ) -> Result<(), E>
+    where
+        E: From<HypervisorError> + From<GuestMemoryError>,
+    {
+        self.kvm.begin_with(|reset| Ok(regs::boot_registers(memory, protocol, entry, reset)?))
     }
 
     /// Starts the thread; it waits at the gate.
+    ///
+    /// # Errors
+    /// When the host starts no thread.
     pub fn spawn(self, around: Surroundings) -> io::Result<JoinHandle<()>> {
         let name = format!("husk-vcpu{}", self.id);
         std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
-            let Vcpu { id, mut fd } = self;
-            Runner { id, around: &around }.run(&mut fd);
+            let Vcpu { id, mut kvm } = self;
+            let runner = Runner { id, around: &around };
+            if let Err(why) = caught(&format!("the thread of vCPU {id}"), || runner.run(&mut kvm)) {
+                (around.on_failure)(Failure::Panic(why));
+            }
         })
     }
 }
@@ -109,69 +135,59 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    fn run(&self, fd: &mut VcpuFd) {
-        let inside = self.around.gate.enter(fd);
+    fn run(&self, kvm: &mut KvmVcpu) {
+        let page = kvm.page().clone();
+        self.around.gate.within(&page, |inside| {
+            if let Some(cause) = self.until_the_end(kvm, inside) {
+                (self.around.on_failure)(Failure::Crash(Box::new(self.report(kvm, cause))));
+                inside.rest();
+            }
+        });
+    }
+
+    /// Runs the guest until the thread is sent home, or for a reason the guest cannot go on.
+    fn until_the_end(&self, kvm: &mut KvmVcpu, inside: &Inside<'_>) -> Option<Cause> {
         if inside.pass() == Pass::Stop {
-            return;
+            return None;
         }
         if self.id == 0 {
             self.around.timeline.mark(Phase::FirstRun);
         }
-        let shared: *const kvm_run = fd.get_kvm_run();
-        // SAFETY: `kvm_run` is mapped as long as `fd` lives, and KVM filled in `io` before it
-        // returned the exit for which this is called.
-        let io_width = || usize::from(unsafe { (*shared).__bindgen_anon_1.io.size }).max(1);
         let Buses { pio, mmio } = &self.around.buses;
-        let cause = loop {
-            match fd.run() {
-                // String instructions bring several accesses to one port at once.
-                Ok(VcpuExit::IoOut(port, data)) => {
-                    data.chunks(io_width()).for_each(|access| pio.write(port.into(), access));
+        loop {
+            match kvm.run() {
+                Exit::PortWrite { port, width, data } => {
+                    data.chunks(width).for_each(|access| pio.write(port.into(), access));
                 }
-                Ok(VcpuExit::IoIn(port, data)) => {
-                    data.chunks_mut(io_width()).for_each(|access| pio.read(port.into(), access));
+                Exit::PortRead { port, width, data } => {
+                    data.chunks_mut(width).for_each(|access| pio.read(port.into(), access));
                 }
-                Ok(VcpuExit::MmioRead(address, data)) => mmio.read(address, data),
-                Ok(VcpuExit::MmioWrite(address, data)) => mmio.write(address, data),
-                Ok(VcpuExit::Intr) => {}
-                Ok(VcpuExit::Shutdown) => break Cause::TripleFault,
-                Ok(VcpuExit::FailEntry(reason, _)) => break Cause::EntryFailed { reason },
-                Ok(VcpuExit::InternalError) => {
-                    // SAFETY: as above; KVM filled in `internal` for this exit.
-                    let suberror = unsafe { (*shared).__bindgen_anon_1.internal.suberror };
-                    break Cause::InternalError { suberror };
-                }
-                Ok(other) => break Cause::UnexpectedExit(format!("{other:?}")),
-                Err(e) if e.errno() == libc::EINTR => match inside.pass() {
+                Exit::MmioRead { address, data } => mmio.read(address, data),
+                Exit::MmioWrite { address, data } => mmio.write(address, data),
+                Exit::Interrupted => match inside.pass() {
                     Pass::Run => {}
-                    // So that the guest's watchdogs do not bark at the lost time. Fails with
-                    // EINVAL when the guest does not use kvmclock and cannot mind.
-                    Pass::Resumed => drop(fd.kvmclock_ctrl()),
-                    Pass::Stop => return,
+                    Pass::Resumed => kvm.excuse_lost_time(),
+                    Pass::Stop => return None,
                 },
-                // A vCPU that waits for its SIPI was woken.
-                Err(e) if e.errno() == libc::EAGAIN => {}
-                Err(e) => break Cause::RunFailed { errno: e.errno() },
+                Exit::Again => {}
+                Exit::Last(cause) => return Some(cause),
             }
-        };
-        (self.around.on_crash)(self.report(fd, cause));
-        inside.rest();
+        }
     }
 
-    fn report(&self, fd: &VcpuFd, cause: Cause) -> CrashReport {
+    fn report(&self, kvm: &KvmVcpu, cause: Cause) -> CrashReport {
         const CODE_BYTES: usize = 16;
-        let regs = fd.get_regs().ok();
+        let (regs, sregs) = kvm.registers();
         let mut code = vec![0; CODE_BYTES];
-        let physical = regs.and_then(|r| fd.translate_gva(r.rip).ok()).filter(|t| t.valid != 0);
-        let read = physical.map(|t| GuestAddress(t.physical_address)).map(|at| {
+        let read = regs.and_then(|r| kvm.translate(r.rip)).map(|at| {
             // The bytes may cross into a page that lies elsewhere: only this page is read.
-            let in_page = CODE_BYTES.min(4096 - (at.0 % 4096) as usize);
+            let in_page = CODE_BYTES.min(4096 - (at % 4096) as usize);
             code.truncate(in_page);
-            self.around.memory.read_slice(&mut code, at)
+            self.around.memory.read_slice(&mut code, GuestAddress(at))
         });
         if !matches!(read, Some(Ok(()))) {
             code.clear();
         }
-        CrashReport { cpu: self.id, cause, regs, sregs: fd.get_sregs().ok(), code }
+        CrashReport { cpu: self.id, cause, regs, sregs, code }
     }
 }

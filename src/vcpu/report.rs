@@ -2,66 +2,9 @@
 
 use std::fmt;
 
-use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_regs, kvm_sregs};
+use kvm_bindings::{kvm_regs, kvm_sregs};
 
-/// Why a vCPU cannot go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
-    /// A fault while handling a fault while handling a fault.
-    TripleFault,
-    /// The CPU refused the guest's state (KVM_EXIT_FAIL_ENTRY).
-    EntryFailed {
-        /// The CPU's own reason code.
-        reason: u64,
-    },
-    /// KVM gave up (KVM_EXIT_INTERNAL_ERROR).
-    InternalError {
-        /// KVM's sub-reason.
-        suberror: u32,
-    },
-    /// KVM_RUN itself failed.
-    RunFailed {
-        /// The error number.
-        errno: i32,
-    },
-    /// An exit this machine never asked for.
-    UnexpectedExit(
-        /// What KVM called it.
-        String,
-    ),
-}
-
-impl Cause {
-    /// Whether KVM met an instruction of the guest that it cannot interpret.
-    pub fn is_emulation_failure(&self) -> bool {
-        matches!(self, Cause::InternalError { suberror } if *suberror == KVM_INTERNAL_ERROR_EMULATION)
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Cause::TripleFault => write!(f, "triple fault"),
-            Cause::EntryFailed { reason } => {
-                write!(f, "the CPU refused the guest's state (KVM_EXIT_FAIL_ENTRY, {reason:#x})")
-            }
-            Cause::InternalError { suberror } => {
-                let words = match suberror {
-                    1 => "an instruction it cannot emulate",
-                    2 => "simultaneous exceptions",
-                    3 => "an event while delivering another",
-                    4 => "an unexpected exit reason",
-                    _ => "unknown",
-                };
-                write!(f, "KVM internal error {suberror}: {words}")
-            }
-            Cause::RunFailed { errno } => {
-                write!(f, "KVM_RUN failed: {}", std::io::Error::from_raw_os_error(*errno))
-            }
-            Cause::UnexpectedExit(exit) => write!(f, "unexpected exit {exit}"),
-        }
-    }
-}
+use crate::hypervisor::Cause;
 
 /// The state of a vCPU that cannot go on. Its `Display` is the report shown to the user.
 #[derive(Debug, Clone)]

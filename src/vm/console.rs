@@ -35,6 +35,9 @@ pub(super) struct Console {
 
 impl Console {
     /// Connects `line` to `source`; `worker` carries the bytes.
+    ///
+    /// # Errors
+    /// When what `source` names cannot be opened, or the worker has ended.
     pub fn connect(source: Source, line: Arc<dyn Line>, worker: &Worker) -> Result<Self, VmError> {
         let (streams, pty) = match source {
             Source::Streams(streams) => (streams, None),
@@ -61,6 +64,9 @@ impl Console {
 
 /// Refuses a file for what the guest writes (its console, a port) that is one of the files the VM is
 /// made of: it would be emptied. Called before any of them is opened.
+///
+/// # Errors
+/// That refusal.
 pub(super) fn check(config: &VmConfig) -> Result<(), VmError> {
     let console = match &config.console {
         ConsoleConfig::File(console) => Some(("console", console)),

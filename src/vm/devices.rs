@@ -5,24 +5,27 @@
 //! from its place in the list.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use husk_devices::block::{Disk, DiskOptions};
 use husk_devices::bus::{BusBuilder, BusDevice};
 use husk_devices::platform::{
     AbsentRtc, DEBUG_EXIT_LEN, DebugExit, EventSink, KeyboardReset, MarkerPort, POWER_LEN,
     PVPANIC_LEN, PowerControl, PvPanic,
 };
 use husk_devices::serial::{Line, UART_LEN, Uart};
-use husk_devices::virtio::blk::Blk;
-use husk_devices::virtio::blk::backend::DiskBackend;
+use husk_devices::virtio::blk::{Blk, BlkOptions};
 use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::net::Net;
 use husk_devices::virtio::net::tap::Tap;
 use husk_devices::virtio::rng::Rng;
-use husk_devices::worker::Worker;
+use husk_devices::virtio::vsock::Vsock;
+use husk_devices::worker::{OnBroken, Worker, WorkerError};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -36,10 +39,24 @@ use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
 use crate::x86_64::layout;
 
+/// Queues of a disk, unless the user says otherwise: one for each vCPU, but not more than this.
+const DISK_QUEUES: u32 = 4;
+/// How long a reboot waits for a host that does not answer.
+const HOST_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A virtio device at its place.
 pub(super) struct Placed {
     pub slot: VirtioSlot,
     pub transport: Arc<MmioTransport>,
+}
+
+/// A worker called `name`.
+pub(super) fn watched(
+    name: impl Into<String>,
+    on_broken: &OnBroken,
+) -> Result<Worker, WorkerError> {
+    let on_broken = on_broken.clone();
+    Worker::spawn_watched(name, move |why| on_broken(why))
 }
 
 /// All devices of a machine; they outlive its reboots.
@@ -55,24 +72,29 @@ pub(super) struct Devices {
     console: Option<Console>,
     /// The VM's worker. After the devices that run in it.
     worker: Worker,
-    /// Those of devices that block.
+    /// Those of the devices that block. After them, too.
     _workers: Vec<Worker>,
 }
 
 impl Devices {
     /// Opens every backend and puts every device on its bus. At the guest addresses `not_ram` a file
     /// is mapped over `memory`.
+    ///
+    /// # Errors
+    /// What cannot be opened, by its name in the configuration.
     pub fn open(
         config: &VmConfig,
         memory: &GuestMemoryMmap,
         not_ram: Vec<Range<u64>>,
         events: EventSink,
+        on_broken: OnBroken,
     ) -> Result<Self, VmError> {
-        let worker = Worker::spawn("husk-worker")?;
+        let worker = watched("husk-worker", &on_broken)?;
         let mut workers = Vec::new();
         let uart = Uart::new().map_err(host("serial console"))?;
-        let mut devices = open_virtio(config, &worker, &mut workers)?;
-        let place = Place { ram: memory, not_ram, uart: &uart, worker: &worker };
+        let mut devices = open_virtio(config, &worker, &on_broken)?;
+        let place =
+            Place { ram: memory, not_ram, uart: &uart, worker: &worker, on_broken: &on_broken };
         let handles = Handles::open(config, place, &mut devices, &mut workers)?;
         let reachable = pmem::reachable(memory, &handles.pmem)?;
 
@@ -133,6 +155,9 @@ impl Devices {
     }
 
     /// Connects the console. What the guest wrote before is shown then.
+    ///
+    /// # Errors
+    /// As [`Console::connect`].
     pub fn connect_console(&mut self, source: Source) -> Result<(), VmError> {
         let line: Arc<dyn Line> = match &self.handles.tty {
             Some(tty) => tty.clone(),
@@ -163,8 +188,23 @@ impl Devices {
     }
 
     /// Brings every device back to its state after power-on. No vCPU runs.
+    ///
+    /// # Errors
+    /// When the host does not finish what a device asked of it before: it may still write to guest
+    /// memory, which is about to become another guest's.
     pub fn reset(&self) -> io::Result<()> {
         self.virtio.iter().for_each(|placed| placed.transport.reset());
+        let deadline = Instant::now() + HOST_PATIENCE;
+        for placed in &self.virtio {
+            while placed.transport.is_busy() {
+                if Instant::now() >= deadline {
+                    let name = placed.transport.name();
+                    let what = format!("{name}: the host has not answered for {HOST_PATIENCE:?}");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         self.uart.reset()
     }
 
@@ -191,15 +231,24 @@ pub(super) type Named = (String, Box<dyn VirtioDevice>);
 fn open_virtio(
     config: &VmConfig,
     worker: &Worker,
-    workers: &mut Vec<Worker>,
+    on_broken: &OnBroken,
 ) -> Result<Vec<Named>, VmError> {
     let mut devices: Vec<Named> = Vec::new();
     for disk in &config.disks {
-        let backend = DiskBackend::open(&disk.path, disk.readonly)?;
-        // A disk blocks in its system calls, so it has a worker of its own.
-        let own = Worker::spawn(format!("husk-{}", disk.id))?;
-        devices.push((disk.id.clone(), Box::new(Blk::new(&disk.id, backend, own.handle()))));
-        workers.push(own);
+        let options = DiskOptions { read_only: disk.readonly, cache: disk.cache };
+        let backend = Disk::open(&disk.path, options)?;
+        // At most 4, so the cast keeps the number.
+        let queues = disk.queues.unwrap_or(config.cpus.min(DISK_QUEUES) as u16);
+        let options = BlkOptions {
+            engine: disk.engine,
+            queues,
+            bytes_per_second: disk.bytes_per_second.and_then(|size| NonZeroU64::new(size.0)),
+            requests_per_second: disk.requests_per_second.and_then(NonZeroU64::new),
+            ..BlkOptions::default()
+        };
+        let device = Blk::new(&disk.id, backend, options)
+            .map_err(|source| VmError::DiskEngine { id: disk.id.clone(), source })?;
+        devices.push((disk.id.clone(), Box::new(device.watched(on_broken.clone()))));
     }
     for net in &config.nets {
         let mac = net.mac.as_deref().map(parse_mac).transpose()?;
@@ -210,6 +259,10 @@ fn open_virtio(
     }
     if config.rng {
         devices.push(("rng".to_owned(), Box::new(Rng::new(worker.handle()))));
+    }
+    if let Some(vsock) = &config.vsock {
+        let device = Vsock::new(vsock.cid, &vsock.socket, worker.handle())?;
+        devices.push(("vsock".to_owned(), Box::new(device)));
     }
     Ok(devices)
 }

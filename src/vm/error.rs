@@ -2,7 +2,10 @@
 
 use std::io;
 
+use husk_devices::virtio::net::tap::TapError;
+
 use crate::memory;
+use crate::size::Size;
 
 /// A VM that cannot be made or started. Each variant's message names the thing the user gave.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +17,11 @@ pub enum VmError {
     Hypervisor(#[from] crate::hypervisor::HypervisorError),
     #[error("--cpus {wanted}: this host's KVM has at most {max} vCPUs for a VM")]
     TooManyCpus { wanted: u32, max: u32 },
+    #[error(
+        "--memory {wanted}: a guest has at most {most} on this host, whose KVM gives processors \
+         {bits} bits of physical address"
+    )]
+    MemoryBeyondCpu { wanted: Size, most: Size, bits: u32 },
     #[error(transparent)]
     Memory(#[from] memory::MemoryError),
     #[error(transparent)]
@@ -27,11 +35,15 @@ pub enum VmError {
     #[error(transparent)]
     Acpi(#[from] crate::x86_64::acpi::AcpiError),
     #[error("guest memory: {0}")]
-    GuestMemory(#[from] vm_memory::GuestMemoryError),
+    GuestMemory(vm_memory::GuestMemoryError),
     #[error(transparent)]
-    Disk(#[from] husk_devices::virtio::blk::backend::DiskError),
-    #[error("network interface {id}: {source}")]
-    Tap { id: String, source: husk_devices::virtio::net::tap::TapError },
+    Disk(#[from] husk_devices::block::DiskError),
+    #[error("disk {id}: {source}")]
+    DiskEngine { id: String, r#source: husk_devices::block::EngineError },
+    #[error("network interface {id}: {}", tap(source))]
+    Tap { id: String, r#source: TapError },
+    #[error(transparent)]
+    Vsock(#[from] husk_devices::virtio::vsock::VsockError),
     #[error(transparent)]
     Pmem(#[from] husk_devices::virtio::pmem::PmemError),
     #[error(transparent)]
@@ -41,7 +53,28 @@ pub enum VmError {
     #[error(transparent)]
     Worker(#[from] husk_devices::worker::WorkerError),
     #[error("{what}: {source}")]
-    Host { what: String, source: io::Error },
+    Host { what: String, r#source: io::Error },
+}
+
+impl From<vm_memory::GuestMemoryError> for VmError {
+    fn from(e: vm_memory::GuestMemoryError) -> Self {
+        Self::GuestMemory(e)
+    }
+}
+
+/// What is wrong with a TAP. Linux has one answer, EINVAL, for every interface that is none.
+fn tap(error: &TapError) -> String {
+    match error {
+        TapError::Host { name, what: "TUNSETIFF", source }
+            if source.raw_os_error() == Some(libc::EINVAL) =>
+        {
+            format!(
+                "{name} is an interface of the host's, but no TAP that husk can use (it may be a TUN, \
+                 or have several queues); name another, or one that husk is to make"
+            )
+        }
+        other => other.to_string(),
+    }
 }
 
 /// Makes an error of the host's one that names what was tried.

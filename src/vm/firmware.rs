@@ -1,15 +1,18 @@
 //! What a PC's firmware does: the kernel, its initrd, its command line and the description of the
 //! machine, put into guest memory.
 
+use std::sync::Once;
+
 use husk_devices::virtio::mmio::MMIO_WINDOW;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::VmError;
 use crate::boot::params::{self, BootInfo, E820_RAM, E820_RESERVED, E820Entry};
-use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded, Protocol};
+use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded};
 use crate::config::{BootProtocol, ConsoleDevice, VmConfig};
 use crate::memory;
 use crate::x86_64::acpi::{self, VirtioSlot};
+use crate::x86_64::entry::Protocol;
 use crate::x86_64::{layout, mptable, reset};
 
 /// The command line when the user gives none. There is no PCI to be looked for.
@@ -24,6 +27,16 @@ fn default_cmdline(console: ConsoleDevice) -> &'static str {
 pub(super) struct Software {
     pub kernel: Kernel,
     pub initrd: Option<Initrd>,
+    /// Said once, however often the guest reboots: that its kernel is not shared.
+    pub unshared: Once,
+}
+
+impl Software {
+    /// Whether it cannot do without a PC's timer. Linux finds its clocks in CPUID and ACPI; what was
+    /// written for a PC does not, nor does a Linux without ACPI (Debian's reads no MP table either).
+    pub fn needs_timer(&self, config: &VmConfig) -> bool {
+        self.kernel.is_opaque() || !config.acpi
+    }
 }
 
 /// The description of a machine for its guest.
@@ -33,13 +46,11 @@ pub(super) struct Firmware<'a> {
 }
 
 impl Firmware<'_> {
-    /// Fills guest memory and returns how the kernel is entered.
-    pub fn load(
-        &self,
-        software: &Software,
-        memory: &GuestMemoryMmap,
-        memory_is_zero: bool,
-    ) -> Result<Loaded, VmError> {
+    /// Fills guest memory, which is as it was mapped, and returns how the kernel is entered.
+    ///
+    /// # Errors
+    /// When the kernel, its initrd or its command line does not fit, or cannot be read.
+    pub fn load(&self, software: &Software, memory: &GuestMemoryMmap) -> Result<Loaded, VmError> {
         let options = LoadOptions {
             method: match self.config.share_kernel {
                 true => LoadMethod::Map,
@@ -50,9 +61,16 @@ impl Firmware<'_> {
                 BootProtocol::Pvh => Some(Protocol::Pvh),
                 BootProtocol::Linux64 => Some(Protocol::Linux64),
             },
-            memory_is_zero,
         };
         let loaded = software.kernel.load(memory, options)?;
+        if options.method == LoadMethod::Map && loaded.method != LoadMethod::Map {
+            software.unshared.call_once(|| {
+                log::warn!(
+                    "the kernel cannot be shared with other VMs: that takes husk's cache, memory \
+                     that is private, and pages of 4 KiB"
+                );
+            });
+        }
         let initrd = match &software.initrd {
             Some(initrd) => Some(initrd.load(
                 memory,
@@ -88,6 +106,9 @@ impl Firmware<'_> {
     }
 
     /// The kernel's command line: the user's, and what this machine needs.
+    ///
+    /// # Errors
+    /// What is wrong with the user's.
     fn cmdline(&self) -> Result<Cmdline, VmError> {
         let default = default_cmdline(self.config.console_device);
         let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(default))?;
@@ -134,8 +155,10 @@ fn memory_map(memory: &GuestMemoryMmap) -> Vec<E820Entry> {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::GuestAddress;
+
     use super::*;
-    use crate::config::{DiskConfig, MemoryConfig, PmemConfig, Size};
+    use crate::config::{DiskConfig, PmemConfig};
 
     fn firmware(config: &VmConfig) -> String {
         let slots = [VirtioSlot { base: 0xd000_0000, gsi: 6 }];
@@ -159,7 +182,7 @@ mod tests {
     #[test]
     fn the_first_disk_is_the_root_unless_the_user_says_otherwise() {
         let mut config = VmConfig::new("k");
-        config.disks = vec![DiskConfig { id: "d".into(), path: "p".into(), readonly: true }];
+        config.disks = vec![DiskConfig { readonly: true, ..DiskConfig::default() }];
         assert!(firmware(&config).ends_with("root=/dev/vda ro"));
         config.pmem = vec![PmemConfig { id: "p".into(), path: "p".into(), readonly: true }];
         assert!(firmware(&config).ends_with("root=/dev/vda ro"));
@@ -177,10 +200,58 @@ mod tests {
         assert!(firmware(&config).ends_with("acpi=off virtio_mmio.device=4K@0xd0000000:6"));
     }
 
+    /// What `vm_cmdline_set` of Linux' drivers/virtio/virtio_mmio.c makes of a parameter's value,
+    /// `<size>@<base>:<irq>[:<id>]`: `memparse`, then `sscanf("@%lli:%u%n:%d%n")` with at least two
+    /// numbers and nothing behind the last, and an interrupt that is not 0.
+    fn as_linux_takes_it(value: &str) -> Option<(u64, u64, u32)> {
+        /// `simple_strtoull` of base 0: the number and what is behind it.
+        fn number(text: &str) -> Option<(u64, &str)> {
+            let (digits, base) = match text.strip_prefix("0x") {
+                Some(hex) => (hex, 16),
+                None if text.starts_with('0') => (text, 8),
+                None => (text, 10),
+            };
+            let end = digits.find(|c: char| !c.is_digit(base)).unwrap_or(digits.len());
+            Some((u64::from_str_radix(&digits[..end], base).ok()?, &digits[end..]))
+        }
+        let (size, rest) = number(value)?;
+        let (shift, rest) = match rest.as_bytes().first()? {
+            b'K' | b'k' => (10, &rest[1..]),
+            b'M' | b'm' => (20, &rest[1..]),
+            _ => (0, rest),
+        };
+        let (base, rest) = number(rest.strip_prefix('@')?)?;
+        let rest = rest.strip_prefix(':')?;
+        // %u is decimal.
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let irq: u32 = rest[..digits].parse().ok()?;
+        (rest[digits..].is_empty() && irq != 0).then_some((size << shift, base, irq))
+    }
+
+    #[test]
+    fn every_device_parameter_is_taken_by_linux_for_what_it_is() {
+        let taken = as_linux_takes_it("0x1000@0xd0000000:6");
+        assert_eq!(taken, Some((0x1000, 0xd000_0000, 6)), "the reading itself");
+        for wrong in ["4K@0xd0000000", "4K@0xd0000000:0", "4K@0xd0000000:6 ", "@0xd0000000:6"] {
+            assert_eq!(as_linux_takes_it(wrong), None, "{wrong}");
+        }
+        let slot =
+            |n: u32| VirtioSlot { base: 0xd000_0000 + n * 0x1000, gsi: layout::VIRTIO_GSI + n };
+        let slots: Vec<_> = (0..layout::VIRTIO_MAX as u32).map(slot).collect();
+        let mut config = VmConfig::new("k");
+        config.acpi = false;
+        let line = Firmware { config: &config, slots: &slots }.cmdline().unwrap().text();
+        let given = line.split(' ').filter_map(|word| word.strip_prefix("virtio_mmio.device="));
+        let taken: Vec<_> = given.map(|value| as_linux_takes_it(value).unwrap()).collect();
+        let wanted = slots.iter().map(|slot| (MMIO_WINDOW, u64::from(slot.base), slot.gsi));
+        assert_eq!(taken, wanted.collect::<Vec<_>>());
+    }
+
     #[test]
     fn the_memory_map_leaves_out_the_legacy_areas_and_the_hole() {
-        let config = MemoryConfig { size: Size::mib(5 << 10), shared: false, hugepages: false };
-        let memory = memory::allocate(&config).unwrap();
+        // Mapped without a reservation, and not touched: a small host does.
+        let ranges = [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), 2 << 30)];
+        let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
         let ram: Vec<_> = memory_map(&memory)
             .iter()
             .filter(|e| e.kind == E820_RAM)

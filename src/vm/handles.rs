@@ -12,10 +12,10 @@ use husk_devices::virtio::console::endpoint::Endpoint;
 use husk_devices::virtio::console::ports::Ports;
 use husk_devices::virtio::console::tty::{Tty, TtyDevice};
 use husk_devices::virtio::pmem::Pmem;
-use husk_devices::worker::Worker;
+use husk_devices::worker::{OnBroken, Worker};
 use vm_memory::{GuestMemoryMmap, GuestMemoryRegion};
 
-use super::devices::Named;
+use super::devices::{Named, watched};
 use super::error::{VmError, host};
 use super::pmem::{self, PmemRegion};
 use crate::config::{ConsoleDevice, PortConfig, VmConfig};
@@ -38,17 +38,22 @@ pub(super) struct Place<'a> {
     pub uart: &'a Arc<Uart>,
     /// The VM's worker.
     pub worker: &'a Worker,
+    /// Hears of a worker that breaks.
+    pub on_broken: &'a OnBroken,
 }
 
 impl Handles {
     /// Opens them and adds them to `devices`, and the workers of those that block to `workers`.
+    ///
+    /// # Errors
+    /// What cannot be opened, by its name in the configuration.
     pub fn open(
         config: &VmConfig,
         place: Place<'_>,
         devices: &mut Vec<Named>,
         workers: &mut Vec<Worker>,
     ) -> Result<Self, VmError> {
-        let Place { ram, not_ram, uart, worker } = place;
+        let Place { ram, not_ram, uart, worker, on_broken } = place;
         let mut handles = Self { tty: None, balloon: None, pmem: pmem::open(&config.pmem, ram)? };
         if config.console_device == ConsoleDevice::Virtio {
             let tty = Tty::beside(uart.clone()).map_err(host("console"))?;
@@ -59,7 +64,7 @@ impl Handles {
         if let Some(config) = &config.balloon {
             let balloon = Balloon::new(config.size.0).map_err(host("balloon"))?;
             // Giving memory back takes long enough to have a worker of its own.
-            let own = Worker::spawn("husk-balloon")?;
+            let own = watched("husk-balloon", on_broken)?;
             let plain = Plain::new(ram.clone(), not_ram);
             let device = BalloonDevice::new(balloon.clone(), plain, own.handle());
             devices.push(("balloon".to_owned(), Box::new(device)));
@@ -68,7 +73,7 @@ impl Handles {
         }
         for (config, file) in config.pmem.iter().zip(&handles.pmem) {
             // Flushing blocks, as a disk does.
-            let own = Worker::spawn(format!("husk-{}", config.id))?;
+            let own = watched(format!("husk-{}", config.id), on_broken)?;
             let start = file.region.start_addr().0;
             let device = Pmem::new(file.file.clone(), start, own.handle());
             devices.push((config.id.clone(), Box::new(device)));

@@ -15,6 +15,8 @@ pub(super) enum Message {
     Guest(GuestEvent),
     /// A vCPU cannot go on.
     Crash(Box<CrashReport>),
+    /// A thread of husk's own has failed, and the VM cannot go on without it. In words.
+    Broken(String),
     /// The embedder wants something; the answer goes into the channel.
     Command(Command, SyncSender<()>),
 }
@@ -80,9 +82,10 @@ impl Mailbox {
         }
     }
 
-    /// Forgets what the guest said; commands stay.
+    /// Forgets what the guest said and how it died; commands stay, and what broke stays broken.
     pub fn forget_guest(&self) {
-        self.state().queue.retain(|m| matches!(m, Message::Command(..)));
+        let stays = |m: &Message| matches!(m, Message::Command(..) | Message::Broken(_));
+        self.state().queue.retain(stays);
     }
 
     /// Drops everything, now and from now on: whoever waits for an answer gets none.
@@ -100,13 +103,13 @@ mod tests {
     #[test]
     fn a_guest_that_shouts_does_not_fill_the_hosts_memory_nor_drown_commands() {
         let mailbox = Mailbox::default();
-        for byte in 0..100_000u32 {
-            mailbox.post(Message::Guest(GuestEvent::Marker(byte as u8)));
+        for _ in 0..100_000 {
+            mailbox.post(Message::Guest(GuestEvent::Marker));
         }
         mailbox.post(Message::Guest(GuestEvent::PowerOff));
         let (reply, _) = std::sync::mpsc::sync_channel(1);
         mailbox.post(Message::Command(Command::Kill, reply));
-        assert_eq!(mailbox.state().queue.len(), 256 + 2);
+        assert_eq!(mailbox.state().queue.len(), 1 + 2);
         mailbox.forget_guest();
         assert!(matches!(mailbox.next(None), Some(Message::Command(Command::Kill, _))));
         assert!(mailbox.next(Some(Instant::now())).is_none());

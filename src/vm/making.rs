@@ -9,25 +9,26 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::VmFd;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::GuestMemoryMmap;
 
 use super::STACK;
 use super::error::{VmError, host};
-use crate::hypervisor::{Hypervisor, HypervisorError, failed};
+use crate::hypervisor::{Hypervisor, HypervisorError, KvmVm};
 
 const THREAD: &str = "the thread that makes the KVM VM";
 
 /// A VM that is being given its memory.
 pub(super) struct Making {
     /// Brings the VM as soon as there is one. In a lock only so that a `Vm` can be shared.
-    created: Mutex<Receiver<Arc<VmFd>>>,
+    created: Mutex<Receiver<Arc<KvmVm>>>,
     thread: Option<JoinHandle<Result<(), HypervisorError>>>,
 }
 
 impl Making {
     /// Begins.
+    ///
+    /// # Errors
+    /// When no thread can be started.
     pub fn begin(hypervisor: &Arc<Hypervisor>, memory: &GuestMemoryMmap) -> Result<Self, VmError> {
         let (hypervisor, memory) = (hypervisor.clone(), memory.clone());
         let (announce, created) = sync_channel(1);
@@ -35,17 +36,20 @@ impl Making {
             .name("husk-kvm".to_owned())
             .stack_size(STACK)
             .spawn(move || {
-                let vm = Arc::new(hypervisor.create_vm()?);
+                let vm = Arc::new(hypervisor.create_vm(&memory)?);
                 // Nobody waits any more when the rest of the start has failed.
                 let _ = announce.send(vm.clone());
-                register_memory(&vm, &memory)
+                vm.add_memory()
             })
             .map_err(host(THREAD))?;
         Ok(Self { created: Mutex::new(created), thread: Some(thread) })
     }
 
     /// Waits until the VM exists; its memory may come later.
-    pub fn vm(&mut self) -> Result<Arc<VmFd>, VmError> {
+    ///
+    /// # Errors
+    /// Why KVM made none.
+    pub fn vm(&mut self) -> Result<Arc<KvmVm>, VmError> {
         let created = self.created.get_mut().unwrap_or_else(PoisonError::into_inner).recv();
         match created {
             Ok(vm) => Ok(vm),
@@ -58,6 +62,9 @@ impl Making {
     }
 
     /// Waits until it has its memory.
+    ///
+    /// # Errors
+    /// Why KVM did not take it.
     pub fn finish(mut self) -> Result<(), VmError> {
         self.join()
     }
@@ -71,24 +78,8 @@ impl Making {
 
 impl Drop for Making {
     fn drop(&mut self) {
-        // Nobody wants the VM any more, nor to hear of its errors; but its memory must stay mapped
-        // until the thread has ended.
+        // Nobody wants the VM any more, nor to hear of its errors; but nothing of it may be left when
+        // whoever wanted it is told so.
         let _ = self.join();
     }
-}
-
-fn register_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), HypervisorError> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let slot = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the region stays mapped as long as the VM exists: this thread holds the memory
-        // until it ends, and then the controller does, which drops the machine first.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
-    }
-    Ok(())
 }

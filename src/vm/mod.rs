@@ -21,27 +21,33 @@ mod mailbox;
 mod making;
 mod metrics;
 mod outcome;
+mod panic;
 mod pmem;
 mod running;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use husk_devices::platform::EventSink;
 use husk_devices::serial::ConsoleStreams;
+use husk_devices::virtio::net::tap::Tap;
+use husk_devices::worker::OnBroken;
+use kvm_bindings::CpuId;
 
 use crate::boot::{Cache, Initrd, Kernel};
-use crate::config::VmConfig;
+use crate::config::{self, VmConfig};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
+use crate::size::Size;
 use crate::timeline::{Phase, Timeline};
+use crate::x86_64::{cpuid, layout};
 use console::Source;
 use controller::Controller;
 use devices::Devices;
 use firmware::Software;
 use mailbox::{Mailbox, Message};
 use making::Making;
-use running::{Promise, Verdict};
+use running::Verdict;
 
 pub use console::stdio_streams;
 pub use error::VmError;
@@ -51,6 +57,10 @@ pub use running::{BalloonError, Ended, RunningVm};
 
 /// Bytes of stack of the threads of this floor.
 const STACK: usize = 256 << 10;
+
+// What a configuration may ask for, the machine has.
+const _: () = assert!(config::CPUS_MAX <= layout::VCPUS_MAX);
+const _: () = assert!(config::VIRTIO_DEVICES_MAX <= layout::VIRTIO_MAX);
 
 /// A VM that has everything it needs and does not run yet.
 pub struct Vm {
@@ -62,12 +72,18 @@ pub struct Vm {
 
 impl Vm {
     /// Checks `config` and opens everything it names: KVM, kernel, memory, disks, interfaces.
+    ///
+    /// # Errors
+    /// What is wrong with `config`, or what cannot be had on this host. Then nothing stays open.
     pub fn new(config: VmConfig) -> Result<Self, VmError> {
         Self::with(config, None, Arc::default())
     }
 
     /// As [`Vm::new`], with the console connected to `console`, if given, instead of what the
     /// configuration says, and the phases of the start marked in `timeline`.
+    ///
+    /// # Errors
+    /// As [`Vm::new`].
     pub fn with(
         mut config: VmConfig,
         console: Option<ConsoleStreams>,
@@ -75,44 +91,73 @@ impl Vm {
     ) -> Result<Self, VmError> {
         config.name_devices();
         config.validate()?;
-        let hypervisor = Arc::new(Hypervisor::open()?);
+        // Before anything is opened, or a number could be that of a descriptor of our own.
+        for net in &config.nets {
+            if let Some(fd) = net.fd {
+                Tap::inherited(fd).map_err(|source| VmError::Tap { id: net.id.clone(), source })?;
+            }
+        }
+        Self::on(Hypervisor::open()?, &Cache::user(), config, console, timeline)
+    }
+
+    /// As [`Vm::with`], on a given KVM and with a given cache of kernels. `config` is valid.
+    fn on(
+        hypervisor: Hypervisor,
+        cache: &Cache,
+        config: VmConfig,
+        console: Option<ConsoleStreams>,
+        timeline: Arc<Timeline>,
+    ) -> Result<Self, VmError> {
+        let hypervisor = Arc::new(hypervisor);
         let max = hypervisor.max_vcpus();
         if config.cpus > max {
             return Err(VmError::TooManyCpus { wanted: config.cpus, max });
         }
         timeline.mark(Phase::Configured);
-        let memory = memory::allocate(&config.memory)?;
+        let memory = memory::allocate(memory_spec(&config))?;
         timeline.mark(Phase::MemoryMapped);
         let making = Making::begin(&hypervisor, &memory)?;
+        // What takes its time is done while KVM takes the memory.
+        let cpuid = hypervisor.supported_cpuid()?;
+        check_reach(config.memory.size, &cpuid)?;
         let software = Software {
-            kernel: Kernel::open(&config.kernel, &Cache::user())?,
+            kernel: Kernel::open(&config.kernel, cache)?,
             initrd: config.initrd.as_deref().map(Initrd::open).transpose()?,
+            unshared: Once::new(),
         };
+        if software.needs_timer(&config) {
+            hypervisor.check_timer()?;
+        }
         timeline.mark(Phase::KernelOpened);
         let mailbox = Arc::new(Mailbox::default());
-        let post = mailbox.clone();
-        let events: EventSink = Arc::new(move |event| post.post(Message::Guest(event)));
+        let (guest, husk) = (mailbox.clone(), mailbox.clone());
+        let events: EventSink = Arc::new(move |event| guest.post(Message::Guest(event)));
+        let on_broken: OnBroken = Arc::new(move |why| husk.post(Message::Broken(why)));
         console::check(&config)?;
         let not_ram = match config.share_kernel {
             true => software.kernel.extent(),
             false => Vec::new(),
         };
-        let devices = Devices::open(&config, &memory, not_ram, events)?;
+        let devices = Devices::open(&config, &memory, not_ram, events, on_broken)?;
         timeline.mark(Phase::DevicesOpened);
         let console = match console {
             Some(streams) => Source::Streams(streams),
             None => Source::Config(config.console.clone()),
         };
         let controller =
-            Controller { hypervisor, config, software, devices, memory, mailbox, timeline };
+            Controller { hypervisor, cpuid, config, software, devices, memory, mailbox, timeline };
         Ok(Self { making, controller, console })
     }
 
     /// Loads the kernel and lets the guest run.
+    ///
+    /// # Errors
+    /// When the kernel does not fit the machine, KVM or the host refuses, or the console cannot be
+    /// opened. Then everything is closed again.
     pub fn start(self) -> Result<RunningVm, VmError> {
         let Self { making, mut controller, console } = self;
         // Before there is a RunningVm: when dropped it waits for the answer of its controller.
-        let machine = controller.boot(making, true)?;
+        let machine = controller.boot(making)?;
         controller.devices.connect_console(console)?;
         let verdict = Arc::new(Verdict::default());
         let mut running = RunningVm {
@@ -130,13 +175,28 @@ impl Vm {
         let thread = std::thread::Builder::new()
             .name("husk-vm".to_owned())
             .stack_size(STACK)
-            .spawn(move || {
-                // Whatever happens in there, whoever waits for the VM hears of its end.
-                let verdict = Promise(verdict);
-                verdict.0.set(controller.run(machine));
-            })
+            .spawn(move || verdict.give(|| controller.run(machine)))
             .map_err(|source| VmError::Host { what: "controller thread".to_owned(), source })?;
         running.controller = Some(thread);
         Ok(running)
     }
+}
+
+/// Refuses memory that no address of the guest's processors reaches.
+fn check_reach(wanted: Size, cpuid: &CpuId) -> Result<(), VmError> {
+    let bits = cpuid::physical_bits(cpuid);
+    let most = memory::most(bits);
+    if wanted > most {
+        return Err(VmError::MemoryBeyondCpu { wanted, most, bits });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
+
+/// The memory that `config` asks for.
+fn memory_spec(config: &VmConfig) -> memory::Spec {
+    let config::MemoryConfig { size, shared, hugepages } = config.memory;
+    memory::Spec { size, shared, hugepages }
 }

@@ -12,15 +12,12 @@
 use std::sync::Arc;
 
 use husk_devices::virtio::pmem::{PmemError, PmemFile};
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, VmFd};
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
 use super::error::VmError;
 use crate::config::PmemConfig;
-use crate::hypervisor::{HypervisorError, failed};
 use crate::memory;
 use crate::x86_64::layout;
 
@@ -78,30 +75,6 @@ pub(super) fn reachable(
         })?;
     }
     Ok(all)
-}
-
-/// Gives `vm` the files; its slots before `slot` are the RAM's.
-pub(super) fn register(
-    vm: &VmFd,
-    files: &[PmemRegion],
-    slot: usize,
-) -> Result<(), HypervisorError> {
-    if files.iter().any(|file| file.file.read_only()) && !vm.check_extension(Cap::ReadonlyMem) {
-        return Err(HypervisorError::Missing("KVM_CAP_READONLY_MEM"));
-    }
-    for (slot, file) in (slot as u32..).zip(files) {
-        let slot = kvm_userspace_memory_region {
-            slot,
-            flags: if file.file.read_only() { KVM_MEM_READONLY } else { 0 },
-            guest_phys_addr: file.region.start_addr().0,
-            memory_size: file.region.len(),
-            userspace_addr: file.region.as_ptr() as u64,
-        };
-        // SAFETY: the region stays mapped as long as the VM exists: the devices hold it, and the
-        // controller drops the machine before them.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

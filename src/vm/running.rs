@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use husk_devices::panics::caught;
 use husk_devices::serial::Output;
 use husk_devices::virtio::balloon::Balloon;
 use husk_devices::virtio::balloon::stats::MemoryStatistics;
@@ -47,36 +48,30 @@ pub(super) struct Verdict {
     known: Condvar,
 }
 
-/// A verdict that will be given, at the latest when this is dropped.
-pub(super) struct Promise(pub Arc<Verdict>);
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        self.0.set(Outcome::Failed { why: "husk's own controller panicked".to_owned() });
-    }
-}
-
 impl Verdict {
-    /// Gives the verdict; the first one stays.
-    pub fn set(&self, outcome: Outcome) {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(outcome);
+    /// Gives the verdict that `reach` comes to. Whatever happens in there, whoever waits for the VM
+    /// hears of its end.
+    pub fn give(&self, reach: impl FnOnce() -> Outcome) {
+        let outcome = caught("the controller of the VM", reach);
+        let outcome = outcome.unwrap_or_else(|why| Outcome::Failed { why });
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         self.known.notify_all();
     }
 
-    fn wait(&self, deadline: Option<Instant>) -> Option<Outcome> {
+    fn wait(&self) -> Outcome {
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if outcome.is_some() {
+            if let Some(outcome) = &*outcome {
                 return outcome.clone();
             }
-            outcome = match deadline {
-                None => self.known.wait(outcome).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.checked_duration_since(Instant::now())?;
-                    self.known.wait_timeout(outcome, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            outcome = self.known.wait(outcome).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn wait_timeout(&self, limit: Duration) -> Option<Outcome> {
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.known.wait_timeout_while(outcome, limit, |outcome| outcome.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 }
 
@@ -100,28 +95,36 @@ pub struct RunningVm {
 impl RunningVm {
     /// Waits until the VM ends.
     pub fn wait(&self) -> Outcome {
-        // Without a deadline there is always an outcome.
-        self.verdict.wait(None).unwrap_or(Outcome::Killed)
+        self.verdict.wait()
     }
 
     /// Waits until the VM ends, at most for `limit`. `None` when it still runs.
     pub fn wait_timeout(&self, limit: Duration) -> Option<Outcome> {
-        self.verdict.wait(Instant::now().checked_add(limit))
+        self.verdict.wait_timeout(limit)
     }
 
     /// Holds the guest: when this returns no vCPU executes guest code and no device has a request
     /// in flight. The guest's clocks go on. Pausing a paused VM does nothing.
+    ///
+    /// # Errors
+    /// [`Ended`], when it has ended before it was paused.
     pub fn pause(&self) -> Result<(), Ended> {
         self.command(Command::Pause)
     }
 
     /// Lets a paused guest go on. Resuming a running VM does nothing.
+    ///
+    /// # Errors
+    /// [`Ended`], when it has.
     pub fn resume(&self) -> Result<(), Ended> {
         self.command(Command::Resume)
     }
 
     /// Presses the power button. Whether and when the guest turns itself off is up to it; a machine
     /// without ACPI has no button, and its guest notices nothing.
+    ///
+    /// # Errors
+    /// [`Ended`], when the VM has.
     pub fn press_power_button(&self) -> Result<(), Ended> {
         self.command(Command::PressPowerButton)
     }
@@ -145,6 +148,9 @@ impl RunningVm {
     }
 
     /// Turns the VM off at once.
+    ///
+    /// # Errors
+    /// [`Ended`], when it was off already.
     pub fn kill(&self) -> Result<(), Ended> {
         self.command(Command::Kill)
     }

@@ -46,10 +46,19 @@ pub enum AcpiError {
     TooLarge(usize),
     /// The space kept for them is not guest memory.
     #[error("ACPI tables: {0}")]
-    Memory(#[from] GuestMemoryError),
+    Memory(GuestMemoryError),
+}
+
+impl From<GuestMemoryError> for AcpiError {
+    fn from(e: GuestMemoryError) -> Self {
+        Self::Memory(e)
+    }
 }
 
 /// Writes all tables and returns the address of the RSDP.
+///
+/// # Errors
+/// When they do not fit, or there is no guest memory.
 pub fn write(
     memory: &GuestMemoryMmap,
     cpus: u8,

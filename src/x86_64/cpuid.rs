@@ -26,6 +26,24 @@ const KVM_SIGNATURE: u32 = 0x4000_0000;
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
 /// The frequency of KVM's local APIC timer: a tick a nanosecond.
 const APIC_BUS_KHZ: u32 = 1_000_000;
+/// Intel: the ratio of the TSC's frequency to the core crystal's, and that (SDM vol. 2A, "CPUID").
+const TSC_RATIO: u32 = 0x15;
+/// Intel: processor and bus frequencies in MHz.
+const FREQUENCIES: u32 = 0x16;
+
+/// The bits of a guest-physical address: of the processor, or of what KVM can map for its guests
+/// where that is less (leaf 0x8000_0008 EAX[7:0], EAX[23:16]).
+pub fn physical_bits(supported: &CpuId) -> u32 {
+    /// Of a processor without the leaf (SDM vol. 3 §4.1.4).
+    const WITHOUT_LEAF: u32 = 36;
+    let leaf = supported.as_slice().iter().find(|leaf| leaf.function == 0x8000_0008);
+    let Some(leaf) = leaf else { return WITHOUT_LEAF };
+    match (leaf.eax & 0xff, leaf.eax >> 16 & 0xff) {
+        (0, _) => WITHOUT_LEAF,
+        (bits, 0) => bits,
+        (bits, mappable) => bits.min(mappable),
+    }
+}
 
 /// What the leaves are made for.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +66,14 @@ pub fn for_machine(supported: &CpuId, machine: Machine) -> Vec<kvm_cpuid_entry2>
         [0xb, 0x1f].into_iter().filter(|l| leaves.iter().any(|e| e.function == *l)).collect();
     leaves.retain(|e| !matches!(e.function, 0xb | 0x1f | HYPERVISOR_TIMING));
 
-    let amd = leaves.iter().any(|e| e.function == 0 && e.ecx == u32::from_le_bytes(*b"cAMD"));
+    // The end of the vendor's name, "GenuineIntel" or "AuthenticAMD", and the last basic leaf.
+    let (vendor, last) = leaves.iter().find(|e| e.function == 0).map_or((0, 0), |e| (e.ecx, e.eax));
+    let amd = vendor == u32::from_le_bytes(*b"cAMD");
+    if vendor == u32::from_le_bytes(*b"ntel") {
+        leaves.retain(|e| !matches!(e.function, TSC_RATIO | FREQUENCIES));
+        let told = frequencies(machine.tsc_khz).into_iter().flatten();
+        leaves.extend(told.filter(|leaf| leaf.function <= last));
+    }
     // Bits of an APIC id that number the vCPUs.
     let id_bits = machine.cpus.next_power_of_two().trailing_zeros();
     for leaf in &mut leaves {
@@ -69,7 +94,8 @@ pub fn for_machine(supported: &CpuId, machine: Machine) -> Vec<kvm_cpuid_entry2>
                 let cores = if leaf.function == 4 { (1 << id_bits) - 1 } else { 0 };
                 leaf.eax = leaf.eax & 0x3fff | sharing << 14 | cores << 26;
             }
-            // Performance counters: KVM's emulated ones cost every start and most guests nothing.
+            // No performance counters: setting KVM's emulated ones up costs every start time, and few
+            // guests count.
             0xa | 0x8000_0022 => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
             0x8000_0001 => {
                 leaf.ecx &= !PERF_CTR_EXT_CORE;
@@ -99,6 +125,49 @@ pub fn for_machine(supported: &CpuId, machine: Machine) -> Vec<kvm_cpuid_entry2>
         });
     }
     leaves
+}
+
+/// Leaves 0x15 and 0x16, for guests that know nothing of KVM: their clock needs no calibration. The
+/// crystal is what the local APIC's timer counts (SDM vol. 3 §11.5.4), and Linux believes it, so it
+/// is KVM's and not the host's. `None` when the TSC's frequency is not known.
+fn frequencies(tsc_khz: u32) -> Option<[kvm_cpuid_entry2; 2]> {
+    let (numerator, denominator) = tsc_ratio(tsc_khz)?;
+    let mhz = (tsc_khz + 500) / 1000;
+    Some([
+        kvm_cpuid_entry2 {
+            function: TSC_RATIO,
+            eax: denominator,
+            ebx: numerator,
+            ecx: APIC_BUS_KHZ * 1000,
+            ..Default::default()
+        },
+        kvm_cpuid_entry2 {
+            function: FREQUENCIES,
+            eax: mhz,
+            ebx: mhz,
+            ecx: APIC_BUS_KHZ / 1000,
+            ..Default::default()
+        },
+    ])
+}
+
+/// The fraction of [`APIC_BUS_KHZ`] nearest to `tsc_khz`. Linux multiplies the crystal's kHz by the
+/// numerator in 32 bits (`native_calibrate_tsc`), which bounds it: what is lost is less than one
+/// part in a million.
+fn tsc_ratio(tsc_khz: u32) -> Option<(u32, u32)> {
+    const NUMERATOR_MAX: u64 = (u32::MAX / APIC_BUS_KHZ) as u64;
+    let (khz, crystal) = (u64::from(tsc_khz), u64::from(APIC_BUS_KHZ));
+    // With the denominator `d`: the numerator, and by how much it is off in units of 1 / (d * crystal).
+    let nearest = |d: u64| {
+        let numerator = (khz * d + crystal / 2) / crystal;
+        (numerator, (numerator * crystal).abs_diff(khz * d))
+    };
+    let candidates = (1..=NUMERATOR_MAX).map(|d| (nearest(d), d));
+    let usable = candidates.filter(|((numerator, _), _)| (1..=NUMERATOR_MAX).contains(numerator));
+    // off / d is compared without dividing: both are far below 2^32.
+    let best = usable.min_by(|((_, a), d), ((_, b), e)| (a * e).cmp(&(b * d)))?;
+    let ((numerator, _), denominator) = best;
+    Some((u32::try_from(numerator).ok()?, u32::try_from(denominator).ok()?))
 }
 
 /// Leaves 0xb and 0x1f: threads of a core (one), then cores of the package.
@@ -133,79 +202,4 @@ pub fn for_vcpu(leaves: &mut [kvm_cpuid_entry2], id: u8) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(function: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, ..Default::default() }
-    }
-
-    fn leaf(leaves: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *leaves.iter().find(|e| e.function == function && e.index == index).unwrap()
-    }
-
-    fn machine(cpus: u32) -> Vec<kvm_cpuid_entry2> {
-        let mut host = [entry(1), entry(4), entry(0xa), entry(0xb), entry(KVM_SIGNATURE)];
-        host[0].ebx = 0x37ff_0800;
-        host[1].eax = 0xffff_c063; // level 3, shared by the whole host
-        host[2].eax = 0x0730_0402;
-        host[3].edx = 0x37;
-        host[4].eax = 0x4000_0001;
-        let supported = CpuId::from_entries(&host).unwrap();
-        for_machine(&supported, Machine { cpus, tsc_khz: 2_100_000, tsc_deadline: true })
-    }
-
-    #[test]
-    fn a_vcpu_sees_its_own_apic_id_everywhere_and_not_the_hosts() {
-        let mut leaves = machine(3);
-        for_vcpu(&mut leaves, 2);
-        assert_eq!(leaf(&leaves, 1, 0).ebx, 2 << 24 | 4 << 16 | 0x0800);
-        for index in 0..3 {
-            assert_eq!(leaf(&leaves, 0xb, index).edx, 2);
-        }
-    }
-
-    #[test]
-    fn the_topology_is_one_thread_a_core_in_one_package() {
-        let leaves = machine(3);
-        let (smt, core, end) =
-            (leaf(&leaves, 0xb, 0), leaf(&leaves, 0xb, 1), leaf(&leaves, 0xb, 2));
-        assert_eq!((smt.eax, smt.ebx, smt.ecx), (0, 1, 0x100));
-        assert_eq!((core.eax, core.ebx, core.ecx), (2, 3, 0x201));
-        assert_eq!((end.ebx, end.ecx), (0, 2));
-        let cache = leaf(&leaves, 4, 0).eax;
-        assert_eq!((cache >> 14 & 0xfff, cache >> 26), (2, 3));
-    }
-
-    #[test]
-    fn a_single_vcpu_is_not_hyperthreaded() {
-        assert_eq!(leaf(&machine(1), 1, 0).edx & HTT, 0);
-        assert_ne!(leaf(&machine(2), 1, 0).edx & HTT, 0);
-    }
-
-    #[test]
-    fn frequencies_are_told_so_that_the_guest_need_not_measure() {
-        let leaves = machine(1);
-        assert_eq!(leaf(&leaves, KVM_SIGNATURE, 0).eax, HYPERVISOR_TIMING);
-        let timing = leaf(&leaves, HYPERVISOR_TIMING, 0);
-        assert_eq!((timing.eax, timing.ebx), (2_100_000, 1_000_000));
-        assert_ne!(leaf(&leaves, 1, 0).ecx & TSC_DEADLINE, 0);
-    }
-
-    #[test]
-    fn amds_leaves_are_amds_alone_and_no_counters_are_promised() {
-        let mut host = [entry(0), entry(1), entry(4), entry(0x8000_0001), entry(0x8000_0008)];
-        host[1].ecx = PDCM;
-        host[3].ecx = PERF_CTR_EXT_CORE | CMP_LEGACY;
-        host[4].ecx = 0x4007;
-        let machine = Machine { cpus: 1, tsc_khz: 0, tsc_deadline: false };
-        let intel = for_machine(&CpuId::from_entries(&host).unwrap(), machine);
-        assert_eq!(leaf(&intel, 0x8000_0008, 0).ecx, 0x4007);
-        assert_eq!(leaf(&intel, 4, 0).eax, 0, "the end of the list stays its end");
-        assert_eq!(leaf(&intel, 1, 0).ecx & PDCM, 0);
-        host[0].ecx = u32::from_le_bytes(*b"cAMD");
-        let amd = for_machine(&CpuId::from_entries(&host).unwrap(), machine);
-        assert_eq!(leaf(&amd, 0x8000_0008, 0).ecx, 0);
-        assert_eq!(leaf(&amd, 0x8000_0001, 0).ecx, 0);
-    }
-}
+mod tests;

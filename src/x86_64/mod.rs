@@ -5,6 +5,7 @@
 
 pub mod acpi;
 pub mod cpuid;
+pub mod entry;
 pub mod layout;
 pub mod mptable;
 pub mod msr;

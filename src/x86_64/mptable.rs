@@ -25,6 +25,9 @@ fn checksum(bytes: &[u8]) -> u8 {
 }
 
 /// Writes the table for `cpus` processors at [`layout::MP_TABLE`].
+///
+/// # Errors
+/// When there is no guest memory.
 pub fn write(memory: &GuestMemoryMmap, cpus: u8) -> Result<(), GuestMemoryError> {
     let io_apic = cpus;
     let mut entries: Vec<u8> = Vec::new();

@@ -8,8 +8,8 @@
 use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use super::entry::Protocol;
 use super::layout;
-use crate::boot::kernel::Protocol;
 
 const CR0_PE: u64 = 1 << 0;
 const CR0_ET: u64 = 1 << 4;
@@ -96,6 +96,9 @@ fn write_tables(
 
 /// Writes the boot tables and returns the registers with which vCPU 0 enters the kernel at
 /// `entry`; `sregs` are those KVM reset it to.
+///
+/// # Errors
+/// When there is no guest memory for the tables.
 pub fn boot_registers(
     memory: &GuestMemoryMmap,
     protocol: Protocol,

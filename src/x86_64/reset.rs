@@ -10,6 +10,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use super::layout;
 
 /// Writes the code at [`layout::RESET_VECTOR`].
+///
+/// # Errors
+/// When there is no guest memory.
 pub fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     let [low, high] = (layout::POWER + PowerControl::RESET_OFFSET).to_le_bytes();
     let code = [

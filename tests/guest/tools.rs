@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 /// Runs a program of the host's, which must end well, and gives its standard output.
 #[track_caller]
@@ -65,20 +64,13 @@ pub fn read_from(image: &Path, name: &str) -> Vec<u8> {
     command.args(["-R", &request]).arg(image).output().unwrap().stdout
 }
 
-/// Processor time a process has used.
-pub fn cpu_time(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name, in parentheses, may hold blanks; after it the state is field 3.
-    let (_, fields) = stat.rsplit_once(')').unwrap();
-    let fields: Vec<u64> =
-        fields.split_whitespace().skip(11).take(2).map(|f| f.parse().unwrap()).collect();
-    // SAFETY: sysconf touches no memory.
-    let hertz = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap();
-    Duration::from_millis(fields.iter().sum::<u64>() * 1000 / hertz)
-}
-
-/// How many descriptors and threads a process has.
+/// How many descriptors and threads a process has, without those the kernel adds for io_uring and
+/// takes away again as it likes.
 pub fn holdings(pid: u32) -> (usize, usize) {
-    let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
-    (count("fd"), count("task"))
+    let entries = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap();
+    let threads = entries("task").filter(|task| {
+        let name = task.as_ref().ok().and_then(|t| std::fs::read(t.path().join("comm")).ok());
+        name.is_some_and(|name| !name.starts_with(b"iou-wrk"))
+    });
+    (entries("fd").count(), threads.count())
 }

@@ -251,9 +251,45 @@ fn two_threads_that_pause_and_resume_do_not_block_each_other() {
 }
 
 #[test]
-fn a_crashed_guest_cannot_hold_up_a_pause() {
+fn a_cpu_that_faults_holds_up_no_command() {
     needs_kvm!();
-    // The second of two CPUs panics the machine after the first said so; commands still work.
+    // The second of two CPUs faults when the first has read a byte: at another moment of the pauses
+    // and resumes each time.
+    let kernel = Kernel::pvh(|a| {
+        crate::fixture::interrupts::start_others(a, |ap| {
+            let mut again = ap.create_label();
+            ap.set_label(&mut again)?;
+            ap.cmp(word_ptr(LOW_WORD), 0)?;
+            ap.je(again)?;
+            // No table of handlers to look in.
+            ap.lidt(fword_ptr(crate::fixture::interrupts::TRAMPOLINE + 0x800))?;
+            ap.ud2()
+        })?;
+        a.say("up")?;
+        a.typed()?;
+        a.mov(word_ptr(LOW_WORD), 1)?;
+        a.spin()
+    });
+    for round in 0..20 {
+        let mut guest = Guest::start_with(&kernel, |config| config.cpus = 2);
+        guest.console.wait_for("up", 1);
+        guest.console.type_in(b"q");
+        std::thread::sleep(Duration::from_micros(round * 50));
+        let end = Instant::now() + crate::fixture::LIMIT;
+        while promptly("pause", || guest.vm.pause()).is_ok()
+            && promptly("resume", || guest.vm.resume()).is_ok()
+        {
+            assert!(Instant::now() < end, "the second CPU does not fault");
+        }
+        let (outcome, _) = guest.end();
+        let Outcome::Crash { report, .. } = outcome else { panic!("{outcome:?}") };
+        assert_eq!(report.cpu, 1, "{report}");
+    }
+}
+
+#[test]
+fn a_guest_that_panicked_can_be_paused_while_it_has_its_last_words() {
+    needs_kvm!();
     let kernel = Kernel::pvh(|a| {
         a.out8(crate::fixture::assembly::PVPANIC, 1)?;
         a.say("up")?;
@@ -412,6 +448,36 @@ fn a_console_whose_reader_has_gone_does_not_stop_the_guest() {
     let vm = Vm::with(config(&kernel), Some(streams), Arc::default()).unwrap().start().unwrap();
     let outcome = vm.wait_timeout(crate::fixture::LIMIT);
     assert!(matches!(outcome, Some(Outcome::PowerOff)), "{outcome:?}");
+}
+
+#[test]
+fn a_worker_thread_that_panics_ends_the_vm_with_its_message() {
+    needs_kvm!();
+    // The embedder's own code is the one thing in a worker that can be made to panic from outside.
+    let (mut console, mut streams) = Console::new();
+    streams.on_escape = Some(Box::new(|_| panic!("an embedder's bug")));
+    let kernel = spinning();
+    let vm = Vm::with(config(&kernel), Some(streams), Arc::default()).unwrap().start().unwrap();
+    console.wait_for("up", 1);
+    console.type_in(b"\x01x");
+    let outcome = vm.wait_timeout(crate::fixture::LIMIT);
+    let Some(Outcome::Failed { why }) = outcome else { panic!("{outcome:?}") };
+    assert!(why.contains("worker") && why.ends_with("an embedder's bug"), "{why}");
+    assert_eq!(vm.pause(), Err(Ended));
+}
+
+#[test]
+fn vcpu_threads_have_names() {
+    needs_kvm!();
+    let guest = Guest::start_with(&spinning(), |config| config.cpus = 9);
+    guest.console.wait_for("up", 1);
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names: Vec<_> = tasks
+        .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok())
+        .collect();
+    for cpu in 0..9 {
+        assert!(names.contains(&format!("husk-vcpu{cpu}\n")), "{cpu}: {names:?}");
+    }
 }
 
 #[test]

@@ -16,9 +16,5 @@ mod interrupts;
 mod life;
 mod mmio;
 mod ports;
+mod reboot;
 mod virtio;
-
-#[test]
-fn these_tests_run_on_dev_kvm_or_say_that_they_were_skipped() {
-    needs_kvm!();
-}

@@ -1,5 +1,9 @@
-//! MMIO of every width at every alignment where there is no RAM.
+//! MMIO of every width at every alignment: where nothing is, and in the windows of virtio devices.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use husk::config::{DiskConfig, NetConfig, VmConfig};
 use iced_x86::code_asm::*;
 
 use crate::fixture::assembly::{Assembled, RESULTS};
@@ -139,4 +143,129 @@ fn a_string_copy_out_of_nowhere_fills_memory_with_ones() {
     let mut expected = vec![0xff; 40];
     expected.push(0);
     assert_eq!(Guest::start(&kernel).powered_off(), expected);
+}
+
+/// Where the device-specific configuration begins in a window (virtio 1.3 §4.2.2).
+const CONFIG: u64 = 0x100;
+const STATUS: u64 = VIRTIO + 0x70;
+
+/// The accesses to the first device's window that are read back: the registers' beginning, the way
+/// into the configuration and past its end, and the window's end.
+fn reads_of_a_window() -> Vec<(u64, u64)> {
+    let ranges = [0..0x18, 0xf0..0x180, 0xff0..0x1000];
+    let within = |range: std::ops::Range<u64>| {
+        let all = range.clone().flat_map(|offset| WIDTHS.map(|width| (offset, width)));
+        all.filter(move |(offset, width)| offset + width <= range.end)
+    };
+    ranges.into_iter().flat_map(within).collect()
+}
+
+/// A kernel that reads the first device's window in all ways, writes to it in all ways, resets the
+/// device, reads it once more, and acknowledges it as a driver does.
+fn abuser() -> Kernel {
+    let reads = reads_of_a_window();
+    Kernel::long(|a| {
+        a.cld()?;
+        for round in 0..2 {
+            a.mov(edi, RESULTS)?;
+            for (offset, width) in &reads {
+                a.mov(rax, 0x3c3c_3c3c_3c3c_3c3cu64)?;
+                load(a, VIRTIO + offset, *width)?;
+                a.stosq()?;
+            }
+            a.dump(RESULTS, reads.len() as u32 * 8)?;
+            if round == 0 {
+                let offsets = (0..0x140).chain(0xff0..0x1000);
+                for (offset, width) in offsets.flat_map(|o| WIDTHS.map(|width| (o, width))) {
+                    a.mov(rax, 0xa5a5_a5a5_a5a5_a5a5u64)?;
+                    store(a, VIRTIO + offset, width)?;
+                }
+                a.poke(STATUS as u32, 0)?;
+                // What the features of the first word are is not chosen by what was written before.
+                a.poke(VIRTIO as u32 + 0x14, 0)?;
+            }
+        }
+        a.poke(STATUS as u32, 1)?;
+        a.poke(STATUS as u32, 3)?;
+        load(a, STATUS, 4)?;
+        a.mov(qword_ptr(RESULTS), rax)?;
+        a.dump(RESULTS, 1)?;
+        a.power_off()
+    })
+}
+
+/// Runs the abuser of a machine that `adjust` gives one device of the type `id`, whose configuration
+/// begins with `config`.
+fn a_window_answers(id: u32, config: &[u8], adjust: impl FnOnce(&Kernel, &mut VmConfig)) {
+    let kernel = abuser();
+    let said = Guest::start_with(&kernel, |machine| adjust(&kernel, machine)).powered_off();
+    let reads = reads_of_a_window();
+    let (rounds, status) = said.split_at(2 * 8 * reads.len());
+    assert_eq!(status, [3], "the device is as after power-on");
+    let (before, after) = rounds.split_at(8 * reads.len());
+    assert!(before == after, "what was written has changed something");
+
+    let found = |offset: u64, width: u64| {
+        let n = reads.iter().position(|read| *read == (offset, width)).unwrap();
+        before[n * 8..n * 8 + width as usize].to_vec()
+    };
+    let register = |offset| u32::from_le_bytes(found(offset, 4).try_into().unwrap());
+    assert_eq!((register(0), register(4), register(8)), (0x7472_6976, 2, id));
+    let byte_of_config = |offset| found(offset, 1)[0];
+    let begins: Vec<u8> = (CONFIG..CONFIG + config.len() as u64).map(byte_of_config).collect();
+    assert_eq!(begins, config);
+    for (offset, width) in reads.iter().copied() {
+        let got = found(offset, width);
+        if offset >= CONFIG {
+            let bytes: Vec<u8> = (offset..offset + width).map(byte_of_config).collect();
+            assert_eq!(got, bytes, "{width} bytes at {offset:#x}");
+        } else if width != 4 || offset % 4 != 0 {
+            assert!(got.iter().all(|byte| *byte == 0), "{width} bytes at {offset:#x}: {got:x?}");
+        }
+    }
+    // Of RAX only what was read has changed.
+    for ((_, width), value) in reads.iter().zip(before.chunks(8)) {
+        let rest = if *width == 4 { 0 } else { 0x3c };
+        assert!(value[*width as usize..].iter().all(|byte| *byte == rest));
+    }
+}
+
+#[test]
+fn a_disks_window_answers_every_width_and_alignment_and_is_harmed_by_none() {
+    needs_kvm!();
+    let capacity = 3u64.to_le_bytes();
+    a_window_answers(2, &capacity, |kernel, machine| {
+        let path = kernel.directory().join("disk");
+        File::create(&path).unwrap().set_len(3 * 512).unwrap();
+        machine.disks = vec![DiskConfig { id: "d".to_owned(), path, ..DiskConfig::default() }];
+    });
+}
+
+/// A TAP that goes when it is closed, or `None` where this user can make none.
+fn tap() -> Option<File> {
+    let file = File::options().read(true).write(true).open("/dev/net/tun").ok()?;
+    // struct ifreq: 16 bytes of name (of which the kernel makes one), 2 of flags, 22 of others.
+    let mut request = [0u8; 40];
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
+    request[16..18].copy_from_slice(&flags.to_ne_bytes());
+    // SAFETY: TUNSETIFF reads and writes an ifreq, which is 40 bytes long.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) };
+    (done == 0).then_some(file)
+}
+
+#[test]
+fn a_network_interfaces_window_answers_every_width_and_alignment_and_is_harmed_by_none() {
+    needs_kvm!();
+    let Some(tap) = tap() else {
+        return crate::fixture::skipped("a network interface's window: no TAP can be made");
+    };
+    let mac = [0x52, 0x54, 0, 0xab, 0xcd, 0xef];
+    a_window_answers(1, &mac, |_, machine| {
+        machine.nets = vec![NetConfig {
+            id: "n".to_owned(),
+            tap: None,
+            fd: Some(tap.as_raw_fd()),
+            mac: Some("52:54:00:ab:cd:ef".to_owned()),
+        }];
+    });
 }

@@ -321,7 +321,7 @@ fn run_with_disk(readonly: bool) -> (Vec<u8>, Vec<u8>) {
     let mut sectors = vec![b'-'; 3 * 512];
     sectors[512..518].copy_from_slice(b"second");
     std::fs::write(&image, &sectors).unwrap();
-    let disk = DiskConfig { id: "d".to_owned(), path: image.clone(), readonly };
+    let disk = DiskConfig { path: image.clone(), readonly, ..DiskConfig::default() };
     let said = Guest::start_with(&kernel, |config| config.disks = vec![disk]).powered_off();
     (said, std::fs::read(&image).unwrap())
 }

@@ -1,11 +1,50 @@
-//! Debian packages fetched to be unpacked, never installed: `apt-get download` and `dpkg-deb -x`,
-//! with whatever mirror and proxy this machine's apt is set up for.
+//! Debian packages: those of tools that are missing here, installed when root (otherwise the error
+//! says what to install), and those that are only unpacked: `apt-get download` and `dpkg-deb -x`.
+//! Mirror and proxy are those that this machine's apt is set up for.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
 use crate::host;
+
+/// Makes sure every tool of `(tool, package)` is installed, through apt when root.
+pub fn need(tools: &[(&str, &str)]) -> Result<()> {
+    let mut packages: Vec<&str> =
+        tools.iter().filter(|(tool, _)| host::find(tool).is_none()).map(|(_, p)| *p).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if host::find("apt-get").is_none() {
+        bail!(
+            "not installed here: {list} (Debian's package names), and there is no apt-get to \
+             install them with; install them by this system's own means"
+        );
+    }
+    if !host::is_root() {
+        bail!("not installed here: {list}; run `sudo apt-get install -y {list}` and try again");
+    }
+    host::say(format!("installing {list} (apt-get install)"));
+    let install = || {
+        host::output(
+            host::command("apt-get")
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(["install", "-y", "-qq", "--no-install-recommends"])
+                .args(&packages),
+        )
+    };
+    if install().is_err() {
+        // The usual reason is package lists that are old or absent.
+        update()?;
+        install().with_context(|| {
+            format!("could not install {list}; check the network and /etc/apt/sources.list*")
+        })?;
+    }
+    Ok(())
+}
 
 /// Refreshes the package lists (root only; otherwise an error that says how).
 pub fn update() -> Result<()> {
@@ -21,7 +60,7 @@ pub fn update() -> Result<()> {
 /// What the meta package `package` stands for today: the first of its dependencies that starts
 /// with `prefix` (`linux-image-amd64` → `linux-image-6.1.0-56-amd64`).
 pub fn resolve(package: &str, prefix: &str) -> Result<String> {
-    host::need(&[("apt-get", "apt"), ("dpkg-deb", "dpkg")])?;
+    need(&[("apt-get", "apt"), ("dpkg-deb", "dpkg")])?;
     let look = || -> Result<Option<String>> {
         let fields =
             host::text(host::command("apt-cache").args(["show", "--no-all-versions", package]))?;
@@ -47,7 +86,7 @@ fn dependency(fields: &str, prefix: &str) -> Option<String> {
 
 /// Downloads `package` and unpacks it under `into`. The archive itself is not kept.
 pub fn unpack(package: &str, into: &Path) -> Result<()> {
-    host::need(&[("apt-get", "apt"), ("dpkg-deb", "dpkg")])?;
+    need(&[("apt-get", "apt"), ("dpkg-deb", "dpkg")])?;
     let debs = into.join(".debs");
     std::fs::create_dir_all(&debs).with_context(|| format!("making {}", debs.display()))?;
     let download = || {

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
@@ -55,10 +56,13 @@ pub fn results_dir() -> PathBuf {
 pub fn entry(dir: &Path, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let place = dir.join(name);
     if place.exists() {
+        note_use(&lock_of(dir, name));
         return Ok(place);
     }
     fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    let _lock = Lock::take(&dir.join(format!(".{name}.lock")))?;
+    let lock = lock_of(dir, name);
+    let _lock = Lock::take(&lock)?;
+    note_use(&lock);
     if place.exists() {
         return Ok(place); // another run made it while this one waited
     }
@@ -70,17 +74,42 @@ pub fn entry(dir: &Path, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> 
     Ok(place)
 }
 
-/// Removes every entry of `dir` called `prefix…` except `keep`: the older versions of it.
+/// The file that is locked while the entry is made, and whose time is that of its last use. The
+/// entry's own time stays: husk knows by it that a kernel is still the one it has unpacked.
+fn lock_of(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!(".{name}.lock"))
+}
+
+fn note_use(lock: &Path) {
+    let file = File::options().create(true).append(true).open(lock);
+    // In a cache that cannot be written to nothing is forgotten either.
+    let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
+}
+
+/// How long an entry must not have been used to be forgotten: another working tree that shares the
+/// cache may be using it.
+const UNUSED: Duration = Duration::from_secs(24 * 3600);
+
+/// Removes the entries of `dir` called `prefix…` that nobody has used for a day, except `keep`: the
+/// older versions of it.
 pub fn forget_others(dir: &Path, prefix: &str, keep: &[&str]) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with(prefix) && !keep.contains(&&*name) {
+        if name.starts_with(prefix) && !keep.contains(&&*name) && !in_use(dir, &name) {
             // An old version that stays costs space, nothing else.
             let _ = remove(&entry.path());
         }
     }
+}
+
+/// Whether an entry was made or used less than a day ago, or it cannot be told.
+fn in_use(dir: &Path, name: &str) -> bool {
+    let time = |path: PathBuf| fs::metadata(path).and_then(|meta| meta.modified());
+    let last = time(lock_of(dir, name)).or_else(|_| time(dir.join(name)));
+    // A time in the future is no reason to remove anything.
+    last.map_or(true, |last| last.elapsed().map_or(true, |since| since < UNUSED))
 }
 
 /// Removes a file or a whole directory; it is no error when there is none.
@@ -144,6 +173,25 @@ mod tests {
         assert_eq!(fs::read_to_string(&made).unwrap(), "whole");
         entry(&dir, "x", |_| anyhow::bail!("made twice")).unwrap();
         remove(&dir).unwrap();
+    }
+
+    #[test]
+    fn only_what_nobody_has_used_for_a_day_is_forgotten() {
+        let dir = std::env::temp_dir().join(format!("husk-xtask-forget-{}", std::process::id()));
+        let names = ["x-new", "x-old", "x-old-and-used", "x-kept", "y-old"];
+        for name in names {
+            entry(&dir, name, |fresh| Ok(fs::write(fresh, "")?)).unwrap();
+        }
+        let long_ago = SystemTime::now() - UNUSED - Duration::from_secs(60);
+        for name in &names[1..] {
+            let lock = File::options().append(true).open(lock_of(&dir, name)).unwrap();
+            lock.set_modified(long_ago).unwrap();
+        }
+        entry(&dir, "x-old-and-used", |_| anyhow::bail!("it is there")).unwrap();
+        forget_others(&dir, "x-", &["x-kept"]);
+        let left: Vec<_> = names.into_iter().filter(|name| dir.join(name).exists()).collect();
+        remove(&dir).unwrap();
+        assert_eq!(left, ["x-new", "x-old-and-used", "x-kept", "y-old"]);
     }
 
     #[test]

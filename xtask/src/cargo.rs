@@ -1,6 +1,6 @@
 //! What xtask has cargo build, and where the results are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -28,6 +28,27 @@ pub fn build_bin(package: &str, bin: &str) -> Result<PathBuf> {
     let built = executables(&["build", "--release", "--package", package, "--bin", bin])?;
     let found = built.into_iter().find(|(name, _)| name == bin);
     found.map(|(_, path)| path).with_context(|| format!("cargo built no executable called {bin}"))
+}
+
+/// Compiles the one file `source`, which uses only std, to a static executable at `to`: it runs
+/// where there is no library at all. The C library's static half comes with what links Rust programs.
+pub fn static_program(source: &Path, to: &Path) -> Result<()> {
+    let mut rustc = host::command(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.args([
+        "--edition",
+        "2024",
+        "--crate-name",
+        "program",
+        "-C",
+        "target-feature=+crt-static",
+    ]);
+    rustc.args(["-C", "opt-level=s", "-C", "panic=abort", "-C", "strip=symbols", "-o"]);
+    host::output(rustc.arg(to).arg(source)).map(drop).with_context(|| {
+        format!(
+            "linking {} statically; run `apt-get install -y gcc libc6-dev` as root",
+            source.display()
+        )
+    })
 }
 
 /// Runs cargo with `args` and gives the executables it made, as (target name, path).

@@ -125,7 +125,7 @@ mod tests {
             .stderr(Stdio::null())
             .spawn()
         else {
-            eprintln!("no cpio command here: not compared");
+            crate::skipped::skipped("no cpio command here");
             return;
         };
         child.stdin.take().unwrap().write_all(&cpio.finish()).unwrap();

@@ -56,7 +56,7 @@ pub fn main() -> Result<u8> {
 pub fn inner(args: &Inner) -> Result<u8> {
     let dir = Scratch::new()?;
     host::say("copying the guest's kernel and disk to memory");
-    let names = [assets::VMLINUZ_CLOUD, assets::INITRD_FULL, assets::DEBIAN];
+    let names = [assets::VMLINUZ_CLOUD, assets::FULL, assets::DEBIAN];
     assets::copy_to_ram(&args.assets, &names, &dir.0)?;
     let husk = dir.0.join("husk");
     std::fs::copy(&args.husk, &husk).with_context(|| format!("copying {}", args.husk.display()))?;
@@ -65,7 +65,7 @@ pub fn inner(args: &Inner) -> Result<u8> {
 
     let mut command = host::command(&husk);
     command.arg("run").arg("--kernel").arg(dir.0.join(assets::VMLINUZ_CLOUD));
-    command.arg("--initrd").arg(dir.0.join(assets::INITRD_FULL));
+    command.arg("--initrd").arg(dir.0.join(assets::FULL));
     command.arg("--disk").arg(format!("path={},id=root", dir.0.join(assets::DEBIAN).display()));
     command.arg("--net").arg(format!("tap={}", tap.name));
     command.args(["--cpus", "2", "--memory", "512M", "--timeline", "--append"]);

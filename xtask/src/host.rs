@@ -1,6 +1,5 @@
-//! The machine xtask runs on: running its commands with errors that name them, and getting the
-//! packages they come from through apt (when root; otherwise the error says what to install).
-//! Nothing here is assumed present: each tool is looked for first.
+//! The machine xtask runs on: its tools, run with errors that name them, and its memory. Nothing
+//! here is assumed present; what is missing comes from [`crate::apt`].
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -73,48 +72,15 @@ fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
+/// A path as an argument.
+pub fn arg(path: &Path) -> String {
+    path.display().to_string()
+}
+
 /// True when this process may install packages and make TAP devices.
 pub fn is_root() -> bool {
     // SAFETY: geteuid takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
-}
-
-/// Makes sure every tool of `(tool, package)` is installed, through apt when root.
-pub fn need(tools: &[(&str, &str)]) -> Result<()> {
-    let mut packages: Vec<&str> =
-        tools.iter().filter(|(tool, _)| find(tool).is_none()).map(|(_, p)| *p).collect();
-    packages.sort_unstable();
-    packages.dedup();
-    if packages.is_empty() {
-        return Ok(());
-    }
-    let list = packages.join(" ");
-    if find("apt-get").is_none() {
-        bail!(
-            "not installed here: {list} (Debian's package names), and there is no apt-get to \
-             install them with; install them by this system's own means"
-        );
-    }
-    if !is_root() {
-        bail!("not installed here: {list}; run `sudo apt-get install -y {list}` and try again");
-    }
-    say(format!("installing {list} (apt-get install)"));
-    let install = || {
-        output(
-            command("apt-get")
-                .env("DEBIAN_FRONTEND", "noninteractive")
-                .args(["install", "-y", "-qq", "--no-install-recommends"])
-                .args(&packages),
-        )
-    };
-    if install().is_err() {
-        // The usual reason is package lists that are old or absent.
-        crate::apt::update()?;
-        install().with_context(|| {
-            format!("could not install {list}; check the network and /etc/apt/sources.list*")
-        })?;
-    }
-    Ok(())
 }
 
 /// Memory available on this machine now, in MiB.

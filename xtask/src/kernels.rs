@@ -49,7 +49,7 @@ pub struct Kernel {
 pub fn get(flavour: Flavour) -> Result<Kernel> {
     let dir = cache::entry(&cache::guest_dir(), flavour.cache_name(), |fresh| {
         let package = apt::resolve(flavour.package(), "linux-image-")?;
-        host::need(&[("depmod", "kmod")])?;
+        apt::need(&[("depmod", "kmod")])?;
         host::say(format!("fetching and unpacking the kernel package {package}"));
         fs::create_dir_all(fresh).with_context(|| format!("making {}", fresh.display()))?;
         apt::unpack(&package, fresh)?;

@@ -1,16 +1,16 @@
-//! The tests that boot Linux, `tests/linux_*.rs`, and in the testbed the payloads of level 2 again. All of them run in one session, in the testbed
-//! unless this machine's KVM can do it. Should the testbed stall, what is not done yet runs in one
-//! fresh start.
+//! The tests that boot Linux, `tests/linux_*.rs`, and in the testbed the payloads of level 2 again.
+//! All of them run in one session, in the testbed unless this machine's KVM can do it. Should the
+//! testbed stall, what is not done yet runs in a fresh start, up to [`MOST_STARTS`] in all.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::count::Count;
 use crate::doctor::{self, Place};
 use crate::journal::{Record, State};
 use crate::runner::Plan;
-use crate::test::Count;
 use crate::testbed::{self, End};
 use crate::{assets, cache, cargo, host};
 
@@ -110,22 +110,23 @@ fn in_testbed(plan: &Path, journal: &Path, limit: Duration) -> Result<Option<Tro
     // An emulator under an emulator locks up now and then. That is not the tests' failure, as long as
     // each start gets further than the one before.
     let mut finished = 0;
-    for start in 1..=MOST_STARTS {
-        let outcome = testbed::run(&options)?;
-        if !matches!(outcome.end, End::Stalled(_)) {
-            return Ok(trouble(&outcome.end));
+    let mut start = 1;
+    loop {
+        let end = testbed::run(&options)?.end;
+        if !matches!(end, End::Stalled(_)) || start == MOST_STARTS {
+            return Ok(trouble(&end));
         }
         let record = Record::read(journal);
         let running = record.all(State::Running).join(", ");
         let running = if running.is_empty() { "no test" } else { &running };
-        let now = record.all(State::Passed).len() + record.all(State::Failed).len();
+        let done = [State::Passed, State::Skipped, State::Failed, State::Ignored];
+        let now = done.map(|state| record.all(state).len()).iter().sum();
         if start > 1 && now == finished {
-            break;
+            return Ok(trouble(&end));
         }
-        finished = now;
+        (finished, start) = (now, start + 1);
         host::say(format!("it stalled during {running}; going on in a fresh start"));
     }
-    Ok(Some("the testbed stalled again and again".to_owned()))
 }
 
 /// The most times the testbed is started for one batch of tests.
@@ -137,7 +138,7 @@ fn trouble(end: &End) -> Option<Trouble> {
         End::Exited(0 | 1) => None,
         End::Exited(status) => Some(format!("the test runner ended with status {status}")),
         End::TimedOut => Some("the tests that boot Linux were not done in time".to_owned()),
-        End::Stalled(_) => Some("the testbed stalled twice".to_owned()),
+        End::Stalled(_) => Some("the testbed stalled again and again".to_owned()),
         End::Unread | End::HungUp => Some("interrupted".to_owned()),
     }
 }
@@ -167,7 +168,7 @@ fn count(record: &Record, trouble: Option<&Trouble>) -> Count {
         passed: record.all(State::Passed).len(),
         failed: record.all(State::Failed).len(),
         ignored: record.all(State::Ignored).len(),
-        skipped: 0,
+        skipped: record.all(State::Skipped).len(),
         not_run: running.len() + record.all(State::Planned).len(),
         problems,
     }

@@ -75,7 +75,7 @@ pub fn run_until(
     }
     let started = Instant::now();
     let child = command.spawn().with_context(|| format!("starting {name}"))?;
-    let mut group = Group(child);
+    let mut group = Group { leader: child, status: None };
     // Our ends of the pipe are still in the command; the reader waits for all of them to close.
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
@@ -83,10 +83,10 @@ pub fn run_until(
     thread::spawn(move || pump(reader, &sender));
     let mut output = Vec::new();
     let deadline = started + limit;
-    let mut ended = None;
+    let mut ended = false;
     loop {
         // After the child's own end its descendants may still hold the pipe: only a moment more.
-        let tick = Duration::from_millis(if ended.is_some() { 200 } else { 50 });
+        let tick = Duration::from_millis(if ended { 200 } else { 50 });
         match pieces.recv_timeout(tick) {
             Ok(piece) => {
                 if show {
@@ -96,22 +96,22 @@ pub fn run_until(
                 }
                 output.extend(piece);
             }
-            Err(RecvTimeoutError::Timeout) if ended.is_some() => break,
+            Err(RecvTimeoutError::Timeout) if ended => break,
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) if ended.is_some() => break,
+            Err(RecvTimeoutError::Disconnected) if ended => break,
             Err(RecvTimeoutError::Disconnected) => thread::sleep(tick),
         }
-        if ended.is_none() {
-            ended = group.0.try_wait().with_context(|| format!("waiting for {name}"))?;
+        if !ended {
+            ended = group.leader_has_ended().with_context(|| format!("waiting for {name}"))?;
             let up = Instant::now() > deadline || stop.load(Ordering::Relaxed);
-            if ended.is_none() && up {
+            if !ended && up {
                 drop(group);
                 return Ok(Finished { ended: Ended::TimedOut, output, took: started.elapsed() });
             }
         }
     }
-    let ended = ended.context("a child without an end")?;
-    Ok(Finished { ended: Ended::With(ended), output, took: started.elapsed() })
+    let status = group.end().with_context(|| format!("waiting for {name}"))?;
+    Ok(Finished { ended: Ended::With(status), output, took: started.elapsed() })
 }
 
 fn pump(mut from: impl Read, to: &mpsc::Sender<Vec<u8>>) {
@@ -123,17 +123,50 @@ fn pump(mut from: impl Read, to: &mpsc::Sender<Vec<u8>>) {
     }
 }
 
-/// A child that leads its process group; what is left of the group is killed when this is dropped.
-struct Group(Child);
+/// A child that leads its process group, all of which is killed when this is dropped. The leader is
+/// not waited for before that: as long as it is not, neither its id nor the group's is anybody
+/// else's.
+struct Group {
+    leader: Child,
+    /// Once it has been waited for.
+    status: Option<ExitStatus>,
+}
+
+impl Group {
+    /// Whether the leader has ended; it is left to be waited for.
+    fn leader_has_ended(&self) -> std::io::Result<bool> {
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: an all-zero siginfo_t is a valid one, and waitid writes to nothing else.
+        let (done, info) = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            (libc::waitid(libc::P_PID, self.leader.id(), &mut info, flags), info)
+        };
+        if done != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: waitid has filled it in, or left it zero.
+        Ok(unsafe { info.si_pid() } != 0)
+    }
+
+    /// Kills what is left of the group, waits for the leader's end and gives its status.
+    fn end(&mut self) -> std::io::Result<ExitStatus> {
+        if let Some(status) = self.status {
+            return Ok(status);
+        }
+        if let Ok(id) = libc::pid_t::try_from(self.leader.id()) {
+            // SAFETY: kill touches no memory. The leader has not been waited for (see above).
+            unsafe { libc::kill(-id, libc::SIGKILL) };
+        }
+        let status = self.leader.wait()?;
+        self.status = Some(status);
+        Ok(status)
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Ok(id) = libc::pid_t::try_from(self.0.id()) {
-            // SAFETY: kill touches no memory. The group's id stays taken until all of it is gone.
-            unsafe { libc::kill(-id, libc::SIGKILL) };
-        }
-        // Fails only when it has been waited for already.
-        let _ = self.0.wait();
+        // Nobody is left to be told.
+        let _ = self.end();
     }
 }
 
@@ -157,16 +190,21 @@ mod tests {
     fn what_takes_too_long_is_killed_with_all_it_started() {
         let done = sh("sleep 77 & echo $!; sleep 77", Duration::from_millis(300));
         assert!(matches!(done.ended, Ended::TimedOut));
-        let child = done.text();
+        assert!(is_gone(&done.text()));
+    }
+
+    /// Whether the process of this id has ended, or does so at once.
+    fn is_gone(id: &str) -> bool {
         thread::sleep(Duration::from_millis(100));
-        let state = std::fs::read_to_string(format!("/proc/{}/stat", child.trim()));
-        assert!(state.is_err() || state.unwrap().contains(" Z "));
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", id.trim()));
+        state.map_or(true, |state| state.contains(" Z "))
     }
 
     #[test]
     fn a_grandchild_that_keeps_the_pipe_does_not_keep_us() {
-        let done = sh("sleep 77 & exit 0", Duration::from_secs(20));
+        let done = sh("sleep 77 & echo $!; exit 0", Duration::from_secs(20));
         assert_eq!(done.status(), 0);
         assert!(done.took < Duration::from_secs(10));
+        assert!(is_gone(&done.text()));
     }
 }

@@ -7,6 +7,7 @@ mod assets;
 mod bench;
 mod cache;
 mod cargo;
+mod count;
 mod cpio;
 mod demo;
 mod doctor;
@@ -17,6 +18,9 @@ mod level3;
 mod limited;
 mod modules;
 mod runner;
+#[cfg(test)]
+#[path = "../../tests/fixture/skipped.rs"]
+mod skipped;
 mod soak;
 mod tap;
 mod test;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::host;
+use crate::{apt, host};
 
 /// A TAP interface with an address; removed when dropped.
 pub struct Tap {
@@ -17,7 +17,7 @@ pub struct Tap {
 impl Tap {
     /// Makes one under the first free name. Wants root.
     pub fn create() -> Result<Self> {
-        host::need(&[("ip", "iproute2")])?;
+        apt::need(&[("ip", "iproute2")])?;
         let taken = |n: &u8| Path::new("/sys/class/net").join(format!("husk{n}")).exists();
         let number = (0..=99).find(|n| !taken(n)).context("husk0 to husk99 are all taken")?;
         let tap = Self { name: format!("husk{number}"), number };

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use crate::count::Count;
 use crate::level3::{self, Wanted};
 use crate::{cache, cargo, host};
 
@@ -27,69 +28,6 @@ pub struct Args {
     /// Show the output of tests that boot Linux as it comes
     #[arg(long, short)]
     verbose: bool,
-}
-
-/// Tests and checks that passed and failed.
-#[derive(Default, Debug, PartialEq, Eq)]
-pub struct Count {
-    pub passed: usize,
-    pub failed: usize,
-    pub ignored: usize,
-    /// Passed as far as the harness knows, but said that they lack something here.
-    pub skipped: usize,
-    pub not_run: usize,
-    /// What failed that is no single test: a check, a crash, a build.
-    pub problems: Vec<String>,
-}
-
-impl Count {
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.ignored += other.ignored;
-        self.skipped += other.skipped;
-        self.not_run += other.not_run;
-        self.problems.extend(other.problems);
-    }
-
-    /// So many of those that passed were skipped.
-    fn skip(&mut self, skipped: usize) {
-        self.passed = self.passed.saturating_sub(skipped);
-        self.skipped += skipped;
-    }
-
-    fn is_good(&self) -> bool {
-        self.failed == 0 && self.not_run == 0 && self.problems.is_empty()
-    }
-
-    /// Filters that fit no test at all are a mistake.
-    pub fn expect_some(&mut self, filters: &[String]) {
-        if !filters.is_empty() && self.passed + self.failed + self.ignored + self.not_run == 0 {
-            self.problems.push(format!("no test is called anything like {}", filters.join(", ")));
-        }
-    }
-
-    /// Prints the problems and the count; gives the exit status.
-    pub fn conclude(&self) -> u8 {
-        for problem in &self.problems {
-            println!("FAILED: {problem}");
-        }
-        println!("{}", self.words());
-        u8::from(!self.is_good())
-    }
-
-    /// `12 passed, 1 failed`, and what else there is to say.
-    fn words(&self) -> String {
-        let mut words = format!("{} passed, {} failed", self.passed, self.failed);
-        for (count, what) in
-            [(self.ignored, "ignored"), (self.skipped, "skipped"), (self.not_run, "not run")]
-        {
-            if count > 0 {
-                words.push_str(&format!(", {count} {what}"));
-            }
-        }
-        words
-    }
 }
 
 /// Runs it; status 0 only if nothing at all went wrong.
@@ -157,7 +95,7 @@ fn run_tests(count: &mut Count, args: &[&str], filters: &[String]) -> Result<()>
     cache::remove(&list)?;
     command.args(args).arg("--").args(filters).env_remove("HUSK_ASSETS").env("HUSK_SKIPPED", &list);
     let (mut counted, success) = stream_tests(&mut command)?;
-    counted.skip(std::fs::read_to_string(&list).unwrap_or_default().lines().count());
+    counted.skip(&std::fs::read_to_string(&list).unwrap_or_default());
     let all_accounted = success || counted.failed > 0;
     count.add(counted);
     if !all_accounted {
@@ -176,47 +114,7 @@ fn stream_tests(command: &mut Command) -> Result<(Count, bool)> {
         let text = String::from_utf8_lossy(&line);
         println!("{text}");
         let _ = std::io::stdout().flush();
-        add_result(&mut count, &text);
+        count.add_result(&text);
     }
     Ok((count, child.wait().context("waiting for cargo")?.success()))
-}
-
-/// `test result: ok. 3 passed; 0 failed; 1 ignored; …`
-fn add_result(count: &mut Count, line: &str) {
-    let Some((_, result)) = line.split_once("test result: ") else { return };
-    let Some((_, numbers)) = result.split_once(". ") else { return };
-    for part in numbers.split(';') {
-        let mut words = part.split_whitespace();
-        let number = words.next().and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
-        match words.next() {
-            Some("passed") => count.passed += number,
-            Some("failed") => count.failed += number,
-            Some("ignored") => count.ignored += number,
-            _ => {}
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn result_lines_add_up() {
-        let mut count = Count::default();
-        add_result(&mut count, "test result: ok. 13 passed; 0 failed; 2 ignored; 0 measured; x");
-        add_result(&mut count, "test result: FAILED. 1 passed; 3 failed; 0 ignored; 0 measured");
-        add_result(&mut count, "test a ... ok");
-        assert_eq!((count.passed, count.failed, count.ignored), (14, 3, 2));
-        assert_eq!(count.words(), "14 passed, 3 failed, 2 ignored");
-        count.skip(4);
-        assert_eq!(count.words(), "10 passed, 3 failed, 2 ignored, 4 skipped");
-        assert!(!count.is_good());
-    }
-
-    #[test]
-    fn a_problem_that_is_no_test_is_no_success() {
-        let count = Count { problems: vec!["cargo fmt".to_owned()], ..Count::default() };
-        assert!(!count.is_good());
-    }
 }

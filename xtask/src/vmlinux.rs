@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
-use crate::host;
+use crate::{apt, host};
 
 /// How a payload begins, the command that unpacks it and the package that has it.
 const FORMATS: &[(&[u8], &str, &str)] = &[
@@ -29,7 +29,7 @@ pub fn unpack(from: &Path, to: &Path) -> Result<()> {
     else {
         bail!("{} is packed in a way not known here", from.display());
     };
-    host::need(&[(tool, package)])?;
+    apt::need(&[(tool, package)])?;
     let out = File::create(to).with_context(|| format!("making {}", to.display()))?;
     let mut child = host::command(tool)
         .arg("-dc")

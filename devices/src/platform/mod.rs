@@ -24,8 +24,8 @@ pub enum GuestEvent {
     Panic,
     /// It asked for its end with this exit status, through the debug-exit port.
     Exit(u8),
-    /// Its user space wrote this byte to the marker port.
-    Marker(u8),
+    /// Its user space wrote to the marker port.
+    Marker,
 }
 
 /// Where events go. Called on a vCPU thread: it only passes the event on.
@@ -33,17 +33,15 @@ pub type EventSink = Arc<dyn Fn(GuestEvent) + Send + Sync>;
 
 /// A write-only port through which a guest's user space marks a moment of its start-up.
 ///
-/// One byte wide. `printf '\1' | dd of=/dev/port bs=1 seek=$((0x510))` reaches it from a shell.
+/// One byte wide; any value will do. `printf '\1' | dd of=/dev/port bs=1 seek=$((0x510))` reaches it from a shell.
 pub struct MarkerPort(pub EventSink);
 
 impl crate::bus::BusDevice for MarkerPort {
     fn read(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
     }
-    fn write(&self, _offset: u64, data: &[u8]) {
-        if let Some(&byte) = data.first() {
-            (self.0)(GuestEvent::Marker(byte));
-        }
+    fn write(&self, _offset: u64, _data: &[u8]) {
+        (self.0)(GuestEvent::Marker);
     }
 }
 

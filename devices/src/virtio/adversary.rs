@@ -6,7 +6,8 @@
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -14,8 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon::ram::Plain;
 use super::balloon::{Balloon, BalloonDevice};
-use super::blk::Blk;
-use super::blk::backend::DiskBackend;
+use super::blk::{Blk, BlkOptions};
 use super::console::endpoint::Endpoint;
 use super::console::ports::Ports;
 use super::console::tty::{Tty, TtyDevice};
@@ -23,13 +23,15 @@ use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
 use super::mmio::MmioTransport;
 use super::net::Net;
-use super::net::tap::Tap;
 use super::pmem::{ALIGNMENT, Pmem, PmemFile};
 use super::queue::{Answer, Queue, QueueState, Round};
 use super::rng::Rng;
 use super::testing::{
-    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, guarded_memory,
+    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, Wire, guarded_memory,
+    wait_until,
 };
+use super::vsock::Vsock;
+use crate::block::{Disk, DiskOptions};
 use crate::bus::BusDevice;
 use crate::serial::{Line, Uart};
 use crate::worker::Worker;
@@ -45,6 +47,8 @@ struct Subject {
     _worker: Worker,
     _image: Option<tempfile::NamedTempFile>,
     _dir: Option<tempfile::TempDir>,
+    /// Where a host's process connects to the device.
+    door: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +56,7 @@ enum Kind {
     Rng,
     Blk,
     Net,
+    Vsock,
     Tty,
     Ports,
     Balloon,
@@ -62,7 +67,7 @@ impl Kind {
     /// What a driver of it accepts beside what is every device's.
     fn features(self) -> u64 {
         match self {
-            Kind::Rng | Kind::Blk | Kind::Pmem => 0,
+            Kind::Rng | Kind::Blk | Kind::Pmem | Kind::Vsock => 0,
             Kind::Net => 1 << 15,
             Kind::Tty => 1,
             Kind::Ports => 2,
@@ -73,29 +78,34 @@ impl Kind {
 
 fn kinds() -> impl Strategy<Value = Kind> {
     use Kind::*;
-    prop::sample::select(vec![Rng, Blk, Net, Tty, Ports, Balloon, Pmem])
+    prop::sample::select(vec![Rng, Blk, Net, Vsock, Tty, Ports, Balloon, Pmem])
 }
 
 impl Subject {
     fn new(kind: Kind) -> Subject {
         let worker = Worker::spawn("subject").unwrap();
         let memory = guarded_memory(&[MEMORY]);
-        let (mut image, mut wire, mut dir) = (None, None, None);
+        let (mut image, mut wire, mut dir, mut door) = (None, None, None, None);
         let device: Box<dyn VirtioDevice> = match kind {
             Kind::Rng => Box::new(Rng::new(worker.handle())),
             Kind::Blk => {
                 let mut file = tempfile::NamedTempFile::new().unwrap();
                 file.write_all(&[7; 65536]).unwrap();
-                let disk = DiskBackend::open(file.path(), false).unwrap();
+                let disk = Disk::open(file.path(), DiskOptions::default()).unwrap();
                 image = Some(file);
-                Box::new(Blk::new("disk", disk, worker.handle()))
+                Box::new(Blk::new("disk", disk, BlkOptions::default()).unwrap())
             }
             Kind::Net => {
                 let (ours, theirs) = UnixDatagram::pair().unwrap();
                 ours.set_nonblocking(true).unwrap();
                 theirs.set_nonblocking(true).unwrap();
                 wire = Some(theirs);
-                Box::new(Net::new("net", Tap::plain(OwnedFd::from(ours)), None, worker.handle()))
+                Box::new(Net::new("net", Wire(OwnedFd::from(ours)), None, worker.handle()))
+            }
+            Kind::Vsock => {
+                let place = dir.insert(tempfile::tempdir().unwrap());
+                let socket = door.insert(place.path().join("v.sock"));
+                Box::new(Vsock::new(3, socket, worker.handle()).unwrap())
             }
             Kind::Tty => {
                 let tty = Tty::beside(Uart::new().unwrap()).unwrap();
@@ -125,7 +135,7 @@ impl Subject {
         };
         let transport = MmioTransport::new("subject", device, memory.clone()).unwrap();
         let driver = Driver { transport, memory, rings: Vec::new() };
-        Subject { driver, kind, wire, _worker: worker, _image: image, _dir: dir }
+        Subject { driver, kind, wire, _worker: worker, _image: image, _dir: dir, door }
     }
 
     /// Frames come and go on the far side.
@@ -134,6 +144,11 @@ impl Subject {
             // A wire that is full or empty is as good.
             let _ = wire.send(&[0; 3000]);
             let _ = wire.recv(&mut [0; 100]);
+        }
+        if let Some(door) = &self.door {
+            let mut peer = UnixStream::connect(door).unwrap();
+            // It may have been told already that the guest is not ready.
+            let _ = peer.write_all(b"CONNECT 5\nhello");
         }
     }
 
@@ -161,6 +176,25 @@ impl Subject {
             Kind::Net | Kind::Tty | Kind::Ports | Kind::Balloon => {
                 driver.send(1, &[Piece::Out(DATA, 77)]);
                 assert_eq!(driver.wait_used(1, 1), [(0, 0)]);
+            }
+            Kind::Vsock => {
+                // An RW of no connection's, from port 7 of CID 3 to port 8 of CID 2: an RST.
+                let mut packet = [0; 44];
+                for (at, byte) in [(0, 3), (8, 2), (16, 7), (20, 8), (28, 1), (30, 5)] {
+                    packet[at] = byte;
+                }
+                driver.write(DATA, &packet);
+                driver.send(1, &[Piece::Out(DATA, 44)]);
+                assert_eq!(driver.wait_used(1, 1), [(0, 0)]);
+                for n in 1..=u64::from(SIZE) {
+                    driver.send(0, &[Piece::In(DATA + n * 64, 64)]);
+                }
+                wait_until("an RST", || {
+                    (1..=u64::from(SIZE)).any(|n| {
+                        let got = driver.read(DATA + n * 64, 44);
+                        (got[16], got[20], got[30]) == (8, 7, 3)
+                    })
+                });
             }
             Kind::Pmem => {
                 driver.write(DATA, &[0; 4]);

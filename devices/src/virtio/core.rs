@@ -284,6 +284,7 @@ impl Core {
     /// As after power-on: the device stopped, everything the guest set forgotten. A pause lasts.
     pub fn reset(&mut self) {
         self.halt();
+        self.device.reset();
         self.driver_features = 0;
         self.device_features_sel = 0;
         self.driver_features_sel = 0;
@@ -293,7 +294,6 @@ impl Core {
             // Nobody may have rung.
             let _ = doorbell.read();
         }
-        self.device.reset();
         self.interrupt.reset();
     }
 
@@ -307,6 +307,11 @@ impl Core {
     pub fn resume(&mut self) {
         self.paused = false;
         self.go();
+    }
+
+    /// Whether the host may still touch guest memory for a device that is stopped.
+    pub fn is_busy(&mut self) -> bool {
+        self.device.is_busy()
     }
 
     /// The state to put into a snapshot. Meaningful while paused.
@@ -411,7 +416,7 @@ impl Core {
             state.validate(&self.memory, *max).map_err(|e| format!("queue {index}: {e}"))?;
             let doorbell = doorbell.try_clone().map_err(|e| format!("queue {index}: {e}"))?;
             let counters = self.interrupt.counters().clone();
-            queues.push(Some(Queue::new(*state, doorbell).counted_by(counters)));
+            queues.push(Some(Queue::new(state.clone(), doorbell).counted_by(counters)));
         }
         Ok(Activation {
             features: self.driver_features,

@@ -39,9 +39,11 @@ pub trait VirtioDevice: Send {
     /// another doorbell. Never called twice without `stop` between.
     fn start(&mut self, activation: Activation) -> Result<(), StartError>;
 
-    /// Gives the queues back, every request that was taken from them finished or put back, in the
-    /// order they were handed over. After it returns the device touches no guest memory and raises
-    /// no interrupt. Idempotent: a device that is not started gives back an empty vector.
+    /// Gives the queues back, every request that was taken from them finished or put back, or named
+    /// in [`QueueState::pending`], in the order they were handed over. It does not wait for ever for
+    /// a host that does not answer. After it returns the device raises no interrupt, and touches no
+    /// guest memory but the buffers of what is pending. Idempotent: a device that is not started
+    /// gives back an empty vector.
     fn stop(&mut self) -> Vec<QueueState>;
 
     /// What a snapshot keeps of the device beyond its queues, as plain data: nothing of descriptors
@@ -50,22 +52,25 @@ pub trait VirtioDevice: Send {
         Value::Null
     }
 
-    /// Takes over what [`VirtioDevice::save`] of a device made alike gave; the next start goes on
-    /// from there. Called while the device is stopped.
+    /// Takes over what [`VirtioDevice::save`] of a device made alike gave: the driver that is started
+    /// next goes on with what it has from there. Called while the device is stopped, also for devices
+    /// that give nothing.
     ///
     /// # Errors
     /// In words, what of the state does not belong to this device; then nothing has changed.
     fn restore(&mut self, state: &Value) -> Result<(), String> {
-        if state.is_null() {
-            Ok(())
-        } else {
-            Err("it has a state, and this device none".to_owned())
-        }
+        stateless(state)
     }
 
-    /// Forgets what the driver has told the device through its queues and its config space, as after
-    /// power-on. Called while the device is stopped, at each reset.
+    /// The driver has reset the device, which is stopped: whatever was between the two is forgotten,
+    /// as after power-on. For devices that keep something beside their queues over a stop.
     fn reset(&mut self) {}
+
+    /// Whether the host still works on requests that were taken before the last stop, so that it
+    /// may touch guest memory. Only then does a start without these requests fail.
+    fn is_busy(&mut self) -> bool {
+        false
+    }
 }
 
 /// What a device is given when it starts.
@@ -91,9 +96,23 @@ pub enum StartError {
         /// The host's answer.
         source: io::Error,
     },
+    /// Requests from before a reset are still at the host, which may touch guest memory for them.
+    #[error("the host has not answered requests from before the reset")]
+    Busy,
+    /// The device says what.
+    #[error("{0}")]
+    Device(String),
     /// The worker has ended.
     #[error(transparent)]
     Worker(#[from] crate::worker::WorkerError),
+}
+
+/// Accepts the state of a device that gives none.
+///
+/// # Errors
+/// When it is some.
+pub(super) fn stateless(state: &Value) -> Result<(), String> {
+    if state.is_null() { Ok(()) } else { Err("it has a state, and this device none".to_owned()) }
 }
 
 /// Answers a read at `offset` from a config space that is kept as bytes; zeroes past its end.

@@ -106,6 +106,11 @@ impl MmioTransport {
         self.core().reset();
     }
 
+    /// Whether the host may still touch guest memory for a device that is stopped.
+    pub fn is_busy(&self) -> bool {
+        self.core().is_busy()
+    }
+
     /// The state for a snapshot; the transport is paused.
     pub fn save(&self) -> CoreState {
         self.core().save()

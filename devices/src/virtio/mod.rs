@@ -17,3 +17,4 @@ pub mod queue;
 pub mod rng;
 #[cfg(test)]
 mod testing;
+pub mod vsock;

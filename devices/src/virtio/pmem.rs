@@ -14,10 +14,10 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
-use super::blk::backend::{lock, remedy};
 use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
 use super::interrupt::Interrupt;
 use super::queue::{Answer, Chain, Queue, QueueState};
+use crate::block::{lock, remedy};
 use crate::complaints::Complaints;
 use crate::worker::{Task, WorkerHandle};
 
@@ -42,7 +42,7 @@ pub enum PmemError {
         /// What the user gave.
         path: PathBuf,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
         /// What to do about it.
         remedy: &'static str,
     },
@@ -74,7 +74,7 @@ pub enum PmemError {
         /// What was tried.
         what: &'static str,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

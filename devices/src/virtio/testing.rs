@@ -3,6 +3,8 @@
 //! Guest memory here stands between pages that may not be touched, so that a device that strays
 //! ends the test with a fault.
 
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use vm_memory::mmap::MmapRegion;
@@ -13,7 +15,8 @@ use vm_memory::{
 
 use super::device::VirtioDevice;
 use super::mmio::MmioTransport;
-use super::queue::QueueState;
+use super::net::backend::NetBackend;
+use super::queue::{Iovecs, QueueState};
 use crate::bus::BusDevice;
 
 /// `VIRTQ_DESC_F_NEXT`, `_WRITE`, `_INDIRECT` (virtio 1.3 §2.7.5).
@@ -171,6 +174,11 @@ impl Ring {
 
     pub fn set_avail_idx(&self, index: u16) {
         self.set_u16(self.avail + 2, index);
+    }
+
+    /// The head of the chain that is pushed next.
+    pub fn next_head(&self) -> u16 {
+        self.next_desc % self.size
     }
 
     /// Makes a direct chain available and returns its head.
@@ -364,6 +372,30 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(begin.elapsed() < Duration::from_secs(10), "no {what} within ten seconds");
         std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// Frames over a socket that keeps their borders: a network without a TAP.
+pub struct Wire(pub OwnedFd);
+
+impl AsRawFd for Wire {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl NetBackend for Wire {
+    fn name(&self) -> &str {
+        "wire"
+    }
+    fn set_offloads(&self, _features: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn receive(&self, to: &Iovecs<'_>) -> io::Result<usize> {
+        to.readv(self.0.as_fd())
+    }
+    fn send(&self, frame: &Iovecs<'_>) -> io::Result<usize> {
+        frame.writev(self.0.as_fd())
     }
 }
 

@@ -125,7 +125,7 @@ fn an_entry_changed_in_place_is_read_again() {
     fs::set_permissions(f.entry(), fs::Permissions::from_mode(0o600)).unwrap();
     assert!(f.is_found(), "nothing but the time of its change is different");
     thread::sleep(Duration::from_millis(20));
-    let file = OpenOptions::new().write(true).open(f.entry()).unwrap();
+    let file = File::options().write(true).open(f.entry()).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"x", 0x1500).unwrap();
     assert!(f.cache.find_unread(&f.source).is_none());
 }
@@ -199,7 +199,7 @@ fn a_directory_others_can_write_to_is_not_used() {
 fn a_failed_write_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.elf");
-    let full = write_renamed(&path, |file| {
+    let full = write_renamed(&path, MODE, |file| {
         file.write_all(b"half")?;
         Err(io::ErrorKind::StorageFull.into())
     });
@@ -234,11 +234,34 @@ fn the_longest_unused_go_first() {
         file.set_times(fs::FileTimes::new().set_accessed(time).set_modified(time)).unwrap();
     }
     let spare = dir.path().join("older");
-    prune(dir.path(), 2, Some(&spare));
+    prune(dir.path(), Room { files: 2, bytes: u64::MAX }, Some(&spare));
+    assert_eq!(names_in(dir.path()), ["new", "older"]);
+}
+
+fn names_in(dir: &Path) -> Vec<OsString> {
     let mut names: Vec<_> =
-        fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+        fs::read_dir(dir).unwrap().map(|file| file.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["new", "older"]);
+    names
+}
+
+#[test]
+fn no_more_bytes_are_kept_than_there_is_room_for_but_what_was_just_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, age, len) in [("a", 10, 400), ("b", 20, 400), ("c", 30, 400), ("d", 40, 1)] {
+        let file = File::create(dir.path().join(name)).unwrap();
+        file.set_len(len).unwrap();
+        let time = SystemTime::now() - Duration::from_secs(age);
+        file.set_times(fs::FileTimes::new().set_accessed(time).set_modified(time)).unwrap();
+    }
+    let room = |bytes| Room { files: 16, bytes };
+    prune(dir.path(), room(1201), None);
+    assert_eq!(names_in(dir.path()), ["a", "b", "c", "d"]);
+    // What is stored counts first, however old its times say it is.
+    prune(dir.path(), room(800), Some(&dir.path().join("c")));
+    assert_eq!(names_in(dir.path()), ["a", "c"]);
+    prune(dir.path(), room(1), Some(&dir.path().join("c")));
+    assert_eq!(names_in(dir.path()), ["c"]);
 }
 
 #[test]

@@ -11,15 +11,22 @@ fn parameters_are_appended_before_what_is_for_init() {
     let mut line = cmdline("  console=ttyS0 quiet -- /bin/sh -c true ");
     line.append("reboot=t").unwrap();
     line.append("  ").unwrap();
-    line.append_for_init("more").unwrap();
-    assert_eq!(line.text(), "console=ttyS0 quiet reboot=t -- /bin/sh -c true more");
+    assert_eq!(line.text(), "console=ttyS0 quiet reboot=t -- /bin/sh -c true");
 
-    let mut line = Cmdline::default();
-    assert_eq!(line.text(), "");
-    line.append_for_init("a").unwrap();
+    assert_eq!(Cmdline::default().text(), "");
+    let mut line = cmdline("-- a");
     assert_eq!(line.text(), "-- a");
     line.append("quiet").unwrap();
     assert_eq!(line.text(), "quiet -- a");
+}
+
+#[test]
+fn what_is_appended_for_init_does_not_hide_what_is_appended_later() {
+    let mut line = cmdline("quiet");
+    line.append("ro -- single").unwrap();
+    line.append("panic=-1").unwrap();
+    line.append("-- --verbose").unwrap();
+    assert_eq!(line.text(), "quiet ro panic=-1 -- single --verbose");
 }
 
 #[test]
@@ -50,7 +57,7 @@ fn what_the_kernel_cannot_be_given_is_refused() {
     assert!(Cmdline::new("ab\u{e9}").unwrap_err().to_string().contains("position 3"));
     assert!(matches!(Cmdline::new("a=\"b"), Err(CmdlineError::OpenQuote)));
     let mut line = cmdline("a");
-    assert!(line.append("b\n").is_err() && line.append_for_init("\"").is_err());
+    assert!(line.append("b\n").is_err() && line.append("\"").is_err());
     assert_eq!(line.text(), "a");
 }
 

@@ -28,8 +28,21 @@ fn a_kernel_has_segments_and_both_entries() {
     assert_eq!(elf.entry, Some(BASE));
     assert_eq!(elf.pvh_entry, Some(PVH_ENTRY));
     assert_eq!(elf.segments.len(), 2);
-    assert_eq!(elf.end(), BASE + 0x20_0010 + 0x20000);
+    assert_eq!(elf.segments.last().unwrap().end(), BASE + 0x20_0010 + 0x20000);
     assert!(elf.segments.iter().all(is_mappable));
+}
+
+#[test]
+fn what_goes_above_4_gib_is_refused_for_no_entry_reaches_it() {
+    let at = |paddr| {
+        let segments = vec![(paddr, vec![0x90; 0x1000], 0x1000)];
+        Spec { pvh: None, segments, entry: paddr, ..Spec::default() }.build()
+    };
+    assert_eq!(parse(at((4 << 30) - 0x1000)).unwrap().entry, Some((4 << 30) - 0x1000));
+    for paddr in [(4 << 30) - 0xfff, 4 << 30, 5 << 30] {
+        let error = refusal(at(paddr));
+        assert!(error.contains("segment") && error.contains("first 4 GiB"), "{error}");
+    }
 }
 
 #[test]

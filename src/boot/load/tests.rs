@@ -34,7 +34,7 @@ fn file(bytes: &[u8], immutable: bool) -> (tempfile::NamedTempFile, Image) {
 
 fn load(memory: &GuestMemoryMmap, image: &Image, method: LoadMethod) -> LoadMethod {
     let segments = Elf::parse(image).unwrap().segments;
-    load_segments(memory, image, &segments, method, true).unwrap()
+    load_segments(memory, image, &segments, method).unwrap()
 }
 
 fn assert_loaded(memory: &GuestMemoryMmap, spec: &Spec) {
@@ -101,31 +101,11 @@ fn a_kernel_over_two_regions_is_loaded() {
 }
 
 #[test]
-fn memory_that_was_used_before_is_zeroed_where_the_kernel_has_zeros() {
-    let spec = Spec::default();
-    let (_named, image) = file(&spec.build(), true);
-    let segments = Elf::parse(&image).unwrap().segments;
-    for method in [LoadMethod::Read, LoadMethod::Map] {
-        let memory = ram(&[(0, RAM)]);
-        for (paddr, _, memsz) in &spec.segments {
-            memory.write_slice(&vec![0xaa; *memsz as usize], GuestAddress(*paddr)).unwrap();
-        }
-        load_segments(&memory, &image, &segments, method, false).unwrap();
-        for (paddr, bytes, memsz) in &spec.segments {
-            let mut found = vec![0xff; *memsz as usize];
-            memory.read_slice(&mut found, GuestAddress(*paddr)).unwrap();
-            assert!(found[..bytes.len()] == bytes[..]);
-            assert!(found[bytes.len()..].iter().all(|byte| *byte == 0));
-        }
-    }
-}
-
-#[test]
 fn zeros_are_not_touched() {
     let segment = Segment { offset: 0, paddr: 16 << 20, filesz: 4096, memsz: 12 << 20 };
     let memory = ram(&[(0, RAM)]);
     let image = Image::Bytes(vec![1; 4096]);
-    load_segments(&memory, &image, &[segment], LoadMethod::Read, true).unwrap();
+    load_segments(&memory, &image, &[segment], LoadMethod::Read).unwrap();
     let host = memory.get_host_address(GuestAddress((16 << 20) + (4 << 20))).unwrap();
     let mut resident = vec![0xff_u8; (8 << 20) / 4096];
     // SAFETY: the range is inside the region, and there is a byte for each of its pages.
@@ -139,7 +119,7 @@ fn a_guest_with_too_little_memory_is_told_how_much_it_needs() {
     let image = Image::Bytes(Spec::default().build());
     let segments = Elf::parse(&image).unwrap().segments;
     let refusal = |memory| {
-        load_segments(&memory, &image, &segments, LoadMethod::Read, true).unwrap_err().to_string()
+        load_segments(&memory, &image, &segments, LoadMethod::Read).unwrap_err().to_string()
     };
     let error = refusal(ram(&[(0, 8 << 20)]));
     assert!(error.contains("ends at 0x800000") && error.contains("at least 17 MiB"), "{error}");
@@ -154,6 +134,6 @@ fn a_file_cut_short_after_it_was_checked_is_an_error() {
     let segments = Elf::parse(&image).unwrap().segments;
     named.as_file().set_len(5000).unwrap();
     let memory = ram(&[(0, RAM)]);
-    let error = load_segments(&memory, &image, &segments, LoadMethod::Read, true).unwrap_err();
+    let error = load_segments(&memory, &image, &segments, LoadMethod::Read).unwrap_err();
     assert!(matches!(error, LoadError::Read(_)), "{error}");
 }

@@ -12,7 +12,7 @@ use crate::boot::synth;
 const AT: u64 = 0x7000;
 const E820: [E820Entry; 3] = [
     E820Entry { start: 0, len: 0x9_fc00, kind: E820_RAM },
-    E820Entry { start: 0xe_0000, len: 0x2_0000, kind: E820_ACPI },
+    E820Entry { start: 0xe_0000, len: 0x2_0000, kind: E820_RESERVED },
     E820Entry { start: 0x1_0000_0000, len: 0x8000_0000, kind: E820_RAM },
 ];
 const INFO: BootInfo<'_> = BootInfo {

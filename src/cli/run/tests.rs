@@ -1,6 +1,7 @@
 use super::super::{Cli, Command};
 use super::*;
 use clap::{CommandFactory, Parser};
+use husk::config::{DiskCache, DiskEngine, Size};
 
 fn config(args: &[&str]) -> Result<VmConfig, String> {
     let args = ["husk", "run", "--kernel", "k"].iter().chain(args);
@@ -30,7 +31,7 @@ fn every_option_reaches_the_configuration() {
         "--memory",
         "1G,shared",
         "--disk",
-        "path=d.img,ro,id=root",
+        "path=d.img,ro,id=root,cache=direct,engine=io_uring,queues=2,bps=10M,iops=500",
         "--disk",
         "e.img",
         "--net",
@@ -39,6 +40,8 @@ fn every_option_reaches_the_configuration() {
         "fd=7,id=lan",
         "--rng",
         "off",
+        "--vsock",
+        "cid=4,socket=v.sock",
         "--console",
         "file=/tmp/log",
         "--on-reboot",
@@ -54,8 +57,17 @@ fn every_option_reaches_the_configuration() {
     wanted.cpus = 3;
     wanted.memory = MemoryConfig { size: Size::mib(1024), shared: true, hugepages: false };
     wanted.disks = vec![
-        DiskConfig { id: "root".into(), path: "d.img".into(), readonly: true },
-        DiskConfig { id: "".into(), path: "e.img".into(), readonly: false },
+        DiskConfig {
+            id: "root".into(),
+            path: "d.img".into(),
+            readonly: true,
+            cache: DiskCache::Direct,
+            engine: DiskEngine::IoUring,
+            queues: Some(2),
+            bytes_per_second: Some(Size::mib(10)),
+            requests_per_second: Some(500),
+        },
+        DiskConfig { path: "e.img".into(), ..DiskConfig::default() },
     ];
     let mac = Some("52:54:00:00:00:01".into());
     wanted.nets = vec![
@@ -63,6 +75,7 @@ fn every_option_reaches_the_configuration() {
         NetConfig { id: "lan".into(), tap: None, fd: Some(7), mac: None },
     ];
     wanted.rng = false;
+    wanted.vsock = Some(VsockConfig { cid: 4, socket: "v.sock".into() });
     wanted.console = ConsoleConfig::File("/tmp/log".into());
     wanted.on_reboot = OnReboot::Exit;
     wanted.acpi = false;
@@ -75,13 +88,37 @@ fn mistyped_values_are_refused_with_the_way_out() {
     for (args, hint) in [
         (["--memory", "lots"], "512M"),
         (["--disk", "ro"], "path=FILE"),
-        (["--disk", "x,readonly"], "did you mean"),
+        (["--disk", "x,readonly"], "the keys are path, ro, id"),
+        (["--disk", "x,engine=magic"], "expected one of `auto`, `io_uring`, `threads`"),
+        (["--disk", "x,queues=many"], "queues=many"),
+        (["--net", "user"], "user-mode networking is not there yet"),
         (["--net", "fd=x"], "descriptor"),
+        (["--vsock", "cid=3"], "socket=PATH"),
+        (["--vsock", "socket=v,cid=x"], "no number"),
+        (["--vsock", "socket=v,cidr=1"], "did you mean"),
         (["--console", "tty"], "stdio, none, file=PATH, pty"),
         (["--grace", "soon"], "seconds"),
-        (["--cpus", "two"], "--cpus"),
+        (["--cpus", "two"], "a number of vCPUs is wanted"),
+        (["--timeout", "-1"], "a number of seconds is wanted"),
     ] {
         let error = config(&args).unwrap_err();
         assert!(error.contains(hint), "{args:?}: {error}");
     }
+}
+
+#[test]
+fn a_port_has_a_name_and_a_host_side_and_mistakes_are_named() {
+    let port = parse_port("name=agent,socket=/run/a.sock").unwrap();
+    assert_eq!(port.name, "agent");
+    assert_eq!((port.socket, port.file), (Some("/run/a.sock".into()), None));
+    assert_eq!(parse_port("log,file=x").unwrap().file, Some("x".into()));
+    assert!(parse_port("socket=x").unwrap_err().contains("name=NAME"));
+    assert!(parse_port("name=a,sokcet=x").unwrap_err().contains("did you mean `socket`"));
+    assert_eq!(parse_balloon("256M").unwrap().size, husk::config::Size::mib(256));
+    assert!(parse_balloon("much").unwrap_err().contains("512M"));
+    let pmem = parse_pmem("root.img,ro").unwrap();
+    assert_eq!((pmem.path, pmem.readonly), ("root.img".into(), true));
+    assert!(parse_pmem("ro").unwrap_err().contains("path=FILE"));
+    assert!(parse_console_device("tty").is_err());
+    assert_eq!(parse_console_device("virtio"), Ok(ConsoleDevice::Virtio));
 }

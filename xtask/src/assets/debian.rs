@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::{cache, host};
+use crate::{apt, cache, host};
 
 const SETUP: &str = include_str!("../../../resources/debian-setup.sh");
 const DEMO: &str = include_str!("../../../resources/husk-demo.sh");
@@ -36,9 +36,9 @@ pub fn get() -> Result<PathBuf> {
 }
 
 fn make(image: &Path) -> Result<()> {
-    host::need(&[("mmdebstrap", "mmdebstrap"), ("mkfs.ext4", "e2fsprogs")])?;
+    apt::need(&[("mmdebstrap", "mmdebstrap"), ("mkfs.ext4", "e2fsprogs")])?;
     if !host::is_root() {
-        host::need(&[("newuidmap", "uidmap"), ("fakeroot", "fakeroot")])?;
+        apt::need(&[("newuidmap", "uidmap"), ("fakeroot", "fakeroot")])?;
     }
     host::say(format!("making a Debian root file system ({SUITE}, mmdebstrap; about 30 s)"));
     let work = image.with_extension("work");

@@ -4,17 +4,27 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::cache;
 use crate::cpio::Cpio;
 use crate::kernels::Kernel;
 use crate::modules::Modules;
+use crate::{cache, cargo};
 
 const INIT: &str = include_str!("../../../resources/guest-init.sh");
 const BUTTON: &str = include_str!("../../../resources/guest-power-button.sh");
 
+/// The source of `/bin/vsock`.
+const VSOCK: &str = include_str!("../bin/guest-vsock.rs");
+
 /// What a guest on husk needs of its kernel.
-const MODULES: &[&str] =
-    &["virtio_mmio", "virtio_blk", "net_failover", "virtio_net", "virtio_rng", "ext4"];
+const MODULES: &[&str] = &[
+    "virtio_mmio",
+    "virtio_blk",
+    "net_failover",
+    "virtio_net",
+    "virtio_rng",
+    "vmw_vsock_virtio_transport",
+    "ext4",
+];
 
 /// What makes it a better guest, where the kernel has it. crc32c: ext4 asks for it by name, which
 /// modules.dep does not know. button and evdev: the power button.
@@ -49,10 +59,13 @@ fn make(name: &str, kernel: Option<&Kernel>) -> Result<PathBuf> {
     let version = cache::fingerprint(&[
         INIT.as_bytes(),
         BUTTON.as_bytes(),
+        VSOCK.as_bytes(),
         release.as_bytes(),
         wanted.join(" ").as_bytes(),
     ]);
-    let file = format!("initrd-{name}-{version}.cpio");
+    // "full." is not how "full-std." begins.
+    let prefix = format!("initrd.{name}.");
+    let file = format!("{prefix}{version}.cpio");
     let dir = cache::guest_dir();
     let made = cache::entry(&dir, &file, |fresh| {
         let mut cpio = Cpio::with_skeleton();
@@ -73,9 +86,14 @@ fn make(name: &str, kernel: Option<&Kernel>) -> Result<PathBuf> {
                 order.push('\n');
             }
             cpio.file("lib/modules.order", 0o644, order.as_bytes());
+            let source = cache::workspace().join("xtask/src/bin/guest-vsock.rs");
+            let program = fresh.with_extension("vsock");
+            cargo::static_program(&source, &program)?;
+            cpio.executable("bin/vsock", &program)?;
+            cache::remove(&program)?;
         }
         Ok(std::fs::write(fresh, cpio.finish())?)
     })?;
-    cache::forget_others(&dir, &format!("initrd-{name}-"), &[&file]);
+    cache::forget_others(&dir, &prefix, &[&file]);
     Ok(made)
 }

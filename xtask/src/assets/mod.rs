@@ -4,6 +4,7 @@
 
 mod debian;
 mod initramfs;
+mod names;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,25 +12,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+pub use names::*;
+
 use crate::kernels::{self, Flavour};
 use crate::{apt, cache, host, vmlinux};
-
-/// Debian's cloud kernel, a bzImage (LZ4).
-pub const VMLINUZ_CLOUD: &str = "vmlinuz-cloud";
-/// Debian's standard kernel, a bzImage (XZ).
-pub const VMLINUZ_STD: &str = "vmlinuz-std";
-/// The cloud kernel's ELF image, with a PVH note.
-pub const VMLINUX_CLOUD: &str = "vmlinux-cloud";
-/// busybox and an init: for every kernel.
-pub const INITRD_TINY: &str = "initrd-tiny.cpio";
-/// The same with the cloud kernel's modules.
-pub const INITRD_FULL: &str = "initrd-full.cpio";
-/// The same with the standard kernel's modules.
-pub const INITRD_FULL_STD: &str = "initrd-full-std.cpio";
-/// A Debian root file system.
-pub const DEBIAN: &str = "debian.ext4";
-/// memtest86+, a bzImage that carries no Linux (64 and 32 bit).
-pub const MEMTEST: [&str; 2] = ["memtest86+x64.bin", "memtest86+ia32.bin"];
 
 /// Makes what is missing of all assets and gives the directory they are in.
 pub fn all() -> Result<PathBuf> {
@@ -48,12 +34,12 @@ pub fn all() -> Result<PathBuf> {
         (VMLINUZ_CLOUD, cloud.vmlinuz),
         (VMLINUZ_STD, standard.vmlinuz),
         (VMLINUX_CLOUD, vmlinux),
-        (INITRD_TINY, initramfs::tiny()?),
-        (INITRD_FULL, full),
-        (INITRD_FULL_STD, full_std),
+        (TINY, initramfs::tiny()?),
+        (FULL, full),
+        (FULL_STD, full_std),
         (DEBIAN, debian::get()?),
     ];
-    links.extend(MEMTEST.map(|name| (name, memtest.join(name))));
+    links.extend([MEMTEST, MEMTEST_IA32].map(|name| (name, memtest.join(name))));
     link(&links)
 }
 
@@ -103,24 +89,17 @@ pub fn copy_to_ram(from: &Path, names: &[&str], to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every asset's name.
-pub fn names() -> Vec<&'static str> {
-    let mut names = vec![
-        VMLINUZ_CLOUD,
-        VMLINUZ_STD,
-        VMLINUX_CLOUD,
-        INITRD_TINY,
-        INITRD_FULL,
-        INITRD_FULL_STD,
-        DEBIAN,
-    ];
-    names.extend(MEMTEST);
-    names
+/// The names of all assets in `dir`; not what is being put there.
+pub fn names_in(dir: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
+    let present = entries.flatten().filter(|entry| entry.path().exists());
+    let names = present.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| !name.starts_with('.')).collect())
 }
 
 /// The statically linked busybox of this machine.
 pub fn busybox() -> Result<PathBuf> {
-    host::need(&[("busybox", "busybox-static")])?;
+    apt::need(&[("busybox", "busybox-static")])?;
     let path = host::find("busybox").context("busybox is not in PATH")?;
     let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     // A dynamically linked program names its interpreter near the start of its file.

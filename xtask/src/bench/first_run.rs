@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::process::page_faults;
+
 const KVM_RUN: u32 = 0xae80;
 
 /// What is measured of one start.
@@ -61,7 +63,7 @@ pub fn measure(command: &[String], limit: Duration) -> Result<FirstRun> {
     if ready != 1 || fds.revents & libc::POLLIN == 0 {
         bail!("{name} never reached KVM_RUN (within {} s)", limit.as_secs());
     }
-    let faults = minor_faults(pid).unwrap_or(0);
+    let faults = page_faults(pid.unsigned_abs()).unwrap_or(0);
     drop(child);
     Ok(FirstRun { elapsed, faults })
 }
@@ -143,10 +145,4 @@ fn steal(pid: libc::pid_t, fd: RawFd) -> io::Result<OwnedFd> {
         }
         Ok(OwnedFd::from_raw_fd(copy))
     }
-}
-
-/// Field 10 of /proc/PID/stat (`proc_pid_stat(5)`).
-fn minor_faults(pid: libc::pid_t) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }

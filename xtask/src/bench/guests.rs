@@ -90,7 +90,7 @@ fn run(plan: &Inner, ram: &Path) -> Result<()> {
         to_init(&rivals::all(&husk, &bare), plan.rounds)?;
     }
     if plan.cost {
-        let initrd = copy(&plan.assets.join(assets::INITRD_FULL), "initrd-full")?;
+        let initrd = copy(&plan.assets.join(assets::FULL), "initrd-full")?;
         let disk = ram.join("disk").display().to_string();
         std::fs::File::create(&disk).and_then(|file| file.set_len(DISK))?;
         let tap = Tap::create()?;

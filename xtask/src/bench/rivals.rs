@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::startup::{arg, on_path};
+use crate::host::arg;
+use crate::{assets, host};
 
 /// A VMM with its arguments.
 #[derive(Debug, Clone)]
@@ -80,7 +81,7 @@ pub fn all(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
 }
 
 fn qemu(guest: &Guest<'_>) -> Option<Subject> {
-    let program = arg(&on_path("qemu-system-x86_64")?);
+    let program = arg(&host::find("qemu-system-x86_64")?);
     let machine = "microvm,accel=kvm,pit=off,pic=off,rtc=on";
     let mut subject = Subject::new(
         "QEMU microvm, vmlinux",
@@ -119,7 +120,7 @@ fn qemu(guest: &Guest<'_>) -> Option<Subject> {
 }
 
 fn cloud_hypervisor(guest: &Guest<'_>) -> Option<Subject> {
-    let program = arg(&on_path("cloud-hypervisor")?);
+    let program = arg(&host::find("cloud-hypervisor")?);
     let mut subject = Subject::new(
         "Cloud Hypervisor, vmlinux",
         &[
@@ -148,7 +149,7 @@ fn cloud_hypervisor(guest: &Guest<'_>) -> Option<Subject> {
 }
 
 fn firecracker(guest: &Guest<'_>) -> Option<Subject> {
-    let program = arg(&on_path("firecracker")?);
+    let program = arg(&host::find("firecracker")?);
     let mut source = serde_json::json!({
         "kernel_image_path": guest.vmlinux,
         "boot_args": format!("{} reboot=k", guest.cmdline),
@@ -179,7 +180,7 @@ fn firecracker(guest: &Guest<'_>) -> Option<Subject> {
 }
 
 fn kvmtool(guest: &Guest<'_>) -> Option<Subject> {
-    let program = arg(&on_path("lkvm")?);
+    let program = arg(&host::find("lkvm")?);
     let mut subject = Subject::new(
         "kvmtool, bzImage",
         &[
@@ -210,13 +211,13 @@ fn kvmtool(guest: &Guest<'_>) -> Option<Subject> {
 }
 
 /// The subjects of the first part: the floor in both ways first, then everyone.
-pub fn first_run(husk: &Path, floor: &Path, assets: &Path) -> Vec<Subject> {
+pub fn first_run(husk: &Path, floor: &Path, dir: &Path) -> Vec<Subject> {
     let file = |name: &str| {
         // Where the links lead: husk's cache is keyed by the file itself.
-        let path = assets.join(name);
+        let path = dir.join(name);
         arg(&path.canonicalize().unwrap_or(path))
     };
-    let (vmlinux, bzimage) = (file("vmlinux-cloud"), file("vmlinuz-cloud"));
+    let (vmlinux, bzimage) = (file(assets::VMLINUX_CLOUD), file(assets::VMLINUZ_CLOUD));
     let scratch = std::env::temp_dir();
     let floor = arg(floor);
     let mut subjects = vec![

@@ -2,11 +2,10 @@
 //!
 //! 1. exec → first KVM_RUN, on this machine's /dev/kvm, whatever it can run.
 //! 2. exec → a line from the guest's init, where KVM runs Linux: here or in the testbed.
-//! 3. memory of its own and CPU of an idle guest, likewise.
+//! 3. memory of its own and CPU of a guest that idles after it has used its disk and network card.
 //!
 //! Everything compared runs in one session, in an order shuffled anew for each round.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -109,14 +108,4 @@ fn first_run(subjects: &[Subject], rounds: usize) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// A path as an argument.
-pub fn arg(path: &std::path::Path) -> String {
-    path.display().to_string()
-}
-
-/// The program `name` on PATH.
-pub fn on_path(name: &str) -> Option<PathBuf> {
-    host::find(name)
 }

@@ -92,12 +92,12 @@ fn load(file: &File, memory: *mut u8, size: usize, map: bool) -> Result<u64> {
             continue;
         }
         let (start, len) = (paddr as usize, filesz as usize);
-        if start + len > size {
+        if start.checked_add(len).is_none_or(|end| end > size) {
             bail!("the kernel does not fit");
         }
         let target = memory.wrapping_add(start);
         let whole = len & !4095;
-        if map && (offset - paddr) % 4096 == 0 && paddr % 4096 == 0 {
+        if map && offset.wrapping_sub(paddr) % 4096 == 0 && paddr % 4096 == 0 {
             // SAFETY: inside the mapping of guest memory, which nobody refers to yet.
             let done = unsafe {
                 libc::mmap(

@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::cpio::Cpio;
 use crate::kernels::{self, Flavour};
 use crate::modules::Modules;
-use crate::{cache, host, vmlinux};
+use crate::{apt, cache, host, vmlinux};
 
 const INIT: &str = include_str!("../../../resources/testbed-init.sh");
 
@@ -37,7 +37,7 @@ pub struct Image {
 
 /// Makes what is missing of the image.
 pub fn get() -> Result<Image> {
-    host::need(&[
+    apt::need(&[
         ("qemu-system-x86_64", "qemu-system-x86"),
         ("busybox", "busybox-static"),
         ("depmod", "kmod"),

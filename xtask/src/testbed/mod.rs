@@ -47,20 +47,8 @@ pub struct Options {
     pub icount: bool,
     /// Pass our standard input (else it reads the end of file at once).
     pub stdin: bool,
-    /// Where its output goes.
-    pub output: Output,
     /// A stall is followed by one fresh start, unless input has been consumed.
     pub retry: bool,
-}
-
-/// Where the command's output goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Output {
-    /// To our own standard output and error, as it comes.
-    Inherit,
-    /// Into the [`Outcome`].
-    #[allow(dead_code, reason = "for benchmarks")]
-    Capture,
 }
 
 impl Options {
@@ -78,7 +66,6 @@ impl Options {
             cpu: "qemu64,+svm,+npt".to_owned(),
             icount: false,
             stdin: false,
-            output: Output::Inherit,
             retry: true,
         })
     }
@@ -117,12 +104,6 @@ impl End {
 pub struct Outcome {
     /// How it ended.
     pub end: End,
-    /// What the command wrote, when captured.
-    #[allow(dead_code, reason = "for benchmarks")]
-    pub stdout: Vec<u8>,
-    /// What the command wrote to its standard error, when captured.
-    #[allow(dead_code, reason = "for benchmarks")]
-    pub stderr: Vec<u8>,
     /// From the start of QEMU to the first heartbeat.
     pub up: Option<Duration>,
     /// From the start of QEMU to its end.

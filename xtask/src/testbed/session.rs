@@ -15,14 +15,14 @@ use super::image::Image;
 use super::job::Job;
 use super::qemu::{Qemu, Streams};
 use super::stream::{self, Ended};
-use super::{End, Options, Outcome, Output, terminal};
+use super::{End, Options, Outcome, terminal};
 use crate::cache;
 
 /// Starts the machine, runs the command to its end, and takes the machine down.
 pub fn run(options: &Options, image: &Image) -> Result<Outcome> {
     let results = cache::results_dir();
     std::fs::create_dir_all(&results).with_context(|| format!("making {}", results.display()))?;
-    let tty = options.stdin && options.output == Output::Inherit && terminal::present();
+    let tty = options.stdin && terminal::present();
     let window = tty.then(terminal::window);
     let job = Job::new(options, &results, window)?;
     let (qemu, streams) = Qemu::start(options, image, &job, &results, tty)?;
@@ -67,10 +67,9 @@ impl<'a> Session<'a> {
 
     fn run(mut self, streams: Streams) -> Result<Outcome> {
         let (sender, ends) = mpsc::channel();
-        let stdout = self.copier(streams.output, self.sink(libc::STDOUT_FILENO), sender.clone());
-        let stderr =
-            streams.error.map(|error| self.copier(error, self.sink(libc::STDERR_FILENO), sender));
-        let mut open = 1 + usize::from(stderr.is_some());
+        let mut copiers = vec![self.copier(streams.output, std::io::stdout(), sender.clone())];
+        copiers.extend(streams.error.map(|error| self.copier(error, std::io::stderr(), sender)));
+        let mut open = copiers.len();
         let input = Arc::new(streams.input);
         if self.options.stdin {
             let (keys, hang_up) = (self.window.is_some(), Arc::clone(&self.hang_up));
@@ -97,11 +96,12 @@ impl<'a> Session<'a> {
         };
         // With QEMU gone the copiers come to their end.
         drop(self.qemu);
-        let captured = |copier: thread::JoinHandle<Vec<u8>>| copier.join().unwrap_or_default();
+        for copier in copiers {
+            // One that panicked has said so itself.
+            let _ = copier.join();
+        }
         Ok(Outcome {
             end,
-            stdout: captured(stdout),
-            stderr: stderr.map(captured).unwrap_or_default(),
             up: self.first_beat,
             total: self.started.elapsed(),
             revivals: self.revivals,
@@ -154,31 +154,17 @@ impl<'a> Session<'a> {
         End::Stalled(format!("{why}; its console's last lines:\n{}", self.job.console_tail(30)))
     }
 
-    fn sink(&self, fd: libc::c_int) -> Option<Box<dyn Write + Send>> {
-        match self.options.output {
-            Output::Capture => None,
-            Output::Inherit if fd == libc::STDOUT_FILENO => Some(Box::new(std::io::stdout())),
-            Output::Inherit => Some(Box::new(std::io::stderr())),
-        }
-    }
-
+    /// Passes a stream on to `sink` up to its end.
     fn copier(
         &self,
         from: std::os::unix::net::UnixStream,
-        sink: Option<Box<dyn Write + Send>>,
+        mut sink: impl Write + Send + 'static,
         ended: mpsc::Sender<Ended>,
-    ) -> thread::JoinHandle<Vec<u8>> {
+    ) -> thread::JoinHandle<()> {
         let (mark, out) = (self.job.end.clone(), Arc::clone(&self.out));
         thread::spawn(move || {
-            let mut captured = Vec::new();
-            let mut sink = sink;
-            let to: &mut dyn Write = match &mut sink {
-                Some(sink) => sink,
-                None => &mut captured,
-            };
             // The receiver is gone only when the session has ended otherwise.
-            let _ = ended.send(stream::copy_out(from, &mark, to, &out));
-            captured
+            let _ = ended.send(stream::copy_out(from, &mark, &mut sink, &out));
         })
     }
 }

@@ -1,72 +1,204 @@
-//! The block device (virtio 1.3 §5.2): one queue of requests, served one after the other.
+//! The block device (virtio 1.3 §5.2): queues of requests, each with an engine and a worker.
 //!
-//! The device blocks in the backend's system calls, so it is given a worker of its own. It
-//! interrupts after each request, not after each round, because a request may take long; a stop
-//! waits for one request and not for a queue full of them.
+//! A lane is one queue while it is served (`lane`): it takes chains, hands what they ask for to its
+//! engine, and answers them in the order in which the host is done. Nothing waits for the host but
+//! [`Blk::stop`], and that for a bounded time: a request that hangs there stays pending, comes back
+//! to life with the next start, and until it is answered keeps the guest's memory and the disk.
 
-pub mod backend;
+mod lane;
+mod limit;
 pub mod request;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::epoll::EventSet;
 
 use super::device::{Activation, StartError, VirtioDevice};
-use super::interrupt::Interrupt;
-use super::queue::{Answer, Chain, Queue, QueueState};
-use crate::complaints::Complaints;
-use crate::counters::Counters;
-use crate::worker::{Task, WorkerHandle};
-use backend::{DiskBackend, SECTOR};
-use request::{HEADER_LEN, ID_LEN, Limits, MAX_RANGE_SECTORS, RANGE_LEN, Request};
+use super::queue::QueueState;
+use crate::block::{Budget, Disk, EngineChoice, EngineError, SECTOR};
+use crate::worker::{OnBroken, Task, Worker};
+use lane::{Hand, Serve, Server};
+use limit::{Limiter, Throttle};
+use request::{ID_LEN, Limits, MAX_RANGE_SECTORS};
 
 /// Device type 2, virtio 1.3 §5.
 const DEVICE_TYPE: u32 = 2;
 const QUEUE_SIZE: u16 = 256;
-const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
+/// More queues than that are of no use, and each costs a thread.
+pub const QUEUES_MAX: u16 = 16;
 /// Data segments of a request: the queue without header and status. A device that does not say
 /// gets one segment a request.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Bytes of `virtio_blk_config` up to `write_zeroes_may_unmap` and its padding.
 const CONFIG_LEN: usize = 60;
+/// How long a stop waits after the host was asked to give requests up.
+const CANCELLED: Duration = Duration::from_millis(200);
 
-/// The device; it runs on a worker between start and stop.
+/// What a disk is like, besides the disk.
+#[derive(Debug, Clone, Copy)]
+pub struct BlkOptions {
+    /// What carries its requests out.
+    pub engine: EngineChoice,
+    /// Number of queues, 1 to [`QUEUES_MAX`].
+    pub queues: u16,
+    /// How long a stop waits for the host; what takes longer is pending then.
+    pub patience: Duration,
+    /// The most bytes read and written a second, on average.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// The most requests of any kind a second, on average.
+    pub requests_per_second: Option<NonZeroU64>,
+}
+
+impl Default for BlkOptions {
+    fn default() -> Self {
+        BlkOptions {
+            engine: EngineChoice::Auto,
+            queues: 1,
+            patience: Duration::from_secs(2),
+            bytes_per_second: None,
+            requests_per_second: None,
+        }
+    }
+}
+
+/// The device; its queues run on workers of its own between start and stop.
 pub struct Blk {
+    name: Arc<str>,
     id: [u8; ID_LEN],
-    disk: Arc<DiskBackend>,
+    disk: Disk,
+    options: BlkOptions,
     config: [u8; CONFIG_LEN],
-    worker: WorkerHandle,
+    queue_sizes: Vec<u16>,
+    lanes: Vec<Lane>,
     stopping: Arc<AtomicBool>,
+    limiter: Option<Arc<Limiter>>,
+    on_broken: OnBroken,
+    /// What the last stop gave back.
+    parked: Vec<QueueState>,
+}
+
+/// A queue, and what serves it.
+#[derive(Default)]
+struct Lane {
+    worker: Option<Worker>,
+    /// While it is served.
     task: Option<Task<Serve>>,
+    /// While it is not.
+    hand: Option<Hand>,
 }
 
 impl Blk {
-    /// A disk called `id` (the guest sees its first 20 bytes). `worker` should have nothing else to
-    /// do: requests block it.
-    pub fn new(id: &str, backend: DiskBackend, worker: WorkerHandle) -> Blk {
+    /// A disk called `id` (the guest sees its first 20 bytes).
+    ///
+    /// # Errors
+    /// When there can be no such engine.
+    pub fn new(id: &str, disk: Disk, options: BlkOptions) -> Result<Blk, EngineError> {
+        let mut options = options;
+        options.queues = options.queues.clamp(1, QUEUES_MAX);
+        let first = options.engine.open(&disk, QUEUE_SIZE)?;
         let mut bytes = [0; ID_LEN];
         for (to, from) in bytes.iter_mut().zip(id.bytes()) {
             *to = from;
         }
-        Blk {
-            id: bytes,
-            config: config(&backend),
-            disk: Arc::new(backend),
-            worker,
-            stopping: Arc::default(),
-            task: None,
+        let budget = Budget::per_second(options.bytes_per_second, options.requests_per_second);
+        let mut lanes: Vec<Lane> = (0..options.queues).map(|_| Lane::default()).collect();
+        if let Some(lane) = lanes.first_mut() {
+            lane.hand = Some(Hand::new(first));
         }
+        Ok(Blk {
+            name: id.into(),
+            id: bytes,
+            config: config(&disk, options.queues),
+            queue_sizes: vec![QUEUE_SIZE; options.queues.into()],
+            disk,
+            options,
+            lanes,
+            stopping: Arc::default(),
+            limiter: budget.is_limited().then(|| Arc::new(Limiter::new(budget))),
+            on_broken: Arc::new(|why| log::error!("{why}")),
+            parked: Vec::new(),
+        })
+    }
+
+    /// The same, with `on_broken` told of a worker of its own that ends of itself, instead of the log.
+    pub fn watched(mut self, on_broken: OnBroken) -> Blk {
+        self.on_broken = on_broken;
+        self
+    }
+
+    /// Has every lane ready to go on, or to begin anew.
+    fn prepare(&mut self, goes_on: bool) -> Result<(), StartError> {
+        let deadline = Instant::now() + self.options.patience;
+        for lane in &mut self.lanes {
+            if let Some(hand) = &mut lane.hand
+                && !goes_on
+                && !hand.forget(deadline)
+            {
+                return Err(StartError::Busy);
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, activation: Activation, goes_on: bool) -> Result<(), StartError> {
+        let Activation { features, queues, memory, interrupt } = activation;
+        let write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+        for ((index, queue), lane) in queues.into_iter().enumerate().zip(&mut self.lanes) {
+            let Some(mut queue) = queue else { continue };
+            queue.set_prompt(true);
+            if goes_on {
+                queue.keep_pending();
+            }
+            queue.ring();
+            let mut hand = match lane.hand.take() {
+                Some(hand) => hand,
+                None => {
+                    let engine = self.options.engine.open(&self.disk, QUEUE_SIZE);
+                    let engine = engine.map_err(|e| StartError::Device(e.to_string()))?;
+                    Hand::new(engine)
+                }
+            };
+            hand.protect(Arc::new(memory.clone()));
+            let limits = Limits {
+                sectors: self.disk.sectors(),
+                block: block_size(&self.disk),
+                read_only: self.disk.read_only(),
+            };
+            let disk = self.disk.clone();
+            let server = Server::new(self.id, disk, limits, write_through, &interrupt);
+            let throttle = self.limiter.clone().map(Throttle::new).transpose();
+            let throttle = throttle.map_err(|source| StartError::Host { what: "timer", source })?;
+            let serve = Serve {
+                queue,
+                throttle,
+                memory: memory.clone(),
+                interrupt: interrupt.clone(),
+                server,
+                hand,
+                stopping: self.stopping.clone(),
+            };
+            let worker = match &lane.worker {
+                Some(worker) => worker,
+                None => {
+                    let name = match index {
+                        0 => format!("husk-{}", self.name),
+                        _ => format!("husk-{}-{index}", self.name),
+                    };
+                    let on_broken = self.on_broken.clone();
+                    lane.worker.insert(Worker::spawn_watched(name, move |why| on_broken(why))?)
+                }
+            };
+            lane.task = Some(worker.handle().add(serve)?);
+        }
+        Ok(())
     }
 }
 
@@ -76,19 +208,22 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        let always = 1 << VIRTIO_BLK_F_SEG_MAX
+        let mut features = 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_FLUSH
             | 1 << VIRTIO_BLK_F_TOPOLOGY;
+        if self.lanes.len() > 1 {
+            features |= 1 << VIRTIO_BLK_F_MQ;
+        }
         if self.disk.read_only() {
-            always | 1 << VIRTIO_BLK_F_RO
+            features | 1 << VIRTIO_BLK_F_RO
         } else {
-            always | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+            features | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
         }
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -96,185 +231,95 @@ impl VirtioDevice for Blk {
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
-        let Activation { features, queues, memory, interrupt } = activation;
-        if let Some(mut queue) = queues.into_iter().flatten().next() {
-            queue.set_prompt(true);
-            queue.ring();
-            self.stopping.store(false, Ordering::Release);
-            let server = Server {
-                id: self.id,
-                limits: Limits { sectors: self.disk.sectors(), read_only: self.disk.read_only() },
-                disk: self.disk.clone(),
-                write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
-                complaints: Complaint {
-                    name: interrupt.name().clone(),
-                    counters: interrupt.counters().clone(),
-                    limit: Complaints::default(),
-                },
-            };
-            let stopping = self.stopping.clone();
-            let task = Serve { queue, memory, interrupt, server, stopping };
-            self.task = Some(self.worker.add(task)?);
+        // The requests at the host are those of a driver that was reset meanwhile, unless the
+        // queues come back as they were given away.
+        let states: Vec<_> = activation.queues.iter().flatten().map(|q| q.state()).collect();
+        let goes_on = states == std::mem::take(&mut self.parked);
+        self.prepare(goes_on)?;
+        self.stopping.store(false, Ordering::Release);
+        let started = self.serve(activation, goes_on);
+        if started.is_err() {
+            self.stop();
+            self.parked.clear();
         }
-        Ok(())
+        started
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
         self.stopping.store(true, Ordering::Release);
-        let task = self.task.take().and_then(Task::take);
-        task.map(|task| task.queue.state()).into_iter().collect()
+        let tasks: Vec<_> = self.lanes.iter_mut().map(|lane| lane.task.take()).collect();
+        if tasks.iter().all(Option::is_none) {
+            return Vec::new();
+        }
+        let mut taken: Vec<_> = tasks.into_iter().map(|task| task.and_then(Task::take)).collect();
+        let deadline = Instant::now() + self.options.patience;
+        taken.iter_mut().flatten().for_each(Serve::hold);
+        let mut states = Vec::with_capacity(taken.len());
+        for (lane, serve) in self.lanes.iter_mut().zip(taken) {
+            let Some(mut serve) = serve else { continue };
+            serve.drain(deadline);
+            states.push(serve.queue.state());
+            lane.hand = Some(serve.hand);
+        }
+        let hanging = states.iter().map(|state| state.pending.len()).sum::<usize>();
+        if hanging > 0 {
+            log::warn!("{}: the host has not answered {hanging} requests", self.name);
+        }
+        self.parked.clone_from(&states);
+        states
+    }
+
+    fn is_busy(&mut self) -> bool {
+        self.lanes.iter_mut().filter_map(|lane| lane.hand.as_mut()).any(Hand::is_busy)
     }
 }
 
+impl Drop for Blk {
+    fn drop(&mut self) {
+        self.stop();
+        let busy = self.is_busy();
+        for lane in &mut self.lanes {
+            if busy && let Some(worker) = lane.worker.take() {
+                worker.abandon();
+            }
+        }
+    }
+}
+
+/// Bytes of a block: what offsets and lengths of requests are multiples of.
+fn block_size(disk: &Disk) -> u64 {
+    SECTOR.max(disk.align() as u64)
+}
+
 /// `virtio_blk_config`, virtio 1.3 §5.2.4.
-fn config(disk: &DiskBackend) -> [u8; CONFIG_LEN] {
+fn config(disk: &Disk, queues: u16) -> [u8; CONFIG_LEN] {
     let mut config = [0; CONFIG_LEN];
     let mut put = |at: usize, bytes: &[u8]| {
         if let Some(field) = config.get_mut(at..at + bytes.len()) {
             field.copy_from_slice(bytes);
         }
     };
+    let block = block_size(disk);
     put(0, &disk.sectors().to_le_bytes());
     put(12, &SEG_MAX.to_le_bytes());
-    put(20, &(SECTOR as u32).to_le_bytes());
+    // At most a page, so the cast keeps the number.
+    put(20, &(block as u32).to_le_bytes());
     // The physical block: 2^n logical ones, at most a page.
-    let blocks = (disk.block_size().clamp(SECTOR, 4096) / SECTOR).ilog2();
+    let blocks = (disk.block_size().clamp(block, 4096.max(block)) / block).ilog2();
     put(24, &[blocks as u8]);
     // The smallest good I/O, in logical blocks.
     put(26, &(1u16 << blocks).to_le_bytes());
+    if queues > 1 {
+        put(34, &queues.to_le_bytes());
+    }
     if !disk.read_only() {
         put(36, &MAX_RANGE_SECTORS.to_le_bytes());
         put(40, &1u32.to_le_bytes());
-        put(44, &1u32.to_le_bytes());
+        // A page at most is 8 sectors.
+        put(44, &((block / SECTOR) as u32).to_le_bytes());
         put(48, &MAX_RANGE_SECTORS.to_le_bytes());
         put(52, &1u32.to_le_bytes());
         put(56, &[1]);
     }
     config
-}
-
-/// What runs in the worker.
-struct Serve {
-    queue: Queue,
-    memory: GuestMemoryMmap,
-    interrupt: Interrupt,
-    server: Server,
-    stopping: Arc<AtomicBool>,
-}
-
-impl MutEventSubscriber for Serve {
-    fn init(&mut self, ops: &mut EventOps) {
-        if let Err(e) = ops.add(Events::new(self.queue.doorbell(), EventSet::IN)) {
-            self.interrupt.needs_reset(&e);
-        }
-    }
-
-    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
-        self.queue.quiet();
-        let Serve { queue, memory, interrupt, server, stopping } = self;
-        queue.process(memory, interrupt, |chain| {
-            // What is put back here is found when the device starts again.
-            if stopping.load(Ordering::Acquire) { Answer::Stop } else { server.serve(chain) }
-        });
-    }
-}
-
-struct Server {
-    id: [u8; ID_LEN],
-    disk: Arc<DiskBackend>,
-    limits: Limits,
-    /// The driver does not flush, so every write is made stable (virtio 1.3 §5.2.6.2).
-    write_through: bool,
-    complaints: Complaint,
-}
-
-impl Server {
-    fn serve(&mut self, chain: &mut Chain<'_>) -> Answer {
-        let mut header = [0; HEADER_LEN];
-        let (Ok(()), Some(data)) =
-            (chain.copy_to(0, &mut header), chain.writable_len().checked_sub(1))
-        else {
-            return Answer::Broken("a block request without header or status");
-        };
-        let (status, filled) = match self.run(header, data, chain) {
-            Ok(filled) => (VIRTIO_BLK_S_OK as u8, filled),
-            Err(status) => (status, 0),
-        };
-        if chain.copy_from(data, &[status]).is_err() {
-            return Answer::Broken("a block request without status");
-        }
-        // A chain has at most u32::MAX bytes, so the cast keeps the number. With nothing read the
-        // status is the only byte written.
-        Answer::Done(filled as u32 + 1)
-    }
-
-    /// Bytes of the writable data that were filled, or the status of a failure.
-    fn run(
-        &mut self,
-        header: [u8; HEADER_LEN],
-        writable: usize,
-        chain: &mut Chain<'_>,
-    ) -> Result<usize, u8> {
-        let readable = chain.readable_len() - HEADER_LEN;
-        let request = request::parse(header, readable, writable, self.limits)
-            .map_err(request::Refusal::status)?;
-        let misshapen = VIRTIO_BLK_S_IOERR as u8;
-        match request {
-            Request::Read { offset, len } => {
-                let to = chain.writable_iovecs(0, len).map_err(|_| misshapen)?;
-                self.disk.read(to, offset).map_err(|e| self.complaints.hear("read", &e))?;
-                Ok(len)
-            }
-            Request::Write { offset, len } => {
-                let from = chain.readable_iovecs(HEADER_LEN, len).map_err(|_| misshapen)?;
-                let done = self.disk.write(from, offset);
-                self.settle("write", done)
-            }
-            Request::Flush => {
-                self.disk.flush().map_err(|e| self.complaints.hear("flush", &e))?;
-                Ok(0)
-            }
-            Request::GetId => {
-                chain.copy_from(0, &self.id).map_err(|_| misshapen)?;
-                Ok(ID_LEN)
-            }
-            Request::Discard | Request::WriteZeroes => {
-                let discard = request == Request::Discard;
-                let mut range = [0; RANGE_LEN];
-                chain.copy_to(HEADER_LEN, &mut range).map_err(|_| misshapen)?;
-                let range = request::parse_range(range, discard, self.limits)
-                    .map_err(request::Refusal::status)?;
-                if discard {
-                    let done = self.disk.discard(range.offset, range.len);
-                    self.settle("discard", done)
-                } else {
-                    let done = self.disk.write_zeroes(range.offset, range.len, range.unmap);
-                    self.settle("write zeroes", done)
-                }
-            }
-        }
-    }
-
-    /// After something that changed the disk.
-    fn settle(&mut self, what: &str, done: io::Result<()>) -> Result<usize, u8> {
-        let done = if self.write_through { done.and_then(|()| self.disk.flush()) } else { done };
-        done.map(|()| 0).map_err(|e| self.complaints.hear(what, &e))
-    }
-}
-
-/// Tells of the host's errors.
-struct Complaint {
-    name: Arc<str>,
-    counters: Arc<Counters>,
-    limit: Complaints,
-}
-
-impl Complaint {
-    fn hear(&mut self, what: &str, error: &io::Error) -> u8 {
-        self.counters.add_error();
-        if let Some(silent) = self.limit.admit() {
-            log::warn!("{}: {what}: {error} ({silent} errors before were not shown)", self.name);
-        }
-        VIRTIO_BLK_S_IOERR as u8
-    }
 }

@@ -11,7 +11,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
-use super::backend::SECTOR;
+use crate::block::SECTOR;
 
 /// Bytes before the readable data.
 pub const HEADER_LEN: usize = 16;
@@ -74,18 +74,22 @@ impl Refusal {
 pub struct Limits {
     /// Of 512 bytes.
     pub sectors: u64,
+    /// Bytes that offsets and lengths are multiples of, at least a sector.
+    pub block: u64,
     /// Writes are refused.
     pub read_only: bool,
 }
 
 impl Limits {
-    /// The byte offset of `sector`, when `len` bytes from there are on the disk.
+    /// The byte offset of `sector`, when `len` bytes from there are whole blocks of the disk.
     fn place(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
         let end = sector.checked_add(len.div_ceil(SECTOR)).ok_or(Refusal::IoErr)?;
-        if end > self.sectors {
+        let offset = sector.checked_mul(SECTOR).ok_or(Refusal::IoErr)?;
+        let aligned = offset.is_multiple_of(self.block) && len.is_multiple_of(self.block);
+        if end > self.sectors || !aligned {
             return Err(Refusal::IoErr);
         }
-        sector.checked_mul(SECTOR).ok_or(Refusal::IoErr)
+        Ok(offset)
     }
 }
 
@@ -101,19 +105,16 @@ pub fn parse(
 ) -> Result<Request, Refusal> {
     let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
     let sector = u64::from_le_bytes(sector);
-    let aligned = |len: usize| {
-        if (len as u64).is_multiple_of(SECTOR) { Ok(len) } else { Err(Refusal::IoErr) }
-    };
     let may_write = || if limits.read_only { Err(Refusal::IoErr) } else { Ok(()) };
     match u32::from_le_bytes([t0, t1, t2, t3]) {
         VIRTIO_BLK_T_IN => {
-            let len = aligned(writable)?;
-            Ok(Request::Read { offset: limits.place(sector, len as u64)?, len })
+            let offset = limits.place(sector, writable as u64)?;
+            Ok(Request::Read { offset, len: writable })
         }
         VIRTIO_BLK_T_OUT => {
             may_write()?;
-            let len = aligned(readable)?;
-            Ok(Request::Write { offset: limits.place(sector, len as u64)?, len })
+            let offset = limits.place(sector, readable as u64)?;
+            Ok(Request::Write { offset, len: readable })
         }
         VIRTIO_BLK_T_FLUSH => Ok(Request::Flush),
         VIRTIO_BLK_T_GET_ID if writable >= ID_LEN => Ok(Request::GetId),

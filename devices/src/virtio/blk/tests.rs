@@ -2,12 +2,11 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use super::backend::DiskError;
-use super::request::{Range, Refusal, parse, parse_range};
+use super::request::{Range, Refusal, Request, parse, parse_range};
 use super::*;
-use crate::virtio::queue::{IovecBuffer, Iovecs};
-use crate::virtio::testing::{DATA, Driver, EVENT_IDX, MEMORY_END, Piece};
-use crate::worker::Worker;
+use crate::block::hanging::HangingFile;
+use crate::block::{DiskError, DiskOptions};
+use crate::virtio::testing::{DATA, Driver, EVENT_IDX, MEMORY_END, Piece, wait_until};
 
 fn image(len: usize) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -16,9 +15,12 @@ fn image(len: usize) -> tempfile::NamedTempFile {
     file
 }
 
+fn open(path: &Path, read_only: bool) -> Result<Disk, DiskError> {
+    Disk::open(path, DiskOptions { read_only, ..DiskOptions::default() })
+}
+
 struct Rig {
     driver: Driver,
-    _worker: Worker,
 }
 
 const HEAD: u64 = DATA;
@@ -27,11 +29,14 @@ const BUFFER: u64 = DATA + 0x1000;
 
 impl Rig {
     fn new(path: &Path, read_only: bool) -> Rig {
-        let worker = Worker::spawn("disk").unwrap();
-        let disk = DiskBackend::open(path, read_only).unwrap();
-        let device = Box::new(Blk::new("the-disk", disk, worker.handle()));
-        let driver = Driver::start(device, EVENT_IDX | 1 << VIRTIO_BLK_F_FLUSH, 64);
-        Rig { driver, _worker: worker }
+        let disk = open(path, read_only).unwrap();
+        let device = Blk::new("the-disk", disk, BlkOptions::default()).unwrap();
+        Rig::of(device)
+    }
+
+    fn of(device: Blk) -> Rig {
+        let features = EVENT_IDX | 1 << VIRTIO_BLK_F_FLUSH;
+        Rig { driver: Driver::start(Box::new(device), features, 64) }
     }
 
     /// Sends a request and gives its status and the used length.
@@ -199,51 +204,255 @@ fn a_paused_disk_goes_on_where_it_was() {
     assert_eq!(rig.driver.read(BUFFER, 1), [2]);
 }
 
+/// A disk on a host that hangs, with a request that waits there; for each engine.
+fn hanging(mut f: impl FnMut(Rig, HangingFile, u16)) {
+    for engine in [EngineChoice::Threads, EngineChoice::IoUring] {
+        let Some(file) = HangingFile::mount() else { return };
+        let patience = Duration::from_millis(100);
+        let options = BlkOptions { engine, patience, ..BlkOptions::default() };
+        let device = match Blk::new("slow", open(file.path(), false).unwrap(), options) {
+            Ok(device) => device,
+            Err(e) => return eprintln!("not tested: {e}"),
+        };
+        let mut rig = Rig::of(device);
+        rig.driver.write(HEAD, &[0; 16]);
+        rig.driver.write(STATUS, &[0xee]);
+        let pieces = [Piece::Out(HEAD, 16), Piece::In(BUFFER, 512), Piece::In(STATUS, 1)];
+        let head = rig.driver.send(0, &pieces);
+        file.wait_for_a_reader();
+        f(rig, file, head);
+    }
+}
+
+/// What happens meanwhile must not take longer.
+fn at_once<T>(f: impl FnOnce() -> T) -> T {
+    let begin = Instant::now();
+    let result = f();
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    result
+}
+
+#[test]
+fn a_request_that_hangs_at_the_host_is_pending_in_a_pause_and_answered_after_it() {
+    hanging(|mut rig, file, head| {
+        at_once(|| rig.driver.transport.pause());
+        let state = rig.driver.transport.save();
+        assert_eq!(state.queues[0].pending, [head]);
+        assert_eq!(state.queues[0].next_used, 0);
+        file.answer();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(rig.driver.rings[0].used().is_empty(), "answered in the pause");
+        rig.driver.transport.resume();
+        assert_eq!(rig.driver.wait_used(0, 1), [(head.into(), 513)]);
+        assert_eq!((rig.driver.read(STATUS, 1), rig.driver.read(BUFFER, 1)), (vec![0], vec![b'h']));
+        rig.driver.transport.pause();
+        assert!(rig.driver.transport.save().queues[0].pending.is_empty());
+    });
+}
+
+#[test]
+fn a_pending_request_is_made_again_by_whoever_takes_over() {
+    hanging(|mut rig, file, head| {
+        rig.driver.transport.pause();
+        let state = rig.driver.transport.save();
+        let other = image(4096);
+        let heir = Blk::new("heir", open(other.path(), false).unwrap(), BlkOptions::default());
+        let heir = Box::new(heir.unwrap());
+        let memory = rig.driver.memory.clone();
+        let heir = crate::virtio::mmio::MmioTransport::new("heir", heir, memory).unwrap();
+        heir.restore(&state).unwrap();
+        heir.resume();
+        assert_eq!(rig.driver.wait_used(0, 1), [(head.into(), 513)]);
+        assert_eq!((rig.driver.read(STATUS, 1), rig.driver.read(BUFFER, 1)), (vec![0], vec![1]));
+        file.answer();
+    });
+}
+
+#[test]
+fn a_reset_waits_for_no_hanging_host_but_no_other_driver_gets_the_disk_before() {
+    hanging(|mut rig, file, _| {
+        at_once(|| rig.driver.transport.reset());
+        assert!(rig.driver.transport.is_busy());
+        at_once(|| rig.driver.bring_up(0, 64));
+        assert_ne!(rig.driver.status() & 0x40, 0, "it started while the host writes to memory");
+        file.answer();
+        wait_until("answer", || !rig.driver.transport.is_busy());
+        rig.driver.bring_up(0, 64);
+        assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 512)]), (0, 513));
+        assert_eq!(rig.driver.read(BUFFER, 512), [b'h'; 512]);
+    });
+}
+
+#[test]
+fn a_disk_goes_away_though_its_host_hangs() {
+    hanging(|rig, file, _| {
+        at_once(|| drop(rig));
+        file.answer();
+    });
+}
+
+#[test]
+fn every_queue_is_served_and_keeps_its_own_order() {
+    let file = image(4096);
+    let options = BlkOptions { queues: 3, ..BlkOptions::default() };
+    let device = Blk::new("wide", open(file.path(), true).unwrap(), options).unwrap();
+    let mut rig = Rig::of(device);
+    assert_ne!(rig.driver.offered() & 1 << VIRTIO_BLK_F_MQ, 0);
+    assert_eq!(rig.driver.config(34, 2), 3u16.to_le_bytes());
+    for round in 0..3 {
+        for queue in 0..3 {
+            let at = DATA + 0x1000 * (queue as u64 + 1);
+            let mut header = [0; 16];
+            header[8] = queue as u8;
+            rig.driver.write(at, &header);
+            let status = Piece::In(at + 0x20, 1);
+            rig.driver.send(queue, &[Piece::Out(at, 16), Piece::In(at + 0x200, 512), status]);
+        }
+        for queue in 0..3 {
+            assert_eq!(rig.driver.wait_used(queue, 1)[0].1, 513);
+            let at = DATA + 0x1000 * (queue as u64 + 1);
+            assert_eq!(rig.driver.read(at + 0x200, 512), [queue as u8 + 1; 512]);
+        }
+        if round == 1 {
+            rig.driver.transport.pause();
+            rig.driver.transport.resume();
+        }
+    }
+    assert_eq!(Rig::new(file.path(), true).driver.config(34, 2), [0, 0]);
+}
+
+#[test]
+fn stops_in_the_middle_of_everything_answer_each_request_once() {
+    let file = image(64 << 10);
+    for engine in [EngineChoice::Threads, EngineChoice::Auto] {
+        let options = BlkOptions { engine, queues: 2, ..BlkOptions::default() };
+        let device = Blk::new("d", open(file.path(), false).unwrap(), options).unwrap();
+        let mut rig = Rig::of(device);
+        // Sector n is read to its own place by request n, whose header and status are there too.
+        let place = |n: u64| DATA + 0x1000 + n * 0x400;
+        for round in 0..100u64 {
+            for n in 0..20 {
+                let mut header = [0; 16];
+                header[8] = n as u8;
+                rig.driver.write(place(n), &header);
+                rig.driver.write(place(n) + 0x10, &[0xee]);
+                rig.driver.write(place(n) + 0x200, &[0; 512]);
+                let status = Piece::In(place(n) + 0x10, 1);
+                let to = Piece::In(place(n) + 0x200, 512);
+                rig.driver.send((n % 2) as usize, &[Piece::Out(place(n), 16), to, status]);
+                if n % 7 == round % 7 {
+                    rig.driver.transport.pause();
+                    rig.driver.transport.resume();
+                }
+            }
+            let mut heads = Vec::new();
+            for queue in 0..2 {
+                let used = rig.driver.wait_used(queue, 10);
+                assert!(used.iter().all(|(_, len)| *len == 513), "{used:?}");
+                heads.extend(used.iter().map(|(head, _)| (queue, *head)));
+            }
+            heads.sort_unstable();
+            heads.dedup();
+            assert_eq!(heads.len(), 20, "{engine:?}: a request was answered twice");
+            for n in 0..20 {
+                assert_eq!(rig.driver.read(place(n) + 0x10, 1), [0]);
+                assert_eq!(rig.driver.read(place(n) + 0x200, 512), [n as u8 + 1; 512]);
+            }
+        }
+    }
+}
+
+#[test]
+fn limits_hold_across_queues_and_resets() {
+    let file = image(4096);
+    // One request at once (a tenth of 10), and one that finds no debt.
+    let requests_per_second = NonZeroU64::new(10);
+    let options = BlkOptions { requests_per_second, queues: 2, ..BlkOptions::default() };
+    let device = Blk::new("slow", open(file.path(), true).unwrap(), options).unwrap();
+    let begin = Instant::now();
+    let mut rig = Rig::of(device);
+    rig.driver.write(HEAD, &[0; 16]);
+    let pieces = [Piece::Out(HEAD, 16), Piece::In(BUFFER, 512), Piece::In(STATUS, 1)];
+    for queue in [0, 1, 0, 1] {
+        rig.driver.send(queue, &pieces);
+    }
+    rig.driver.wait_used(0, 2);
+    rig.driver.wait_used(1, 2);
+    let four = begin.elapsed();
+    assert!(four >= Duration::from_millis(200), "four requests in {four:?}");
+    rig.driver.transport.reset();
+    rig.driver.bring_up(0, 64);
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 512)]), (0, 513));
+    let five = begin.elapsed();
+    assert!(five >= Duration::from_millis(300), "five requests in {five:?}");
+    assert!(five < Duration::from_secs(5), "five requests in {five:?}");
+}
+
+#[test]
+fn a_request_that_waits_for_its_limit_holds_up_no_pause() {
+    let file = image(4096);
+    let options = BlkOptions { bytes_per_second: NonZeroU64::new(1000), ..BlkOptions::default() };
+    let device = Blk::new("slow", open(file.path(), true).unwrap(), options).unwrap();
+    let mut rig = Rig::of(device);
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 1024)]), (0, 1025));
+    let pieces = [Piece::Out(HEAD, 16), Piece::In(BUFFER, 512), Piece::In(STATUS, 1)];
+    rig.driver.send(0, &pieces);
+    at_once(|| rig.driver.transport.pause());
+    assert!(rig.driver.rings[0].used().is_empty());
+    rig.driver.transport.resume();
+    rig.driver.wait_used(0, 1);
+}
+
+#[test]
+fn a_disk_without_the_page_cache_says_what_blocks_it_wants() {
+    let file = image(1 << 16);
+    let options = DiskOptions { cache: crate::block::Cache::Direct, ..DiskOptions::default() };
+    let disk = match Disk::open(file.path(), options) {
+        Ok(disk) => disk,
+        Err(e) => return eprintln!("not tested: {e}"),
+    };
+    let align = disk.align();
+    let mut rig = Rig::of(Blk::new("direct", disk, BlkOptions::default()).unwrap());
+    assert_eq!(rig.driver.config(20, 4), (align as u32).to_le_bytes());
+    let sectors = align as u64 / 512;
+    // Not aligned in memory, which is no business of the guest's.
+    let to = Piece::In(BUFFER + 3, align as u32);
+    assert_eq!(rig.ask(0, sectors, &[to]), (0, align as u32 + 1));
+    assert_eq!(rig.driver.read(BUFFER + 3, 512), vec![sectors as u8 + 1; 512]);
+}
+
 #[test]
 fn a_disk_has_many_readers_or_one_writer() {
     let file = image(512);
-    let reader = DiskBackend::open(file.path(), true).unwrap();
-    let second = DiskBackend::open(file.path(), true).unwrap();
-    let refused = DiskBackend::open(file.path(), false).unwrap_err();
+    let reader = open(file.path(), true).unwrap();
+    let second = open(file.path(), true).unwrap();
+    let refused = open(file.path(), false).unwrap_err();
     assert!(matches!(refused, DiskError::InUse { read_only: false, .. }));
     assert!(refused.to_string().contains(file.path().to_str().unwrap()));
     drop((reader, second));
-    let writer = DiskBackend::open(file.path(), false).unwrap();
-    let refused = DiskBackend::open(file.path(), true).unwrap_err();
+    let writer = open(file.path(), false).unwrap();
+    let refused = open(file.path(), true).unwrap_err();
     assert!(refused.to_string().contains("in use by a writer; stop the other VM"), "{refused}");
     drop(writer);
-    DiskBackend::open(file.path(), true).unwrap();
+    open(file.path(), true).unwrap();
 }
 
 #[test]
 fn what_is_no_disk_is_refused_with_its_path_and_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     for read_only in [false, true] {
-        let refused = DiskBackend::open(dir.path(), read_only).unwrap_err();
+        let refused = open(dir.path(), read_only).unwrap_err();
         assert!(matches!(refused, DiskError::Kind { kind: "a directory", .. }), "{refused}");
     }
-    let missing = DiskBackend::open(dir.path().join("no"), true).unwrap_err().to_string();
+    let missing = open(&dir.path().join("no"), true).unwrap_err().to_string();
     assert!(missing.contains("/no: ") && missing.contains("check the path"), "{missing}");
-    let null = DiskBackend::open("/dev/null", true).unwrap_err();
+    let null = open(Path::new("/dev/null"), true).unwrap_err();
     assert!(matches!(null, DiskError::Kind { kind: "a special file", .. }));
 }
 
 #[test]
-fn zeroes_are_written_by_hand_where_the_file_system_cannot() {
-    // Longer than the buffer of zeroes, on whatever file system this is.
-    let file = image(16384);
-    let disk = DiskBackend::open(file.path(), false).unwrap();
-    disk.write_zeroes(512, 10_000, false).unwrap();
-    assert_eq!(disk.write_zeroes(512, 16384, false).unwrap_err().raw_os_error(), Some(28));
-    let (mut all, mut list) = (vec![9; 16384], IovecBuffer::default());
-    disk.read(Iovecs::over(&mut [&mut all[..]], &mut list), 0).unwrap();
-    assert_eq!(all[512..10_512], vec![0; 10_000]);
-    assert_eq!((all[511], all[10_512]), (1, 21));
-}
-
-#[test]
 fn parsing_checks_shape_and_place() {
-    let limits = Limits { sectors: 10, read_only: false };
+    let limits = Limits { sectors: 10, block: 512, read_only: false };
     let header = |kind: u32, sector: u64| {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());

@@ -30,7 +30,7 @@ pub enum EndpointError {
         /// A socket or a file.
         what: &'static str,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

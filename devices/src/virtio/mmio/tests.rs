@@ -153,12 +153,12 @@ fn queues_that_cannot_be_used_break_the_device_until_it_is_reset() {
     let (mut driver, seen) = probe();
     let good = Ring::new(&driver.memory, MEMORY.0, 8).state();
     for bad in [
-        QueueState { size: 0, ..good },
-        QueueState { size: 3, ..good },
-        QueueState { size: 32, ..good },
-        QueueState { desc: good.desc + 1, ..good },
-        QueueState { avail: MEMORY_END, ..good },
-        QueueState { used: 0, ..good },
+        QueueState { size: 0, ..good.clone() },
+        QueueState { size: 3, ..good.clone() },
+        QueueState { size: 32, ..good.clone() },
+        QueueState { desc: good.desc + 1, ..good.clone() },
+        QueueState { avail: MEMORY_END, ..good.clone() },
+        QueueState { used: 0, ..good.clone() },
     ] {
         driver.negotiate(VERSION_1);
         driver.set_queue(0, &bad);
@@ -362,7 +362,7 @@ fn requests_bytes_doorbells_and_interrupts_are_counted_and_its_own_rings_are_not
             heads.push(chain.head());
             if heads.len() == 1 { Answer::Done(3) } else { Answer::Deferred }
         });
-        queue.complete(memory, interrupt, heads[1], 4);
+        queue.complete(memory, interrupt, [(heads[1], 4)]);
         queue.quiet();
     }
     let counts = counters.counts();

@@ -5,6 +5,7 @@
 //! doorbell (receive buffers) or for the TAP (room to send). A round is bounded and rings its own
 //! doorbell, so other tasks of the worker get their turn.
 
+pub mod backend;
 mod rx;
 pub mod tap;
 #[cfg(test)]
@@ -27,8 +28,8 @@ use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
 use super::interrupt::Interrupt;
 use super::queue::{Answer, Chain, Queue, QueueState};
 use crate::worker::{Task, WorkerHandle};
+use backend::NetBackend;
 use rx::Rx;
-use tap::Tap;
 
 /// Device type 1, virtio 1.3 §5.
 const DEVICE_TYPE: u32 = 1;
@@ -55,7 +56,7 @@ const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
 
 /// The device; it runs on a worker between start and stop.
 pub struct Net {
-    tap: Arc<Tap>,
+    tap: Arc<dyn NetBackend>,
     /// `virtio_net_config`: the MAC address and the status (virtio 1.3 §5.1.4).
     config: [u8; 8],
     worker: WorkerHandle,
@@ -63,11 +64,17 @@ pub struct Net {
 }
 
 impl Net {
-    /// A network card called `id`, behind `tap`. Without a `mac` it gets [`mac_of`] its id.
-    pub fn new(id: &str, tap: Tap, mac: Option<[u8; 6]>, worker: WorkerHandle) -> Net {
+    /// A network card called `id`, in front of `backend`. Without a `mac` it gets [`mac_of`] its id.
+    pub fn new(
+        id: &str,
+        backend: impl NetBackend + 'static,
+        mac: Option<[u8; 6]>,
+        worker: WorkerHandle,
+    ) -> Net {
         let [a, b, c, d, e, f] = mac.unwrap_or_else(|| mac_of(id));
         let [low, high] = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
-        Net { tap: Arc::new(tap), config: [a, b, c, d, e, f, low, high], worker, task: None }
+        let config = [a, b, c, d, e, f, low, high];
+        Net { tap: Arc::new(backend), config, worker, task: None }
     }
 }
 
@@ -130,7 +137,7 @@ impl VirtioDevice for Net {
 
 /// What runs in the worker.
 struct Serve {
-    tap: Arc<Tap>,
+    tap: Arc<dyn NetBackend>,
     rx: Option<Rx>,
     tx: Option<Tx>,
     memory: GuestMemoryMmap,
@@ -150,7 +157,7 @@ impl MutEventSubscriber for Serve {
         // One event for each change, so that neither a frame nobody can take nor a TAP that was
         // deleted keeps the loop awake.
         let edges = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        added = added.and_then(|()| ops.add(Events::new(&*self.tap, edges)));
+        added = added.and_then(|()| ops.add(Events::new_raw(self.tap.as_raw_fd(), edges)));
         if let Err(e) = added {
             self.interrupt.needs_reset(&e);
         }
@@ -175,7 +182,7 @@ impl MutEventSubscriber for Serve {
                 tx.queue.quiet();
             }
             if rung || from_tap && tx.blocked {
-                tx.run(tap, memory, interrupt);
+                tx.run(tap.as_ref(), memory, interrupt);
             }
         }
     }
@@ -190,7 +197,7 @@ struct Tx {
 }
 
 impl Tx {
-    fn run(&mut self, tap: &Tap, memory: &GuestMemoryMmap, interrupt: &Interrupt) {
+    fn run(&mut self, tap: &dyn NetBackend, memory: &GuestMemoryMmap, interrupt: &Interrupt) {
         self.blocked = false;
         let Tx { queue, blocked, dropped } = self;
         queue.process(memory, interrupt, |chain| match send(tap, chain) {
@@ -218,7 +225,7 @@ impl Drop for Tx {
     }
 }
 
-fn send(tap: &Tap, chain: &mut Chain<'_>) -> io::Result<()> {
+fn send(tap: &dyn NetBackend, chain: &mut Chain<'_>) -> io::Result<()> {
     let len = chain.readable_len();
     if !(HEADER_LEN..=MAX_FRAME).contains(&len) {
         return Err(io::ErrorKind::InvalidInput.into());

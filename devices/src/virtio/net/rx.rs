@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::tap::Tap;
+use super::backend::NetBackend;
 use super::{HEADER_LEN, MAX_FRAME, is_gone};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Lookahead, Queue};
@@ -30,7 +30,7 @@ struct Waiting {
 
 pub(super) struct Rx {
     pub(super) queue: Queue,
-    tap: Arc<Tap>,
+    tap: Arc<dyn NetBackend>,
     mergeable: bool,
     spill: Box<[u8]>,
     waiting: Option<Waiting>,
@@ -55,7 +55,7 @@ enum Step {
 }
 
 impl Rx {
-    pub(super) fn new(queue: Queue, tap: Arc<Tap>, mergeable: bool) -> Rx {
+    pub(super) fn new(queue: Queue, tap: Arc<dyn NetBackend>, mergeable: bool) -> Rx {
         let spill = vec![0; MAX_FRAME].into_boxed_slice();
         let (waiting, starved, gone, dropped) = (None, false, false, 0);
         Rx { queue, tap, mergeable, spill, waiting, starved, gone, dropped }
@@ -73,7 +73,7 @@ impl Rx {
         }
         let chains = if self.mergeable { usize::from(self.queue.size()) } else { 1 };
         let Rx { queue, tap, spill, waiting, dropped, .. } = self;
-        let mut frame = Frame { tap, spill, waiting, dropped, chains };
+        let mut frame = Frame { tap: tap.as_ref(), spill, waiting, dropped, chains };
         let Some(mut ahead) = queue.look_ahead(memory, interrupt) else { return };
         for _ in 0..ROUND {
             match frame.step(&mut ahead) {
@@ -115,7 +115,7 @@ impl Drop for Rx {
 }
 
 struct Frame<'a> {
-    tap: &'a Tap,
+    tap: &'a dyn NetBackend,
     spill: &'a mut [u8],
     waiting: &'a mut Option<Waiting>,
     dropped: &'a mut u64,

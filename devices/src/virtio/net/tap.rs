@@ -1,6 +1,6 @@
 //! A TAP interface of the host's: frames in and out, each behind a 12-byte `virtio_net_hdr`.
 //!
-//! The descriptor never blocks. Offloads are off until [`Tap::set_offloads`] says what the guest
+//! The descriptor never blocks. Offloads are off until [`NetBackend::set_offloads`] says what the guest
 //! can take. See `Documentation/networking/tuntap.rst`.
 
 use std::fs::OpenOptions;
@@ -14,13 +14,14 @@ use virtio_bindings::bindings::virtio_net::{
 };
 
 use super::HEADER_LEN;
+use super::backend::NetBackend;
 use crate::virtio::queue::Iovecs;
 
 /// A TAP that cannot be used. Each names it and the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// Linux allows 1 to 15 bytes, without `/` and white space.
-    #[error("{0:?} is not the name of a network interface: 1 to 15 bytes, no '/', no white space")]
+    /// See [`is_interface_name`].
+    #[error("{0:?} is not the name of a network interface: {INTERFACE_NAME}")]
     Name(String),
     /// There is no `/dev/net/tun`, or it is not ours.
     #[error("cannot open /dev/net/tun for TAP {name}: {source}; try `modprobe tun`")]
@@ -75,13 +76,25 @@ struct IfReq {
 
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
+/// What [`is_interface_name`] wants, in words.
+pub const INTERFACE_NAME: &str = "1 to 15 bytes without '/', ':', '%' and white space";
+
+/// Whether Linux takes `name` for a network interface (`dev_valid_name` of `net/core/dev.c`) as it
+/// is: with a `%` it would be a pattern, of which Linux makes a name (`dev_alloc_name`).
+pub fn is_interface_name(name: &str) -> bool {
+    // White space as the kernel's `isspace` has it: Latin-1, with the no-break space.
+    let bad = |b: u8| matches!(b, 0 | b'/' | b':' | b'%' | b'\t'..=b'\r' | b' ' | 0xa0);
+    (1..libc::IFNAMSIZ).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.bytes().any(bad)
+}
+
 /// An open TAP. Closing it leaves a persistent interface in place.
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
     name: String,
-    /// Set only for what stands in for a TAP in tests, which takes no ioctl.
-    plain: bool,
 }
 
 impl Tap {
@@ -90,8 +103,7 @@ impl Tap {
     /// # Errors
     /// See [`TapError`].
     pub fn open(name: &str) -> Result<Tap, TapError> {
-        let bad = |b: u8| b == b'/' || b == 0 || b == b'%' || b.is_ascii_whitespace();
-        if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.bytes().any(bad) {
+        if !is_interface_name(name) {
             return Err(TapError::Name(name.into()));
         }
         let opened = OpenOptions::new()
@@ -162,14 +174,8 @@ impl Tap {
         Tap::prepare(fd, name)
     }
 
-    /// Frames over a socket that keeps their borders, for tests without a TAP.
-    #[cfg(test)]
-    pub(crate) fn plain(fd: OwnedFd) -> Tap {
-        Tap { fd, name: "plain".into(), plain: true }
-    }
-
     fn prepare(fd: OwnedFd, name: String) -> Result<Tap, TapError> {
-        let tap = Tap { fd, name, plain: false };
+        let tap = Tap { fd, name };
         let host = |what| {
             let name = tap.name.clone();
             move |source| TapError::Host { name, what, source }
@@ -181,21 +187,16 @@ impl Tap {
         tap.set_offloads(0).map_err(host("TUNSETOFFLOAD"))?;
         Ok(tap)
     }
+}
 
-    /// The interface's name on the host.
-    pub fn name(&self) -> &str {
+impl NetBackend for Tap {
+    fn name(&self) -> &str {
         &self.name
     }
 
-    /// Lets the host send what a guest that accepted these virtio `features` can take: frames
-    /// without checksum, and larger than the wire's.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn set_offloads(&self, features: u64) -> io::Result<()> {
-        if self.plain {
-            return Ok(());
-        }
+    /// `TUNSETOFFLOAD`: without these the host sends no frame without checksum, and none larger than
+    /// the wire's.
+    fn set_offloads(&self, features: u64) -> io::Result<()> {
         let has = |bit: u32| features & 1 << bit != 0;
         let mut offloads = 0;
         if has(VIRTIO_NET_F_GUEST_CSUM) {
@@ -217,19 +218,11 @@ impl Tap {
         check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
     }
 
-    /// Reads one frame; the bytes it has, or `WouldBlock`.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn receive(&self, to: &Iovecs<'_>) -> io::Result<usize> {
+    fn receive(&self, to: &Iovecs<'_>) -> io::Result<usize> {
         to.readv(self.fd.as_fd())
     }
 
-    /// Sends one frame, or says `WouldBlock`.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn send(&self, frame: &Iovecs<'_>) -> io::Result<usize> {
+    fn send(&self, frame: &Iovecs<'_>) -> io::Result<usize> {
         frame.writev(self.fd.as_fd())
     }
 }

@@ -1,10 +1,11 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use super::tap::TapError;
+use super::tap::{Tap, TapError, is_interface_name};
 use super::*;
+use crate::skipped::skipped;
 use crate::virtio::testing::{
-    DATA, Desc, Driver, EVENT_IDX, INDIRECT, NEXT, Piece, WRITE, wait_until,
+    DATA, Desc, Driver, EVENT_IDX, INDIRECT, NEXT, Piece, WRITE, Wire, wait_until,
 };
 use crate::worker::Worker;
 use std::os::fd::AsFd;
@@ -30,7 +31,7 @@ impl Rig {
     fn new(features: u64, size: u16) -> Rig {
         let worker = Worker::spawn("net").unwrap();
         let (ours, wire) = socketpair();
-        let net = Net::new("net0", Tap::plain(ours), None, worker.handle());
+        let net = Net::new("net0", Wire(ours), None, worker.handle());
         Rig { driver: Driver::start(Box::new(net), features, size), wire, _worker: worker }
     }
 
@@ -272,6 +273,19 @@ fn the_address_follows_from_the_id_and_is_local_unicast() {
 }
 
 #[test]
+fn an_interface_is_called_what_linux_takes() {
+    for good in ["tap0", "a", "fifteen-bytes-x", "br0.100", "...", "ta\u{fc}p"] {
+        assert!(is_interface_name(good), "{good:?}");
+    }
+    // The last one's UTF-8 ends in 0xa0.
+    let bad =
+        ["", ".", "..", "sixteen-bytes-xx", "a/b", "a:b", "a b", "a\tb", "a\n", "tap%d", "\u{e0}"];
+    for bad in bad.into_iter().chain(["a\0b"]) {
+        assert!(!is_interface_name(bad), "{bad:?}");
+    }
+}
+
+#[test]
 fn what_is_no_tap_is_refused_with_a_remedy() {
     assert!(matches!(Tap::open(""), Err(TapError::Name(_))));
     assert!(matches!(Tap::open("a-very-long-name"), Err(TapError::Name(_))));
@@ -284,13 +298,13 @@ fn what_is_no_tap_is_refused_with_a_remedy() {
 fn real_tap(name: &str) -> Option<Tap> {
     // SAFETY: takes no pointers; only this thread is moved.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-        eprintln!("NOT TESTED: no network namespace: {}", io::Error::last_os_error());
+        skipped(format!("no network namespace: {}", io::Error::last_os_error()));
         return None;
     }
     match Tap::open(name) {
         Ok(tap) => Some(tap),
         Err(e @ (TapError::Device { .. } | TapError::Permission { .. })) => {
-            eprintln!("NOT TESTED: {e}");
+            skipped(e);
             None
         }
         Err(e) => panic!("{e}"),
@@ -387,7 +401,7 @@ fn a_tap_that_is_deleted_stops_receiving_and_nothing_else() {
     rig.driver.send(0, &[Piece::In(DATA, 2000)]);
     let deleted = std::process::Command::new("ip").args(["link", "del", "husktest2"]).status();
     if !deleted.is_ok_and(|status| status.success()) {
-        eprintln!("NOT TESTED: no ip(8) to delete the TAP with");
+        skipped("no ip(8) to delete the TAP with");
         return;
     }
     rig.driver.send(1, &[Piece::Out(DATA + 0x1000, 100)]);

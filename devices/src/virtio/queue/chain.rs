@@ -11,8 +11,8 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::Malformed;
-use super::iovec::{IOV_MAX, Iovecs, Segment};
 use super::ring::{Rings, descriptor};
+use crate::iovec::{IOV_MAX, IovecBuffer, Iovecs, Segment, each};
 
 /// The most segments of one chain, and entries of one indirect table.
 pub const MAX_SEGMENTS: usize = IOV_MAX;
@@ -123,7 +123,7 @@ pub struct Chain<'a> {
     readable: &'a [Segment],
     writable: &'a [Segment],
     extent: Extent,
-    scratch: &'a mut Vec<Segment>,
+    scratch: &'a mut IovecBuffer,
 }
 
 impl<'a> Chain<'a> {
@@ -133,7 +133,7 @@ impl<'a> Chain<'a> {
         head: u16,
         segments: &'a [Segment],
         extent: Extent,
-        scratch: &'a mut Vec<Segment>,
+        scratch: &'a mut IovecBuffer,
     ) -> Chain<'a> {
         let (readable, writable) = segments.split_at_checked(extent.readable).unwrap_or_default();
         Chain { head, readable, writable, extent, scratch }
@@ -160,13 +160,14 @@ impl<'a> Chain<'a> {
     /// When the readable part ends before; then nothing useful is in `data`.
     pub fn copy_to(&self, offset: usize, data: &mut [u8]) -> Result<(), OutOfChain> {
         let mut done = 0;
-        each(self.readable, offset, data.len(), |piece| {
+        let whole = each(self.readable, offset, data.len(), |piece| {
             // SAFETY: Chain::new's caller vouches for the memory, for 'a.
             let piece = unsafe { piece.as_slice() };
             if let Some(rest) = data.get_mut(done..) {
                 done += piece.copy_to(rest);
             }
-        })
+        });
+        whole.then_some(()).ok_or(OutOfChain)
     }
 
     /// A copy of the object at readable byte `offset`.
@@ -210,6 +211,41 @@ impl<'a> Chain<'a> {
         // SAFETY: Chain::new's caller vouches for the memory, for 'a, which outlives this borrow.
         unsafe { Iovecs::slice(self.writable, offset, len, self.scratch) }.ok_or(OutOfChain)
     }
+
+    /// The writable byte at `offset`, for who answers later.
+    pub(crate) fn place(&self, offset: usize) -> Option<Segment> {
+        let mut place = None;
+        let _ = each(self.writable, offset, 1, |piece| place = Some(piece));
+        place
+    }
+
+    /// The readable bytes `offset..offset + len` as a list that outlives this borrow: who uses it
+    /// vouches for the memory.
+    ///
+    /// # Errors
+    /// When the readable part ends before.
+    pub(crate) fn list_readable(
+        &self,
+        offset: usize,
+        len: usize,
+        list: &mut IovecBuffer,
+    ) -> Result<(), OutOfChain> {
+        list.assign(self.readable, offset, len).then_some(()).ok_or(OutOfChain)
+    }
+
+    /// The writable bytes `offset..offset + len` as a list that outlives this borrow: who uses it
+    /// vouches for the memory.
+    ///
+    /// # Errors
+    /// When the writable part ends before.
+    pub(crate) fn list_writable(
+        &self,
+        offset: usize,
+        len: usize,
+        list: &mut IovecBuffer,
+    ) -> Result<(), OutOfChain> {
+        list.assign(self.writable, offset, len).then_some(()).ok_or(OutOfChain)
+    }
 }
 
 /// Copies `data` to byte `offset` of `segments`.
@@ -222,35 +258,12 @@ pub(super) unsafe fn copy_into(
     data: &[u8],
 ) -> Result<(), OutOfChain> {
     let mut rest = data;
-    each(segments, offset, data.len(), |piece| {
+    let whole = each(segments, offset, data.len(), |piece| {
         if let Some((now, later)) = rest.split_at_checked(piece.len()) {
             // SAFETY: the caller vouches for the memory.
             unsafe { piece.as_slice() }.copy_from(now);
             rest = later;
         }
-    })
-}
-
-/// Calls `f` with the pieces that make up the bytes `offset..offset + len` of `segments`.
-fn each(
-    segments: &[Segment],
-    mut offset: usize,
-    len: usize,
-    mut f: impl FnMut(Segment),
-) -> Result<(), OutOfChain> {
-    let mut left = len;
-    for segment in segments {
-        if left == 0 {
-            break;
-        }
-        if offset >= segment.len() {
-            offset -= segment.len();
-            continue;
-        }
-        let piece = segment.cut(offset, left);
-        offset = 0;
-        left -= piece.len();
-        f(piece);
-    }
-    if left == 0 { Ok(()) } else { Err(OutOfChain) }
+    });
+    whole.then_some(()).ok_or(OutOfChain)
 }

@@ -9,9 +9,9 @@
 use vm_memory::GuestMemoryMmap;
 
 use super::chain::{self, OutOfChain};
-use super::iovec::{IOV_MAX, Iovecs};
 use super::ring::Rings;
 use super::{Interrupt, Malformed, Queue};
+use crate::iovec::{IOV_MAX, Iovecs};
 
 /// A chain in the window.
 pub(super) struct Ahead {

@@ -7,7 +7,6 @@
 //! left alone from then on. What must outlive the process is in [`QueueState`].
 
 mod chain;
-mod iovec;
 mod lookahead;
 mod ring;
 #[cfg(test)]
@@ -23,18 +22,18 @@ use virtio_bindings::bindings::virtio_ring::{
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use crate::iovec::{IOV_MAX, IovecBuffer, Iovecs};
 pub use chain::{Chain, MAX_SEGMENTS, OutOfChain};
-pub use iovec::{IOV_MAX, IovecBuffer, Iovecs};
 pub use lookahead::Lookahead;
 
 use super::interrupt::Interrupt;
 use crate::counters::Counters;
-use iovec::Segment;
+use crate::iovec::Segment;
 use lookahead::Ahead;
 use ring::Rings;
 
 /// Where a queue lies in guest memory and how far it has come; all that a snapshot keeps of it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueState {
     /// Entries; a power of two, at most [`QueueState::MAX_SIZE`].
     pub size: u16,
@@ -54,6 +53,10 @@ pub struct QueueState {
     pub event_idx: bool,
     /// `VIRTIO_F_INDIRECT_DESC` was accepted.
     pub indirect: bool,
+    /// Heads of the chains that were taken and not answered yet. Whoever goes on from this state
+    /// serves them first, unless it is the device that still has them in hand.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<u16>,
 }
 
 impl QueueState {
@@ -73,6 +76,9 @@ impl QueueState {
     pub fn validate(&self, memory: &GuestMemoryMmap, max: u16) -> Result<(), Malformed> {
         if self.size > max {
             return Err(Malformed::Size(self.size));
+        }
+        if self.pending.len() > self.size.into() {
+            return Err(Malformed::TooManyPending);
         }
         Rings::resolve(memory, self).map(drop)
     }
@@ -146,6 +152,9 @@ pub enum Malformed {
         /// Bytes.
         len: u32,
     },
+    /// More chains than there are descriptors.
+    #[error("more requests in flight than the queue has descriptors")]
+    TooManyPending,
     /// A chain the device cannot answer.
     #[error("{0}")]
     Device(&'static str),
@@ -159,7 +168,8 @@ pub enum Malformed {
 pub enum Answer {
     /// Finished; so many bytes of the writable part were filled.
     Done(u32),
-    /// Taken; the device calls [`Queue::complete`] later.
+    /// Taken; the device calls [`Queue::complete`] later. Until then its head is in
+    /// [`QueueState::pending`].
     Deferred,
     /// Not now: the chain is put back and the round ends. Whoever says so calls
     /// [`Queue::process`] again by itself, for the driver is not asked for a doorbell.
@@ -190,10 +200,12 @@ pub struct Queue {
     /// Look at the driver's wish for an interrupt after each chain, not after each round.
     prompt: bool,
     broken: bool,
+    /// Chains that were taken before this queue was made, to be served again; the last one first.
+    again: Vec<u16>,
     /// Used elements since that look.
     unsignalled: u16,
     segments: Vec<Segment>,
-    scratch: Vec<Segment>,
+    scratch: IovecBuffer,
     ahead: Vec<Ahead>,
     counters: Arc<Counters>,
     /// How often the queue rang for itself since its doorbell was last read.
@@ -204,16 +216,19 @@ pub struct Queue {
 
 impl Queue {
     /// A queue that continues from `state`; the driver rings `doorbell`.
-    pub fn new(state: QueueState, doorbell: EventFd) -> Queue {
+    pub fn new(mut state: QueueState, doorbell: EventFd) -> Queue {
+        let mut again = std::mem::take(&mut state.pending);
+        again.reverse();
         Queue {
-            state,
             doorbell,
+            again,
             budget: state.size,
+            state,
             prompt: false,
             broken: false,
             unsignalled: 0,
             segments: Vec::new(),
-            scratch: Vec::new(),
+            scratch: IovecBuffer::default(),
             ahead: Vec::new(),
             counters: Arc::default(),
             own_rings: AtomicU64::new(0),
@@ -265,9 +280,18 @@ impl Queue {
         self.state.size
     }
 
-    /// Where the queue stands.
+    /// Where the queue stands, with all that is pending.
     pub fn state(&self) -> QueueState {
-        self.state
+        let mut state = self.state.clone();
+        state.pending.extend(self.again.iter().rev());
+        state
+    }
+
+    /// The device still has what was pending when the queue was stopped: it is not served again,
+    /// and [`Queue::complete`] answers it.
+    pub fn keep_pending(&mut self) {
+        let again = self.again.drain(..).rev();
+        self.state.pending.extend(again);
     }
 
     /// Gives the available chains to `f`, in order, and publishes its answers.
@@ -286,19 +310,24 @@ impl Queue {
         }
     }
 
-    /// Publishes a chain that was [`Answer::Deferred`], `len` bytes of it filled.
+    /// Publishes chains that were [`Answer::Deferred`], each with the bytes of it that were filled.
     pub fn complete(
         &mut self,
         memory: &GuestMemoryMmap,
         interrupt: &Interrupt,
-        head: u16,
-        len: u32,
+        chains: impl IntoIterator<Item = (u16, u32)>,
     ) {
         if self.broken {
             return;
         }
         let done = Rings::resolve(memory, &self.state).and_then(|rings| {
-            self.put_used(&rings, head, len)?;
+            for (head, len) in chains {
+                let pending = &mut self.state.pending;
+                if let Some(at) = pending.iter().position(|other| *other == head) {
+                    pending.swap_remove(at);
+                }
+                self.put_used(&rings, head, len)?;
+            }
             rings.publish(self.state.next_used)?;
             self.signal(&rings, interrupt)
         });
@@ -337,13 +366,20 @@ impl Queue {
         let round = 'round: loop {
             self.mute(&rings)?;
             let mut pending = self.available(&rings, self.state.next_avail)?;
-            while pending > 0 {
+            while pending > 0 || !self.again.is_empty() {
                 if budget == 0 {
                     self.ring();
                     break 'round Round::More;
                 }
                 budget -= 1;
-                let head = rings.avail_entry(self.state.next_avail)?;
+                let repeated = self.again.last().copied();
+                if self.state.pending.len() >= usize::from(self.state.size) {
+                    return Err(Malformed::TooManyPending);
+                }
+                let head = match repeated {
+                    Some(head) => head,
+                    None => rings.avail_entry(self.state.next_avail)?,
+                };
                 self.segments.clear();
                 let state = &self.state;
                 let extent = chain::walk(
@@ -357,24 +393,28 @@ impl Queue {
                 // SAFETY: walk put there only segments of `memory`, which is borrowed meanwhile.
                 let mut chain =
                     unsafe { Chain::new(head, &self.segments, extent, &mut self.scratch) };
-                match f(&mut chain) {
-                    Answer::Done(len) => {
-                        self.moved.0 += extent.readable_len as u64;
-                        self.state.next_avail = self.state.next_avail.wrapping_add(1);
-                        self.put_used(&rings, head, len)?;
-                        rings.publish(self.state.next_used)?;
-                        if self.prompt {
-                            self.signal(&rings, interrupt)?;
+                let answer = f(&mut chain);
+                match answer {
+                    Answer::Done(_) | Answer::Deferred => match repeated {
+                        Some(_) => drop(self.again.pop()),
+                        None => {
+                            self.state.next_avail = self.state.next_avail.wrapping_add(1);
+                            pending -= 1;
+                            self.moved.0 += extent.readable_len as u64;
                         }
-                    }
-                    Answer::Deferred => {
-                        self.moved.0 += extent.readable_len as u64;
-                        self.state.next_avail = self.state.next_avail.wrapping_add(1);
-                    }
+                    },
                     Answer::Stop => break 'round Round::Stopped,
                     Answer::Broken(why) => return Err(Malformed::Device(why)),
                 }
-                pending -= 1;
+                if let Answer::Done(len) = answer {
+                    self.put_used(&rings, head, len)?;
+                    rings.publish(self.state.next_used)?;
+                    if self.prompt {
+                        self.signal(&rings, interrupt)?;
+                    }
+                } else {
+                    self.state.pending.push(head);
+                }
                 if pending == 0 {
                     pending = self.available(&rings, self.state.next_avail)?;
                 }

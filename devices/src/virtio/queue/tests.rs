@@ -100,8 +100,8 @@ fn a_chain_put_back_is_seen_again_and_a_deferred_one_completes_later() {
     assert_eq!(heads, [a, b]);
     assert!(rig.ring.used().is_empty());
     assert_eq!(rig.interrupts(), 0);
-    rig.queue.complete(&rig.memory, &rig.line, b, 3);
-    rig.queue.complete(&rig.memory, &rig.line, a, 1);
+    rig.queue.complete(&rig.memory, &rig.line, [(b, 3)]);
+    rig.queue.complete(&rig.memory, &rig.line, [(a, 1)]);
     assert_eq!(rig.ring.used(), [(b.into(), 3), (a.into(), 1)]);
     assert_eq!(rig.interrupts(), 2);
 }
@@ -323,20 +323,20 @@ fn rings_outside_memory_or_out_of_line_are_refused() {
     let good = rig.queue.state();
     assert_eq!(good.validate(&rig.memory, 8), Ok(()));
     for bad in [
-        QueueState { size: 0, ..good },
-        QueueState { size: 7, ..good },
-        QueueState { size: 16, ..good },
-        QueueState { desc: good.desc + 8, ..good },
-        QueueState { avail: good.avail + 1, ..good },
-        QueueState { used: good.used + 2, ..good },
-        QueueState { desc: END - 64, ..good },
-        QueueState { used: u64::MAX - 3, ..good },
+        QueueState { size: 0, ..good.clone() },
+        QueueState { size: 7, ..good.clone() },
+        QueueState { size: 16, ..good.clone() },
+        QueueState { desc: good.desc + 8, ..good.clone() },
+        QueueState { avail: good.avail + 1, ..good.clone() },
+        QueueState { used: good.used + 2, ..good.clone() },
+        QueueState { desc: END - 64, ..good.clone() },
+        QueueState { used: u64::MAX - 3, ..good.clone() },
         // From one region into the next: not one piece of host memory.
-        QueueState { desc: 0x2_ffc0, ..good },
+        QueueState { desc: 0x2_ffc0, ..good.clone() },
     ] {
         assert!(bad.validate(&rig.memory, 8).is_err(), "{bad:?}");
         let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let mut queue = Queue::new(bad, doorbell);
+        let mut queue = Queue::new(bad.clone(), doorbell);
         if bad.size != 16 {
             assert_eq!(queue.process(&rig.memory, &rig.line, |_| Answer::Stop), Round::Broken);
         }
@@ -398,4 +398,61 @@ fn a_receive_buffer_that_holds_no_header_is_malformed() {
     assert_eq!(queue.look_ahead(memory, line).unwrap().gather(10, 8, 4), None);
     assert_ne!(line.device_status() & NEEDS_RESET, 0);
     assert!(queue.look_ahead(memory, line).is_none());
+}
+
+#[test]
+fn chains_in_hand_are_named_and_served_first_by_whoever_takes_over() {
+    let mut rig = Rig::new(8);
+    for n in 0..4 {
+        rig.ring.push(&[Piece::In(DATA + 16 * n, 4)]);
+    }
+    let mut left = 3;
+    rig.process(|_| {
+        left -= 1;
+        if left >= 0 { Answer::Deferred } else { Answer::Stop }
+    });
+    rig.queue.complete(&rig.memory, &rig.line, [(1, 4)]);
+    let state = rig.queue.state();
+    assert_eq!((&state.pending[..], state.next_avail), (&[0, 2][..], 3));
+    rig.queue = Queue::new(state.clone(), EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    assert_eq!(rig.queue.state(), state);
+    let mut heads = Vec::new();
+    rig.process(|chain| {
+        heads.push(chain.head());
+        Answer::Done(1)
+    });
+    assert_eq!(heads, [0, 2, 3]);
+    assert_eq!(rig.ring.used(), [(1, 4), (0, 1), (2, 1), (3, 1)]);
+    assert!(rig.queue.state().pending.is_empty());
+    // A device that still has them in hand does not get them twice.
+    rig.queue = Queue::new(state, EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    rig.queue.keep_pending();
+    let mut heads = Vec::new();
+    rig.process(|chain| {
+        heads.push(chain.head());
+        Answer::Deferred
+    });
+    assert_eq!(heads, [3]);
+    assert_eq!(rig.queue.state().pending, [0, 2, 3]);
+}
+
+#[test]
+fn more_requests_at_once_than_there_are_descriptors_are_malformed() {
+    let mut rig = Rig::new(8);
+    for _ in 0..8 {
+        rig.ring.push(&[Piece::In(DATA, 4)]);
+    }
+    let mut taken = 0;
+    rig.process(|_| {
+        taken += 1;
+        Answer::Deferred
+    });
+    rig.ring.push(&[Piece::In(DATA, 4)]);
+    let round = rig.queue.process(&rig.memory, &rig.line, |_| {
+        taken += 1;
+        Answer::Deferred
+    });
+    assert_eq!((round, taken), (Round::Broken, 8));
+    let state = QueueState { pending: vec![0; 9], ..rig.ring.state() };
+    assert_eq!(state.validate(&rig.memory, 8), Err(Malformed::TooManyPending));
 }

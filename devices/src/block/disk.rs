@@ -1,20 +1,25 @@
 //! A disk's bytes on the host: a raw file or a block device.
 //!
-//! Knows nothing of virtio. The file is locked for as long as the backend lives: many readers or
+//! Knows nothing of virtio. The file is locked for as long as a clone of it lives: many readers or
 //! one writer, whichever process they are in. The size in bytes need not be a multiple of a
 //! sector; the capacity is rounded up, the missing bytes of the last sector read as zero, and a
 //! write that would reach them fails before it writes anything: husk never makes a file longer.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::virtio::queue::{IovecBuffer, Iovecs};
+use serde::{Deserialize, Serialize};
 
 /// Bytes of a sector, whatever the disk's own are (virtio 1.3 §5.2).
 pub const SECTOR: u64 = 512;
+
+/// How long a lock that somebody else has is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_millis(250);
 
 /// A disk that cannot be opened. Each names the path and the way out.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,14 @@ pub enum DiskError {
         /// This one only wants to read.
         read_only: bool,
     },
+    /// `cache=direct` and a file system that cannot.
+    #[error("cannot use disk {path} without the host's page cache: {source}; use cache=writeback")]
+    Direct {
+        /// What the user gave.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
     /// The file system cannot lock, or the size cannot be found.
     #[error("cannot {what} disk {path}: {source}; copy it to a local file system")]
     Host {
@@ -60,24 +73,50 @@ pub enum DiskError {
     },
 }
 
+/// What a write is worth once it was answered, and what a flush does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Through the host's page cache; stable after a flush.
+    #[default]
+    Writeback,
+    /// Past the host's page cache (`O_DIRECT`); stable after a flush.
+    Direct,
+    /// Through the host's page cache, and a flush does nothing: what the guest believes to be safe
+    /// is lost when the host goes down. For what is thrown away anyway.
+    Unsafe,
+}
+
+/// How a disk is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DiskOptions {
+    /// Never write.
+    pub read_only: bool,
+    /// See [`Cache`].
+    pub cache: Cache,
+}
+
 /// An open and locked disk.
-#[derive(Debug)]
-pub struct DiskBackend {
-    file: File,
-    read_only: bool,
+#[derive(Debug, Clone)]
+pub struct Disk {
+    file: Arc<File>,
+    options: DiskOptions,
     size: u64,
     /// The block size that suits the host, in bytes.
     block: u64,
+    /// Memory, offsets and lengths must be multiples of this: 1, or what `O_DIRECT` wants.
+    align: usize,
 }
 
-impl DiskBackend {
+impl Disk {
     /// Opens and locks the disk at `path`.
     ///
     /// # Errors
     /// See [`DiskError`].
-    pub fn open(path: impl AsRef<Path>, read_only: bool) -> Result<DiskBackend, DiskError> {
+    pub fn open(path: impl AsRef<Path>, options: DiskOptions) -> Result<Disk, DiskError> {
         let path = path.as_ref().to_path_buf();
-        // A FIFO would block us without O_NONBLOCK; files and block devices ignore it.
+        let DiskOptions { read_only, cache } = options;
+        // A FIFO would block us without O_NONBLOCK.
         let opened = OpenOptions::new()
             .read(true)
             .write(!read_only)
@@ -100,20 +139,47 @@ impl DiskBackend {
             let kind = if kind.is_dir() { "a directory" } else { "a special file" };
             return Err(DiskError::Kind { path, kind });
         }
-        match lock(&file, read_only) {
+        match lock_soon(&file, read_only) {
             Ok(()) => {}
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Err(e) if is_taken(&e) => {
                 return Err(DiskError::InUse { path, read_only });
             }
             Err(e) => return Err(host("lock", e)),
         }
         let size = file.seek(SeekFrom::End(0)).map_err(|e| host("measure", e))?;
-        Ok(DiskBackend { file, read_only, size, block: metadata.blksize() })
+        // Without O_NONBLOCK: io_uring would answer EAGAIN for what is not in the page cache.
+        let direct = cache == Cache::Direct;
+        set_flags(&file, if direct { libc::O_DIRECT } else { 0 })
+            .and_then(|()| if direct { direct_align(&file) } else { Ok(1) })
+            .map(|align| Disk {
+                file: Arc::new(file),
+                options,
+                size,
+                block: metadata.blksize(),
+                align,
+            })
+            .map_err(|source| DiskError::Direct { path, source })
+    }
+
+    /// The open file.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// See [`Cache`].
+    pub fn cache(&self) -> Cache {
+        self.options.cache
+    }
+
+    /// What memory must be aligned to, in bytes, so that it is read to and written from directly;
+    /// offsets and lengths must be multiples of it in any case.
+    pub fn align(&self) -> usize {
+        self.align
     }
 
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
-        self.read_only
+        self.options.read_only
     }
 
     /// Bytes, as they were when the disk was opened.
@@ -131,122 +197,8 @@ impl DiskBackend {
         self.block
     }
 
-    /// Fills all of `to` from byte `offset` on; past the end of the disk with zeroes.
-    ///
-    /// # Errors
-    /// The host's, once retrying is no use; `UnexpectedEof` when the file has become shorter since
-    /// it was opened: what is lost must not look like zeroes.
-    pub fn read(&self, mut to: Iovecs<'_>, offset: u64) -> io::Result<()> {
-        let mut at = to_i64(offset)?;
-        while !to.is_empty() {
-            match to.preadv(self.file.as_fd(), at) {
-                Ok(0) if at as u64 >= self.size => to.fill_zero(),
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
-                    to.advance(count);
-                    at += count as i64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes all of `from` at byte `offset`.
-    ///
-    /// # Errors
-    /// The host's; `EROFS` on a read-only disk; `ENOSPC` when the file ends before, and then
-    /// nothing has been written.
-    pub fn write(&self, mut from: Iovecs<'_>, offset: u64) -> io::Result<()> {
-        self.check_writable(offset, from.len() as u64)?;
-        let mut at = to_i64(offset)?;
-        while !from.is_empty() {
-            match from.pwritev(self.file.as_fd(), at) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => {
-                    from.advance(count);
-                    at += count as i64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-
-    /// What was written before is on stable storage after this.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn flush(&self) -> io::Result<()> {
-        if self.read_only { Ok(()) } else { self.file.sync_data() }
-    }
-
-    /// The bytes' contents do not matter any more: their space is given back where the host can,
-    /// and nothing happens where it cannot.
-    ///
-    /// # Errors
-    /// As for [`DiskBackend::write`], but what lacks in the last sector does not matter.
-    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        let len = self.present(offset, len)?;
-        self.fallocate(libc::FALLOC_FL_PUNCH_HOLE, offset, len).map(drop)
-    }
-
-    /// Makes the bytes read as zero; with `unmap` their space may be given back.
-    ///
-    /// # Errors
-    /// As for [`DiskBackend::write`], but what lacks in the last sector does not matter.
-    pub fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        let len = self.present(offset, len)?;
-        if unmap && self.fallocate(libc::FALLOC_FL_PUNCH_HOLE, offset, len)?
-            || self.fallocate(libc::FALLOC_FL_ZERO_RANGE, offset, len)?
-        {
-            return Ok(());
-        }
-        let mut zeroes = [0; 4096];
-        let mut list = IovecBuffer::default();
-        let mut done = 0;
-        while done < len {
-            let now = (len - done).min(zeroes.len() as u64);
-            let mut piece = [&mut zeroes[..]];
-            let mut iovecs = Iovecs::over(&mut piece, &mut list);
-            iovecs.truncate(now as usize);
-            self.write(iovecs, offset + done)?;
-            done += now;
-        }
-        Ok(())
-    }
-
-    /// Whether the host could do it.
-    fn fallocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<bool> {
-        if len == 0 {
-            return Ok(true);
-        }
-        let (offset, len) = (to_i64(offset)?, to_i64(len)?);
-        loop {
-            // SAFETY: takes no pointers.
-            let done = unsafe {
-                let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
-                libc::fallocate(self.file.as_raw_fd(), mode, offset, len)
-            };
-            if done == 0 {
-                return Ok(true);
-            }
-            let e = io::Error::last_os_error();
-            match e.raw_os_error() {
-                Some(libc::EINTR) => {}
-                // EINVAL: a block device wants its own, larger blocks.
-                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL) => {
-                    return Ok(false);
-                }
-                _ => return Err(e),
-            }
-        }
-    }
-
     /// How many of the bytes are there: those that lack in the last sector are zero already.
-    fn present(&self, offset: u64, len: u64) -> io::Result<u64> {
+    pub(super) fn present(&self, offset: u64, len: u64) -> io::Result<u64> {
         let lacking = self.sectors() * SECTOR - self.size;
         let end = offset.saturating_add(len);
         let len = len.saturating_sub(end.saturating_sub(self.size).min(lacking));
@@ -254,8 +206,8 @@ impl DiskBackend {
         Ok(len)
     }
 
-    fn check_writable(&self, offset: u64, len: u64) -> io::Result<()> {
-        if self.read_only {
+    pub(super) fn check_writable(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.options.read_only {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
         match offset.checked_add(len) {
@@ -265,8 +217,54 @@ impl DiskBackend {
     }
 }
 
-fn to_i64(value: u64) -> io::Result<i64> {
+pub(super) fn to_i64(value: u64) -> io::Result<i64> {
     i64::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+/// Sets the status flags that can be set on an open file, and no others.
+fn set_flags(file: &File, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: F_SETFL takes no pointer.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What `O_DIRECT` wants memory, offsets and lengths to be multiples of: found by trying, because
+/// not every file system and kernel tells.
+fn direct_align(file: &File) -> io::Result<usize> {
+    #[repr(align(8192))]
+    struct Buffer([u8; 8192]);
+    let mut buffer = Buffer([0; 8192]);
+    let mut refused = None;
+    for align in [512, 4096] {
+        // No more aligned than that.
+        let Some(part) = buffer.0.get_mut(align..2 * align) else { continue };
+        match file.read_at(part, 0) {
+            Ok(_) => return Ok(align),
+            Err(e) => refused = Some(e),
+        }
+    }
+    Err(refused.unwrap_or_else(|| io::ErrorKind::Unsupported.into()))
+}
+
+/// [`lock`], with some patience: when a process that used io_uring is killed, the kernel closes its
+/// files when it gets round to it.
+fn lock_soon(file: &File, read_only: bool) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match lock(file, read_only) {
+            Err(e) if is_taken(&e) && Instant::now() < deadline => {
+                std::thread::sleep(LOCK_PATIENCE / 50);
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Somebody else has the lock.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
 }
 
 /// An open file description lock over the whole file: it belongs to this opening of the file, not

@@ -1,0 +1,118 @@
+//! The contract of an engine: what carries out jobs while their owner does something else.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::disk::Disk;
+use super::job::Job;
+use super::threads::Threads;
+use super::uring::Uring;
+
+/// Whatever keeps the memory of the jobs' data mapped, as long as it is not dropped.
+pub type Keep = Arc<dyn Any + Send + Sync>;
+
+/// Carries out jobs on one disk, any number at once, in no order.
+///
+/// A job is owned by the engine from [`Engine::submit`] until [`Engine::reap`] gives it back. An
+/// engine that is dropped before leaves what the kernel still works on to the kernel, and keeps the
+/// memory and the disk's lock until that is done: nobody waits for it.
+pub trait Engine: Send {
+    /// Takes over a job that has begun; begun at the host by [`Engine::kick`] at the latest.
+    ///
+    /// # Safety
+    /// The memory of the job's data must be mapped until the job is back, or until what was given
+    /// to [`Engine::protect`] is dropped.
+    unsafe fn submit(&mut self, job: Box<Job>);
+
+    /// Has the host begin what was submitted. [`Engine::reap`] is due after it: some may be done.
+    ///
+    /// # Errors
+    /// When the host takes nothing, even after some patience. What was submitted stays submitted.
+    fn kick(&mut self) -> io::Result<()>;
+
+    /// Appends the jobs that are done, or were held, to `done`. Never waits. Afterwards
+    /// [`Engine::kick`] is due, for a job that needs another step.
+    fn reap(&mut self, done: &mut Vec<Box<Job>>);
+
+    /// Jobs that have not come back.
+    fn in_flight(&self) -> usize;
+
+    /// Readable when something is done that was not when [`Engine::kick`] returned, until it is
+    /// reaped.
+    fn event(&self) -> BorrowedFd<'_>;
+
+    /// While held, no step begins: jobs come back unfinished instead, after the step they are in.
+    fn hold(&mut self, held: bool);
+
+    /// Has the host give up what it can: such jobs come back unfinished. Only while held.
+    fn cancel(&mut self);
+
+    /// Keeps `memory` for the jobs that are submitted from now on, and what was given before for as
+    /// long as older jobs are in flight.
+    fn protect(&mut self, memory: Keep);
+}
+
+/// Which engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineChoice {
+    /// `io_uring` where the host has all of it that is needed, else `threads`.
+    #[default]
+    Auto,
+    /// io_uring.
+    IoUring,
+    /// System calls in a few threads.
+    Threads,
+}
+
+/// An engine that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The host has no io_uring, or not enough of it, or does not let us.
+    #[error("io_uring cannot be used here: {0}; use engine=threads")]
+    IoUring(#[source] io::Error),
+    /// No event descriptor.
+    #[error("disk engine: {0}")]
+    Host(#[from] io::Error),
+}
+
+impl EngineChoice {
+    /// An engine for `disk` with at most `depth` jobs at once.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub fn open(self, disk: &Disk, depth: u16) -> Result<Box<dyn Engine>, EngineError> {
+        match self {
+            EngineChoice::Threads => Ok(Box::new(Threads::new(disk)?)),
+            EngineChoice::IoUring => {
+                Ok(Box::new(Uring::new(disk, depth).map_err(EngineError::IoUring)?))
+            }
+            EngineChoice::Auto => match Uring::new(disk, depth) {
+                Ok(uring) => Ok(Box::new(uring)),
+                Err(e) => {
+                    log::debug!("no io_uring here ({e}): disks use threads");
+                    Ok(Box::new(Threads::new(disk)?))
+                }
+            },
+        }
+    }
+}
+
+/// What has been given to [`Engine::protect`].
+#[derive(Default)]
+pub(super) struct Kept(Vec<Keep>);
+
+impl Kept {
+    pub(super) fn add(&mut self, memory: Keep, in_flight: usize) {
+        if in_flight == 0 {
+            self.0.clear();
+        }
+        if !self.0.iter().any(|kept| Arc::ptr_eq(kept, &memory)) {
+            self.0.push(memory);
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! One request to a disk, as the steps it takes: which system call is next, what its answer means.
+//!
+//! Short transfers go on, what lies behind the end of the file reads as zero, what the host cannot
+//! do by `fallocate` is done by writing or not at all. A step moves at most [`PIECE`] bytes, so that
+//! a request of any length can be held between two of them. No allocation but a bounce buffer, once.
+
+use std::io;
+
+use super::disk::{Cache, Disk, to_i64};
+use crate::iovec::{IovecBuffer, Segment};
+
+/// Bytes of one step of a read or write: what a stop may have to wait for.
+pub(super) const PIECE: usize = 1 << 20;
+/// Bytes of a step through a bounce buffer.
+const BOUNCE: usize = 64 << 10;
+
+/// What is wanted of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Fill all of the data; past the end of the disk with zeroes.
+    Read,
+    /// Write all of the data. `ENOSPC` when the file ends before; nothing is written then.
+    Write,
+    /// What was written before is on stable storage after this.
+    Flush,
+    /// The range's contents do not matter any more: its space is given back where the host can,
+    /// and nothing happens where it cannot.
+    Discard,
+    /// The range reads as zero after this; with `unmap` its space may be given back.
+    WriteZeroes {
+        /// Whether it may.
+        unmap: bool,
+    },
+}
+
+/// A system call for an engine to make.
+#[derive(Clone, Copy)]
+pub(super) enum Step<'a> {
+    /// `preadv` to these pieces.
+    Read { to: &'a [Segment], offset: i64 },
+    /// `pwritev` from these pieces.
+    Write { from: &'a [Segment], offset: i64 },
+    /// `fallocate`.
+    Allocate { mode: i32, offset: i64, len: i64 },
+    /// `fdatasync`.
+    Sync,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Transfer,
+    Punch,
+    ZeroRange,
+    ZeroByHand,
+    Sync,
+    Done,
+}
+
+/// One request. It is made once, used again and again, and its list of pieces with it.
+pub struct Job {
+    tag: usize,
+    operation: Operation,
+    phase: Phase,
+    /// Bytes into the disk: of what has not been done yet.
+    at: u64,
+    /// Bytes of a range not zeroed yet; a transfer's are in `data`.
+    left: u64,
+    size: u64,
+    durable: bool,
+    result: io::Result<()>,
+    data: IovecBuffer,
+    /// The one piece of a step that is no whole number of pieces.
+    part: [Segment; 1],
+    bounce: Option<Bounce>,
+    bounced: bool,
+}
+
+impl Job {
+    /// A job that its owner knows by `tag`.
+    pub fn new(tag: usize) -> Job {
+        Job {
+            tag,
+            operation: Operation::Flush,
+            phase: Phase::Done,
+            at: 0,
+            left: 0,
+            size: 0,
+            durable: false,
+            result: Ok(()),
+            data: IovecBuffer::default(),
+            part: [Segment::EMPTY],
+            bounce: None,
+            bounced: false,
+        }
+    }
+
+    /// What its owner knows it by.
+    pub fn tag(&self) -> usize {
+        self.tag
+    }
+
+    /// What it was asked to do.
+    pub fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// The pieces to read to or write from, to be filled before [`Job::begin`].
+    pub fn data(&mut self) -> &mut IovecBuffer {
+        &mut self.data
+    }
+
+    /// Asks for `operation` at byte `offset` of `disk`, over `len` bytes if it is on a range (of a
+    /// transfer, the data says how many). With `durable` it is flushed before it is done.
+    pub fn begin(
+        &mut self,
+        operation: Operation,
+        disk: &Disk,
+        offset: u64,
+        len: u64,
+        durable: bool,
+    ) {
+        let writes = !matches!(operation, Operation::Read | Operation::Flush);
+        (self.operation, self.at, self.size) = (operation, offset, disk.size());
+        self.durable = durable && writes && disk.cache() != Cache::Unsafe;
+        (self.left, self.result, self.bounced) = (0, Ok(()), false);
+        let checked = match operation {
+            Operation::Read => Ok(()),
+            Operation::Write => disk.check_writable(offset, self.data.len() as u64),
+            Operation::Flush => Ok(()),
+            Operation::Discard | Operation::WriteZeroes { .. } => {
+                disk.present(offset, len).map(|present| self.left = present)
+            }
+        };
+        if let Err(e) = checked {
+            self.finish(Err(e));
+            return;
+        }
+        self.phase = match operation {
+            Operation::Read | Operation::Write if self.data.len() == 0 => Phase::Done,
+            Operation::Read | Operation::Write => Phase::Transfer,
+            Operation::Flush if disk.read_only() || disk.cache() == Cache::Unsafe => Phase::Done,
+            Operation::Flush => Phase::Sync,
+            Operation::Discard | Operation::WriteZeroes { .. } if self.left == 0 => Phase::Done,
+            Operation::Discard | Operation::WriteZeroes { unmap: true } => Phase::Punch,
+            Operation::WriteZeroes { unmap: false } => Phase::ZeroRange,
+        };
+        if self.phase == Phase::Transfer && !self.data.is_aligned(disk.align()) {
+            self.bounced = true;
+        }
+    }
+
+    /// Whether nothing is left to do. A job that comes back from an engine without being finished
+    /// was held there between two steps; submitted again it goes on.
+    pub fn is_finished(&self) -> bool {
+        self.phase == Phase::Done
+    }
+
+    /// How it went.
+    ///
+    /// # Errors
+    /// The host's, once retrying was no use; `EROFS` and `ENOSPC` for a write that may not be;
+    /// `UnexpectedEof` when the file has become shorter since it was opened: what is lost must not
+    /// look like zeroes.
+    pub fn result(&self) -> &io::Result<()> {
+        &self.result
+    }
+
+    /// Ends it with an error.
+    pub(super) fn fail(&mut self, error: io::Error) {
+        self.finish(Err(error));
+    }
+
+    /// The system call to make; `None` when there is nothing left to do.
+    pub(super) fn step(&mut self) -> Option<Step<'_>> {
+        let offset = match to_i64(self.at) {
+            Ok(offset) => offset,
+            Err(e) => {
+                self.finish(Err(e));
+                return None;
+            }
+        };
+        // A range is at most as long as the disk, whose size is an i64.
+        let len = self.left as i64;
+        match self.phase {
+            Phase::Done => None,
+            Phase::Sync => Some(Step::Sync),
+            Phase::Punch => {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                Some(Step::Allocate { mode, offset, len })
+            }
+            Phase::ZeroRange => {
+                let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+                Some(Step::Allocate { mode, offset, len })
+            }
+            Phase::ZeroByHand => {
+                zeroes(&mut self.data, self.left);
+                Some(Step::Write { from: self.data.front(usize::MAX), offset })
+            }
+            Phase::Transfer => {
+                let write = self.operation == Operation::Write;
+                let pieces = self.pieces(write);
+                Some(if write {
+                    Step::Write { from: pieces, offset }
+                } else {
+                    Step::Read { to: pieces, offset }
+                })
+            }
+        }
+    }
+
+    /// The pieces of the next step of a transfer.
+    fn pieces(&mut self, write: bool) -> &[Segment] {
+        if self.bounced {
+            let bounce = self.bounce.get_or_insert_with(Bounce::default);
+            self.part = [bounce.piece(self.data.len())];
+            if write {
+                // SAFETY: the submitter vouches for the data's memory until the job is back.
+                unsafe { self.data.copy_to(bounce.bytes()) };
+            }
+            return &self.part;
+        }
+        if self.data.front(PIECE).is_empty() {
+            let first = self.data.first().unwrap_or(Segment::EMPTY);
+            self.part = [first.cut(0, PIECE)];
+            return &self.part;
+        }
+        self.data.front(PIECE)
+    }
+
+    /// Takes the answer to [`Job::step`]: the system call's value, or minus its `errno`.
+    pub(super) fn answer(&mut self, returned: i32) {
+        if returned == -libc::EINTR {
+            return;
+        }
+        match self.phase {
+            Phase::Done => {}
+            Phase::Sync => self.finish(outcome(returned)),
+            Phase::Punch | Phase::ZeroRange => match -returned {
+                0 => self.complete(),
+                // EINVAL: a block device wants its own, larger blocks.
+                libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL => {
+                    match (self.phase, self.operation) {
+                        (_, Operation::Discard) => self.complete(),
+                        (Phase::Punch, _) => self.phase = Phase::ZeroRange,
+                        _ => self.phase = Phase::ZeroByHand,
+                    }
+                }
+                _ => self.finish(outcome(returned)),
+            },
+            Phase::ZeroByHand => match returned {
+                0 => self.finish(Err(io::ErrorKind::WriteZero.into())),
+                1.. => {
+                    self.at += returned as u64;
+                    self.left = self.left.saturating_sub(returned as u64);
+                    if self.left == 0 {
+                        self.complete();
+                    }
+                }
+                _ => self.finish(outcome(returned)),
+            },
+            Phase::Transfer => self.transferred(returned),
+        }
+    }
+
+    fn transferred(&mut self, returned: i32) {
+        let read = self.operation == Operation::Read;
+        match returned {
+            0 if read && self.at >= self.size => {
+                // SAFETY: the submitter vouches for the data's memory until the job is back.
+                unsafe { self.data.fill_zero() };
+                self.complete();
+            }
+            0 if read => self.finish(Err(io::ErrorKind::UnexpectedEof.into())),
+            0 => self.finish(Err(io::ErrorKind::WriteZero.into())),
+            1.. => {
+                let count = returned as usize;
+                if self.bounced
+                    && read
+                    && let Some(bounce) = &mut self.bounce
+                {
+                    let bytes = bounce.bytes();
+                    let filled = bytes.get(..count).unwrap_or_default();
+                    // SAFETY: the submitter vouches for the data's memory until the job is back.
+                    unsafe { self.data.copy_from(filled) };
+                }
+                self.data.advance(count);
+                self.at += returned as u64;
+                if self.data.len() == 0 {
+                    self.complete();
+                }
+            }
+            _ => self.finish(outcome(returned)),
+        }
+    }
+
+    /// What was wanted is done, except that it may have to be made stable.
+    fn complete(&mut self) {
+        self.phase = if self.durable { Phase::Sync } else { Phase::Done };
+    }
+
+    fn finish(&mut self, result: io::Result<()>) {
+        self.result = result;
+        self.phase = Phase::Done;
+    }
+}
+
+fn outcome(returned: i32) -> io::Result<()> {
+    if returned < 0 { Err(io::Error::from_raw_os_error(-returned)) } else { Ok(()) }
+}
+
+/// Aligned as any disk's `O_DIRECT` wants it.
+#[repr(align(4096))]
+struct Aligned([u8; BOUNCE]);
+
+static ZEROES: Aligned = Aligned([0; BOUNCE]);
+
+/// Makes `list` the next at most [`PIECE`] of `left` bytes of zeroes.
+fn zeroes(list: &mut IovecBuffer, left: u64) {
+    list.clear();
+    let mut left = left.min(PIECE as u64) as usize;
+    while left > 0 {
+        let now = left.min(BOUNCE);
+        // Only ever written to a file from: never through this pointer.
+        list.push(Segment::new(ZEROES.0.as_ptr().cast_mut(), now));
+        left -= now;
+    }
+}
+
+/// A buffer for guest memory that is not aligned as `O_DIRECT` wants it.
+struct Bounce(Box<[Page]>);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+impl Default for Bounce {
+    fn default() -> Self {
+        Bounce(vec![Page([0; 4096]); BOUNCE / 4096].into_boxed_slice())
+    }
+}
+
+impl Bounce {
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: pages are bytes without padding, BOUNCE of them, borrowed as self is.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), BOUNCE) }
+    }
+
+    fn piece(&mut self, len: usize) -> Segment {
+        Segment::new(self.0.as_mut_ptr().cast(), len.min(BOUNCE))
+    }
+}

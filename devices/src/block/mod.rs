@@ -1,0 +1,28 @@
+//! Disks on the host: files and block devices, and the engines that work on them.
+//!
+//! Knows nothing of virtio. A [`Disk`] is opened and locked once. What is wanted of it is a [`Job`]:
+//! a small state machine that says which system call comes next and takes its answer, so that every
+//! [`Engine`] means the same by a read, a short read, a cut file or a range of zeroes. An engine
+//! only carries steps to the kernel and back: [`threads`] by system calls in a few threads,
+//! [`uring`] by io_uring. Neither makes who submits wait for the host, as far as that is in our
+//! hands: see [`uring`]. [`Budget`] says how much a disk may cost.
+
+#![allow(clippy::vec_box, reason = "a job stays where it is while the kernel reads its list")]
+
+mod bucket;
+mod disk;
+mod engine;
+mod job;
+mod threads;
+mod uring;
+
+#[cfg(test)]
+pub(crate) mod hanging;
+#[cfg(test)]
+mod tests;
+
+pub use bucket::{Bucket, Budget};
+pub use disk::{Cache, Disk, DiskError, DiskOptions, SECTOR};
+pub(crate) use disk::{lock, remedy};
+pub use engine::{Engine, EngineChoice, EngineError, Keep};
+pub use job::{Job, Operation};

@@ -1,0 +1,166 @@
+//! The values of `husk run`'s options, from text. An error says what is wanted; clap adds what was
+//! given, and for which option.
+
+use std::time::Duration;
+
+use husk::config::{
+    BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig,
+    OnReboot, PmemConfig, PortConfig, Size, VsockConfig,
+};
+use serde::de::{DeserializeOwned, IntoDeserializer};
+
+use crate::cli::keyvalue::KeyValues;
+
+/// `--cpus`.
+pub fn parse_cpus(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "a number of vCPUs is wanted, such as 2".to_owned())
+}
+
+/// `--memory`.
+pub fn parse_memory(text: &str) -> Result<MemoryConfig, String> {
+    let mut kv = KeyValues::parse("--memory", &["size", "shared", "hugepages"], text)?;
+    let size = kv.value("size")?.ok_or("how much? --memory 512M")?;
+    let size: Size = size.parse().map_err(|e: husk::config::SizeError| e.to_string())?;
+    Ok(MemoryConfig { size, shared: kv.switch("shared")?, hugepages: kv.switch("hugepages")? })
+}
+
+/// `--disk`.
+pub fn parse_disk(text: &str) -> Result<DiskConfig, String> {
+    let known = ["path", "ro", "id", "cache", "engine", "queues", "bps", "iops"];
+    let mut kv = KeyValues::parse("--disk", &known, text)?;
+    let queues = kv.value("queues")?;
+    let queues =
+        queues.map(|n| n.parse().map_err(|_| format!("queues={n} is no number of queues")));
+    let bps = kv.value("bps")?;
+    let bps = bps.map(|n| n.parse().map_err(|e: husk::config::SizeError| format!("bps={n}: {e}")));
+    let iops = kv.value("iops")?;
+    let iops = iops.map(|n| n.parse().map_err(|_| format!("iops={n} is no number of requests")));
+    Ok(DiskConfig {
+        path: kv.value("path")?.ok_or("which file? --disk path=FILE")?.into(),
+        readonly: kv.switch("ro")?,
+        id: kv.value("id")?.unwrap_or_default(),
+        cache: choice(&mut kv, "cache")?,
+        engine: choice(&mut kv, "engine")?,
+        queues: queues.transpose()?,
+        bytes_per_second: bps.transpose()?,
+        requests_per_second: iops.transpose()?,
+    })
+}
+
+/// The value of `key`, one of those that the configuration knows by the same name.
+fn choice<T: DeserializeOwned + Default>(kv: &mut KeyValues, key: &str) -> Result<T, String> {
+    let Some(value) = kv.value(key)? else { return Ok(T::default()) };
+    let name = IntoDeserializer::<serde::de::value::Error>::into_deserializer(value.as_str());
+    T::deserialize(name).map_err(|e| format!("{key}={value}: {e}"))
+}
+
+/// `--net`.
+pub fn parse_net(text: &str) -> Result<NetConfig, String> {
+    if text.split(',').next() == Some("user") {
+        let words = "user-mode networking is not there yet; give tap=NAME or fd=N (and a TAP that \
+                     is called `user` as tap=user)";
+        return Err(words.to_owned());
+    }
+    let mut kv = KeyValues::parse("--net", &["tap", "fd", "mac", "id"], text)?;
+    let fd = kv.value("fd")?;
+    let fd = fd.map(|fd| fd.parse().map_err(|_| format!("fd={fd} is no descriptor number")));
+    Ok(NetConfig {
+        tap: kv.value("tap")?,
+        fd: fd.transpose()?,
+        mac: kv.value("mac")?,
+        id: kv.value("id")?.unwrap_or_default(),
+    })
+}
+
+/// `--vsock`.
+pub fn parse_vsock(text: &str) -> Result<VsockConfig, String> {
+    let mut kv = KeyValues::parse("--vsock", &["socket", "cid"], text)?;
+    let cid =
+        kv.value("cid")?.map(|cid| cid.parse().map_err(|_| format!("cid={cid} is no number")));
+    Ok(VsockConfig {
+        cid: cid.transpose()?.unwrap_or_else(VsockConfig::default_cid),
+        socket: kv.value("socket")?.ok_or("where on the host? --vsock socket=PATH")?.into(),
+    })
+}
+
+/// `--console`.
+pub fn parse_console(text: &str) -> Result<ConsoleConfig, String> {
+    match text.split_once('=').unwrap_or((text, "")) {
+        ("stdio", "") => Ok(ConsoleConfig::Stdio),
+        ("none", "") => Ok(ConsoleConfig::None),
+        ("pty", "") => Ok(ConsoleConfig::Pty),
+        ("file", path) if !path.is_empty() => Ok(ConsoleConfig::File(path.into())),
+        _ => Err("it is one of stdio, none, file=PATH, pty".to_owned()),
+    }
+}
+
+/// `--console-device`.
+pub fn parse_console_device(text: &str) -> Result<ConsoleDevice, String> {
+    match text {
+        "serial" => Ok(ConsoleDevice::Serial),
+        "virtio" => Ok(ConsoleDevice::Virtio),
+        _ => Err("it is serial or virtio".to_owned()),
+    }
+}
+
+/// `--balloon`.
+pub fn parse_balloon(text: &str) -> Result<BalloonConfig, String> {
+    let mut kv = KeyValues::parse("--balloon", &["size"], text)?;
+    let size = kv.value("size")?.ok_or("how much? --balloon 256M, or --balloon 0")?;
+    let size = size.parse().map_err(|e: husk::config::SizeError| e.to_string())?;
+    Ok(BalloonConfig { size })
+}
+
+/// `--pmem`.
+pub fn parse_pmem(text: &str) -> Result<PmemConfig, String> {
+    let mut kv = KeyValues::parse("--pmem", &["path", "ro", "id"], text)?;
+    Ok(PmemConfig {
+        path: kv.value("path")?.ok_or("which file? --pmem path=FILE")?.into(),
+        readonly: kv.switch("ro")?,
+        id: kv.value("id")?.unwrap_or_default(),
+    })
+}
+
+/// `--port`.
+pub fn parse_port(text: &str) -> Result<PortConfig, String> {
+    let mut kv = KeyValues::parse("--port", &["name", "socket", "file"], text)?;
+    Ok(PortConfig {
+        name: kv.value("name")?.ok_or("what is it called? --port name=NAME,socket=PATH")?,
+        socket: kv.value("socket")?.map(Into::into),
+        file: kv.value("file")?.map(Into::into),
+    })
+}
+
+/// `--on-reboot`.
+pub fn parse_on_reboot(text: &str) -> Result<OnReboot, String> {
+    match text {
+        "exit" => Ok(OnReboot::Exit),
+        "restart" => Ok(OnReboot::Restart),
+        _ => Err("it is exit or restart".to_owned()),
+    }
+}
+
+/// `--boot-protocol`.
+pub fn parse_protocol(text: &str) -> Result<BootProtocol, String> {
+    match text {
+        "auto" => Ok(BootProtocol::Auto),
+        "pvh" => Ok(BootProtocol::Pvh),
+        "linux64" => Ok(BootProtocol::Linux64),
+        _ => Err("it is auto, pvh or linux64".to_owned()),
+    }
+}
+
+/// An option that is on or off.
+pub fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("it is on or off".to_owned()),
+    }
+}
+
+/// An amount of time.
+pub fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| "a number of seconds is wanted, such as 10 or 0.5".to_owned())
+}

@@ -1,0 +1,124 @@
+//! A KVM VM, together with the memory its guest is given.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_bindings::{
+    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::vcpu::KvmVcpu;
+use super::{HypervisorError, failed};
+
+/// A VM of KVM's, with the in-kernel interrupt controllers.
+pub(crate) struct KvmVm {
+    /// Before the memory, which must stay mapped as long as this is open. Every [`KvmVcpu`] keeps
+    /// the VM open too, and so holds all of this.
+    fd: VmFd,
+    memory: GuestMemoryMmap,
+    /// Files in the guest's address space, which must stay mapped as long.
+    files: Mutex<Vec<Arc<GuestRegionMmap>>>,
+}
+
+impl KvmVm {
+    pub(super) fn new(fd: VmFd, memory: GuestMemoryMmap) -> Self {
+        Self { fd, memory, files: Mutex::default() }
+    }
+
+    /// Gives the guest its memory. Takes some milliseconds.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
+    pub fn add_memory(&self) -> Result<(), HypervisorError> {
+        (0..).zip(self.memory.iter()).try_for_each(|(slot, region)| {
+            // SAFETY: `self` holds the memory.
+            unsafe { self.set_slot(slot, region, 0) }
+        })
+    }
+
+    /// Gives the guest a mapped file in addition; with `read_only` it cannot write to it.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Missing`] when KVM cannot keep the guest from writing, or
+    /// [`HypervisorError::Call`].
+    pub fn add_file(
+        &self,
+        region: Arc<GuestRegionMmap>,
+        read_only: bool,
+    ) -> Result<(), HypervisorError> {
+        if read_only && !self.fd.check_extension(Cap::ReadonlyMem) {
+            return Err(HypervisorError::Missing("KVM_CAP_READONLY_MEM"));
+        }
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each file was mapped, so there are far fewer than 2^32.
+        let slot = (self.memory.num_regions() + files.len()) as u32;
+        files.push(region.clone());
+        // SAFETY: `self` holds the file's mapping from now on.
+        unsafe { self.set_slot(slot, &region, if read_only { KVM_MEM_READONLY } else { 0 }) }
+    }
+
+    /// # Safety
+    /// `self` must hold `region`.
+    unsafe fn set_slot(
+        &self,
+        slot: u32,
+        region: &GuestRegionMmap,
+        flags: u32,
+    ) -> Result<(), HypervisorError> {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region stays mapped as long as the VM exists: `self` holds it (the caller
+        // vouches for that), drops it after the VM's descriptor, and is held by every vCPU. Guest
+        // memory is only accessed through vm-memory, which allows it to change at any time.
+        unsafe { self.fd.set_user_memory_region(slot) }
+            .map_err(failed("KVM_SET_USER_MEMORY_REGION"))
+    }
+
+    /// Creates vCPU `id`, in the state after reset.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
+    pub fn create_vcpu(self: &Arc<Self>, id: u8) -> Result<KvmVcpu, HypervisorError> {
+        let fd = self.fd.create_vcpu(id.into()).map_err(failed("KVM_CREATE_VCPU"))?;
+        KvmVcpu::new(fd, self.clone())
+    }
+
+    /// Adds a PC's interval timer (8254), with port 0x61, through which its third channel is started
+    /// and read.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
+    pub fn add_timer(&self) -> Result<(), HypervisorError> {
+        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        self.fd.create_pit2(config).map_err(failed("KVM_CREATE_PIT2"))
+    }
+
+    /// Raises interrupt `gsi` whenever `event` is signalled.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
+    pub fn connect_irq(&self, event: &EventFd, gsi: u32) -> Result<(), HypervisorError> {
+        self.fd.register_irqfd(event, gsi).map_err(failed("KVM_IRQFD"))
+    }
+
+    /// Signals `event` whenever the guest writes the 32-bit `value` to `address`.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
+    pub fn connect_doorbell(
+        &self,
+        event: &EventFd,
+        address: u64,
+        value: u32,
+    ) -> Result<(), HypervisorError> {
+        let address = IoEventAddress::Mmio(address);
+        self.fd.register_ioevent(event, &address, value).map_err(failed("KVM_IOEVENTFD"))
+    }
+}

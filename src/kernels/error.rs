@@ -1,0 +1,88 @@
+//! Why a fetch failed: what everything that takes part in one returns.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why no kernel could be brought.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Nowhere to put it.
+    #[error("there is no directory for kernels: set HOME or XDG_DATA_HOME to an absolute path")]
+    NoDirectory,
+    /// Not a Debian.
+    #[error(
+        "`{0}` is not installed here, and `husk kernel fetch` works only with Debian's and \
+         Ubuntu's packages; give a kernel with `husk run --kernel FILE`, or name one in $HUSK_KERNEL"
+    )]
+    NoTool(String),
+    /// A distribution whose packages are not known.
+    #[error(
+        "this is neither Debian nor Ubuntu (by /etc/os-release): name its kernel package with \
+         --package, or give a kernel with `husk run --kernel FILE`"
+    )]
+    UnknownDistribution,
+    /// A package that does not exist.
+    #[error("apt knows no package {package}; name another with --package")]
+    NoPackage {
+        /// What was asked for.
+        package: String,
+    },
+    /// A package that does not lead to a kernel.
+    #[error("the package {package} leads to no kernel image; name another with --package")]
+    NoImage {
+        /// What was asked for.
+        package: String,
+    },
+    /// A package without a kernel in it.
+    #[error("there is no boot/vmlinuz-… in {packages}; name another package with --package")]
+    NoKernelInside {
+        /// The packages.
+        packages: String,
+    },
+    /// A link where a package of a kernel has directories: what it leads to is not the package's.
+    #[error("{path} in {packages} is a link, which no kernel package has there; it is not used")]
+    LinkInside {
+        /// The packages.
+        packages: String,
+        /// Where in them.
+        path: PathBuf,
+    },
+    /// A file that is called a kernel and is none.
+    #[error("{path} in {packages} is no kernel: neither a bzImage nor an ELF file")]
+    NotAKernel {
+        /// The packages.
+        packages: String,
+        /// Where in them.
+        path: PathBuf,
+    },
+    /// A tool failed.
+    #[error(
+        "`{command}` failed: {said}\nCheck the network and the sources in /etc/apt, or give a \
+         kernel with `husk run --kernel FILE`"
+    )]
+    Tool {
+        /// What was run.
+        command: String,
+        /// What it said.
+        said: String,
+    },
+    /// The caller gave up.
+    #[error("interrupted; nothing was changed")]
+    Cancelled,
+    /// A file of husk's own directory.
+    #[error("cannot {action} {path}: {source}", path = .path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        r#source: io::Error,
+    },
+}
+
+impl FetchError {
+    pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { action, path: path.to_owned(), source }
+    }
+}

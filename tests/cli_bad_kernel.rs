@@ -1,0 +1,180 @@
+//! Files that are no kernel, or a damaged or lying one, given to the husk command: exit status 125, an
+//! error that names the file, nothing on stdout, nothing left behind.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a failure is a panic"
+)]
+
+mod fixture;
+
+use fixture::Emit;
+use fixture::husk::{Sandbox, refuses_run};
+use fixture::kernel::{PAYLOAD_AT, bzimage, image};
+
+#[test]
+fn a_kernel_that_is_none_is_named_and_said_to_be_what_it_is() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    std::fs::create_dir(sandbox.path().join("directory")).unwrap();
+    sandbox.file("empty", "");
+    sandbox.file("text", "Dear kernel,\n");
+    sandbox.file("noise", [0xfe, 0x01, 0x80].repeat(1000));
+    for (name, words) in [
+        ("missing", "No such file"),
+        ("empty", "an empty file"),
+        ("directory", "a directory"),
+        ("text", "a text file"),
+        ("noise", "vmlinux"),
+        ("/dev/null", "a device"),
+    ] {
+        refuses_run(&sandbox, &["--kernel", name], &["kernel", name, words]);
+    }
+}
+
+#[test]
+fn a_kernel_cut_off_anywhere_is_refused() {
+    needs_kvm!();
+    let whole = image(32, |a| {
+        a.power_off()?;
+        a.db(&[0x90; 20_000])
+    });
+    let sandbox = Sandbox::with_kernel();
+    for sixteenth in 0..16 {
+        let name = format!("cut{sixteenth}");
+        sandbox.file(&name, &whole[..whole.len() * sixteenth / 16]);
+        let words: &[&str] = if sixteenth == 0 { &["empty"] } else { &["truncated"] };
+        refuses_run(&sandbox, &["--kernel", &name], &[&[name.as_str()], words].concat());
+    }
+    // And within the headers.
+    for len in [1, 3, 4, 16, 63, 64, 100, 176, 190] {
+        let name = format!("head{len}");
+        sandbox.file(&name, &whole[..len]);
+        refuses_run(&sandbox, &["--kernel", &name], &[&name]);
+    }
+}
+
+/// A bzImage that powers off, of some 60 KiB: what fills it does not get much shorter by packing.
+fn packed_kernel() -> Vec<u8> {
+    let mut seed = 1u32;
+    let noise = std::iter::from_fn(|| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        Some((seed >> 24) as u8)
+    });
+    let noise: Vec<u8> = noise.take(60_000).collect();
+    bzimage(&image(32, |a| {
+        a.power_off()?;
+        a.db(&noise)
+    }))
+}
+
+#[test]
+fn a_bzimage_cut_off_anywhere_is_refused() {
+    needs_kvm!();
+    let whole = packed_kernel();
+    let sandbox = Sandbox::new();
+    sandbox.file("whole", &whole);
+    assert_eq!(sandbox.run(&["run", "--kernel", "whole", "--memory", "32M"]).status, 0);
+    for sixteenth in 0..16 {
+        let name = format!("cut{sixteenth}");
+        sandbox.file(&name, &whole[..whole.len() * sixteenth / 16]);
+        let words = if sixteenth == 0 { "an empty file" } else { "it is truncated" };
+        refuses_run(&sandbox, &["--kernel", &name], &["kernel", &name, words]);
+    }
+    // Within the boot sector, the header and the setup code, and by the last 16 bytes.
+    for len in [1, 511, 512, 517, 519, 600, 618, 1023, 1024, 1536, 1537, whole.len() - 16] {
+        let name = format!("head{len}");
+        sandbox.file(&name, &whole[..len]);
+        refuses_run(&sandbox, &["--kernel", &name], &["kernel", &name]);
+    }
+}
+
+#[test]
+fn a_bzimage_that_lies_about_its_sizes_is_refused() {
+    needs_kvm!();
+    let whole = packed_kernel();
+    let sandbox = Sandbox::new();
+    let word = |at: usize| u32::from_le_bytes(whole[at..at + 4].try_into().unwrap());
+    let payload_len = word(0x24c);
+    let claim_at = PAYLOAD_AT + payload_len as usize - 4;
+    let code_len = (whole.len() - 1024) as u32;
+    let lies = [
+        ("the sectors of its setup code", 0x1f0, word(0x1f0) | 0xff00, "truncated"),
+        ("code of no bytes", 0x1f4, 0, "0 bytes long"),
+        ("too much code", 0x1f4, code_len / 16 + 1, "truncated"),
+        ("code of 64 GiB", 0x1f4, u32::MAX, "truncated"),
+        ("too little code", 0x1f4, code_len / 32, "not inside its code"),
+        ("an address of 0", 0x214, 0, "load address"),
+        ("a payload too far off", 0x248, code_len, "truncated"),
+        ("a payload 4 GiB off", 0x248, u32::MAX, "truncated"),
+        ("a payload elsewhere", 0x248, 0x408, "truncated"),
+        ("a payload of no bytes", 0x24c, 0, "neither a Linux ELF"),
+        ("a payload of a byte", 0x24c, 1, "neither a Linux ELF"),
+        ("a payload of 7 bytes", 0x24c, 7, "payload"),
+        ("a payload of 4 GiB", 0x24c, u32::MAX, "truncated"),
+        ("half of its payload", 0x24c, payload_len / 2, "payload"),
+        ("room for a page", 0x260, 4096, "at most 4096 are possible"),
+        ("a first block of 4 GiB", PAYLOAD_AT + 4, u32::MAX, "does not unpack"),
+        ("a first block too short", PAYLOAD_AT + 4, word(PAYLOAD_AT + 4) / 2, "does not unpack"),
+        ("unpacked no bytes", claim_at, 0, "does not unpack"),
+        ("unpacked a byte less", claim_at, word(claim_at) - 1, "longer"),
+        ("unpacked a byte more", claim_at, word(claim_at) + 1, "1 bytes short"),
+        ("unpacked 4 GiB", claim_at, u32::MAX, "are possible"),
+    ];
+    for (n, (lie, at, value, words)) in lies.into_iter().enumerate() {
+        let mut kernel = whole.clone();
+        kernel[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let name = sandbox.file(&format!("lie{n}"), kernel);
+        let finished = sandbox.run(&["run", "--kernel", &name, "--memory", "32M"]);
+        assert!(finished.stderr.contains(words), "{lie}: {finished:?}");
+        refuses_run(&sandbox, &["--kernel", &name, "--memory", "32M"], &["kernel", &name]);
+    }
+}
+
+#[test]
+fn what_a_bzimage_carries_is_checked_like_any_kernel() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    let vmlinux = image(32, |a| a.power_off());
+    // Of the ELF header: the machine, the program headers' place and number. Of the first of
+    // those: the place and length in the file, the address, the length in memory.
+    for (at, bytes) in [
+        (18, &183u16.to_le_bytes()[..]),
+        (32, &u64::MAX.to_le_bytes()),
+        (56, &u16::MAX.to_le_bytes()),
+        (64 + 8, &(1u64 << 40).to_le_bytes()),
+        (64 + 24, &(1u64 << 52).to_le_bytes()),
+        (64 + 32, &u64::MAX.to_le_bytes()),
+        (64 + 40, &(1u64 << 50).to_le_bytes()),
+    ] {
+        let mut vmlinux = vmlinux.clone();
+        vmlinux[at..at + bytes.len()].copy_from_slice(bytes);
+        let name = sandbox.file(&format!("carries{at}"), bzimage(&vmlinux));
+        refuses_run(&sandbox, &["--kernel", &name, "--memory", "32M"], &["kernel", &name]);
+    }
+}
+
+#[test]
+fn a_kernel_for_another_machine_is_refused_with_its_name() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    for (machine, name) in [(183u16, "aarch64"), (243, "RISC-V"), (3, "32-bit x86")] {
+        let mut kernel = image(32, |a| a.power_off());
+        kernel[18..20].copy_from_slice(&machine.to_le_bytes());
+        sandbox.file("other", kernel);
+        refuses_run(&sandbox, &["--kernel", "other"], &["other", name]);
+    }
+}
+
+#[test]
+fn a_kernel_larger_than_memory_is_told_how_much_it_needs() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let mut kernel = image(32, |a| a.power_off());
+    // p_memsz of the first program header.
+    kernel[64 + 40..64 + 48].copy_from_slice(&(64u64 << 20).to_le_bytes());
+    sandbox.file("big", kernel);
+    refuses_run(&sandbox, &["--kernel", "big", "--memory", "32M"], &["big", "65 MiB"]);
+}

@@ -1,0 +1,20 @@
+//! The assets' names in the directory of all of them. The tests that boot Linux take this file in.
+
+/// Debian's cloud kernel, a bzImage (LZ4).
+pub const VMLINUZ_CLOUD: &str = "vmlinuz-cloud";
+/// Debian's standard kernel, a bzImage (XZ).
+pub const VMLINUZ_STD: &str = "vmlinuz-std";
+/// The cloud kernel's ELF image, with a PVH note.
+pub const VMLINUX_CLOUD: &str = "vmlinux-cloud";
+/// busybox and an init: for every kernel.
+pub const TINY: &str = "initrd-tiny.cpio";
+/// The same with the cloud kernel's modules.
+pub const FULL: &str = "initrd-full.cpio";
+/// The same with the standard kernel's modules.
+pub const FULL_STD: &str = "initrd-full-std.cpio";
+/// A Debian root file system.
+pub const DEBIAN: &str = "debian.ext4";
+/// memtest86+, a bzImage that carries no Linux.
+pub const MEMTEST: &str = "memtest86+x64.bin";
+/// The same for processors without a 64-bit mode.
+pub const MEMTEST_IA32: &str = "memtest86+ia32.bin";
