@@ -6,7 +6,9 @@
 
 pub use husk_devices::block::{DiskError, EngineError};
 pub use husk_devices::bus::BusError;
+pub use husk_devices::virtio::console::endpoint::EndpointError;
 pub use husk_devices::virtio::net::tap::TapError;
+pub use husk_devices::virtio::pmem::PmemError;
 pub use husk_devices::worker::WorkerError;
 
 pub use crate::boot::bzimage::HeaderError;
@@ -34,12 +36,14 @@ mod tests {
         let cause = || io::Error::other("the cause");
         let path = || "a-file".into();
         let elf = KernelError::Elf { path: path(), source: cause().into() };
-        let errors: [VmError; 6] = [
+        let errors: [VmError; 8] = [
             elf.into(),
             KernelError::Read { path: path(), source: cause() }.into(),
             KernelError::Load { path: path(), source: cause().into() }.into(),
             HypervisorError::Call { call: "KVM_RUN", source: cause() }.into(),
             HypervisorError::Open(cause()).into(),
+            PmemError::Host { path: path(), what: "map", source: cause() }.into(),
+            EndpointError::Host { path: path(), what: "socket", source: cause() }.into(),
             VmError::Host { what: "a thread".to_owned(), source: cause() },
         ];
         for error in errors {

@@ -34,7 +34,12 @@ mod vcpu;
 mod vm;
 mod x86_64;
 
+pub use husk_devices::counters::Counts;
 pub use husk_devices::serial::{ConsoleStreams, Escape};
+pub use husk_devices::virtio::balloon::stats::MemoryStatistics;
+pub use husk_devices::virtio::console::tty::WindowSize;
 pub use hypervisor::Cause;
 pub use vcpu::report::CrashReport;
-pub use vm::{Ended, Outcome, RunningVm, Vm, VmError, stdio_streams};
+pub use vm::{
+    BalloonError, DeviceMetrics, Ended, Metrics, Outcome, RunningVm, Vm, VmError, stdio_streams,
+};

@@ -137,6 +137,22 @@ fn map(size: usize, file: Option<FileOffset>, huge: bool) -> Result<MmapRegion, 
     Ok(region)
 }
 
+/// A file as a guest has it: `size` bytes from its start on, aligned to 2 MiB. With `private` what is
+/// written there stays in this mapping, and unwritten pages are the page cache's.
+///
+/// # Errors
+/// The host's.
+pub fn map_file(file: &Arc<File>, size: u64, private: bool) -> io::Result<MmapRegion> {
+    let size = usize::try_from(size).map_err(io::Error::other)?;
+    let sharing = if private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
+    let builder = MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(sharing | libc::MAP_NORESERVE)
+        .with_file_offset(FileOffset::from_arc(file.clone(), 0));
+    let _hole = AlignedHole::make(size);
+    builder.build().map_err(io::Error::other)
+}
+
 /// A hole of the right size at the right alignment, which the next mapping falls into.
 ///
 /// The kernel places a mapping at the top of the highest gap that fits. Two mappings around the

@@ -35,6 +35,10 @@ impl Segment {
         self.0.iov_len
     }
 
+    pub(crate) fn base(&self) -> *const u8 {
+        self.0.iov_base.cast()
+    }
+
     /// The piece `from..from + len`, cut at the end.
     pub(crate) fn cut(&self, from: usize, len: usize) -> Segment {
         let from = from.min(self.len());

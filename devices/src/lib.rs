@@ -7,6 +7,7 @@
 pub mod block;
 pub mod bus;
 mod complaints;
+pub mod counters;
 mod iovec;
 pub mod panics;
 pub mod platform;

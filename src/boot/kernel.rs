@@ -3,6 +3,7 @@
 //! [`Kernel::open`] recognises what the user gave; [`Kernel::load`] puts it into guest memory and says
 //! how to enter it. Which vCPU registers that means is for the caller to know.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use vm_memory::GuestMemoryMmap;
@@ -83,6 +84,18 @@ impl Kernel {
         matches!(self.body, Body::Code(_))
     }
 
+    /// The guest addresses it is put at: where its file may be mapped over the guest's memory.
+    pub fn extent(&self) -> Vec<Range<u64>> {
+        self.segments().iter().map(|segment| segment.paddr..segment.end()).collect()
+    }
+
+    fn segments(&self) -> &[Segment] {
+        match &self.body {
+            Body::Elf(elf) => elf.segments.as_slice(),
+            Body::Code(segment) => std::slice::from_ref(segment),
+        }
+    }
+
     /// Puts it into `memory`, which must be as it was mapped: what has to be zero in it is.
     ///
     /// # Errors
@@ -94,10 +107,7 @@ impl Kernel {
         options: LoadOptions,
     ) -> Result<Loaded, KernelError> {
         let (entry, protocol) = self.choose_entry(options.protocol)?;
-        let segments = match &self.body {
-            Body::Elf(elf) => elf.segments.as_slice(),
-            Body::Code(segment) => std::slice::from_ref(segment),
-        };
+        let segments = self.segments();
         let method = load::load_segments(memory, &self.image, segments, options.method)
             .map_err(|source| KernelError::Load { path: self.path.clone(), source })?;
 

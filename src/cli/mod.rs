@@ -10,12 +10,14 @@ macro_rules! tell {
     };
 }
 
+mod awaited;
 mod doctor;
 mod footprint;
 mod kernel;
 mod keyvalue;
 mod limits;
 mod logging;
+mod metrics;
 mod net;
 mod run;
 mod signals;

@@ -10,18 +10,20 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use husk::config::{
-    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, NetConfig, OnReboot, Publish, VmConfig,
-    VsockConfig,
+    BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig,
+    OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VsockConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
+use super::awaited::Awaited;
 use super::signals::{self, Signals};
-use super::{Error, footprint, limits, logging, net, terminal};
+use super::{Error, footprint, limits, logging, metrics, net, terminal};
 use values::{
-    parse_console, parse_cpus, parse_disk, parse_memory, parse_on_reboot, parse_protocol,
-    parse_seconds, parse_switch, parse_vsock,
+    parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,
+    parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_seconds, parse_switch,
+    parse_vsock,
 };
 
 /// Exit status: the time given with --timeout ran out.
@@ -32,7 +34,7 @@ const GUEST_DIED: u8 = 134;
 /// What `husk run --help` ends with.
 pub const AFTER_HELP: &str = "\
 Exit status: 0 the guest turned itself off, 124 --timeout, 125 husk could not, 134 the guest's
-kernel died, 128+n ended by signal n. On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps.";
+kernel died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps.";
 
 /// Boot a Linux kernel in a VM
 #[derive(Args)]
@@ -63,6 +65,9 @@ pub struct Run {
     /// [,engine=auto|io_uring|threads] [,queues=N] [,bps=SIZE] [,iops=N]; may be repeated
     #[arg(long, value_name = "DISK", value_parser = parse_disk)]
     disk: Vec<DiskConfig>,
+    /// A file as persistent memory, /dev/pmem0: path=FILE[,ro][,id=NAME]; may be repeated
+    #[arg(long, value_name = "PMEM", value_parser = parse_pmem)]
+    pmem: Vec<PmemConfig>,
     /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,mac=MAC] [,mtu=BYTES]
     /// [,queues=N] [,vhost=on|off|auto] [,rx_bandwidth=SIZE] [,tx_bandwidth=SIZE] [,rx_ops=N]
     /// [,tx_ops=N] [,id=NAME]; may be repeated
@@ -75,13 +80,25 @@ pub struct Run {
     /// Whether the guest has virtio-rng [default: on]
     #[arg(long, value_name = "on|off", value_parser = parse_switch)]
     rng: Option<bool>,
+    /// A memory balloon that takes SIZE from the guest at first; what the guest frees comes back to
+    /// the host, also with 0
+    #[arg(long, value_name = "SIZE", value_parser = parse_balloon)]
+    balloon: Option<BalloonConfig>,
     /// Sockets between guest and host: socket=PATH[,cid=N]; the host says `CONNECT <port>` to PATH,
     /// and the guest reaches PATH_<port> [cid: 3]
     #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
     vsock: Option<VsockConfig>,
-    /// The serial console: stdio, none, file=PATH, or pty [default: stdio]
+    /// The console: stdio, none, file=PATH, or pty [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<ConsoleConfig>,
+    /// What the console is to the guest: serial (ttyS0), or virtio (hvc0, faster; the kernel command
+    /// line says console=hvc0 then) [default: serial]
+    #[arg(long, value_name = "serial|virtio", value_parser = parse_console_device)]
+    console_device: Option<ConsoleDevice>,
+    /// A byte port, /dev/virtio-ports/NAME in the guest: name=NAME,socket=PATH or
+    /// name=NAME,file=PATH; may be repeated
+    #[arg(long, value_name = "PORT", value_parser = parse_port)]
+    port: Vec<PortConfig>,
     /// What a reboot of the guest does [default: restart]
     #[arg(long, value_name = "exit|restart", value_parser = parse_on_reboot)]
     on_reboot: Option<OnReboot>,
@@ -109,6 +126,10 @@ pub struct Run {
     /// Print the VM as the JSON that --config reads, and exit
     #[arg(long)]
     print_config: bool,
+    /// Write what each device has done (requests, bytes, errors, interrupts, doorbells) to this file
+    /// as JSON: at the end, and when husk gets SIGUSR1
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
     /// At the end, print where start-up time went
     #[arg(long)]
     timeline: bool,
@@ -165,11 +186,12 @@ impl Run {
         });
         let (grace, timeout, show) = (self.grace, self.timeout, self.timeline);
         let (print_config, config_file) = (self.print_config, self.config.clone());
+        let metrics_path = self.metrics.clone();
         let mut config = self.into_config()?;
         config.name_devices();
         config.validate()?;
         if let Some(file) = &config_file {
-            spare(file, &config.console)?;
+            spare(file, &config)?;
         }
         if print_config {
             super::stdout::print(&(config.to_json()? + "\n"))?;
@@ -180,9 +202,12 @@ impl Run {
             limits::raise_descriptors();
         }
         let _restore = terminal::Restore;
+        let resized = Awaited::block(libc::SIGWINCH)?;
+        let asked = metrics_path.as_ref().map(|_| Awaited::block(libc::SIGUSR1)).transpose()?;
         let ending = Ending::attend(Signals::block()?, grace)?;
         let (console, escapes) = console(&config)?;
         let vm = Vm::with(config, console, timeline.clone())?;
+        let metrics = metrics_path.as_deref().map(metrics::File::make).transpose()?;
         if escapes.is_some() {
             terminal::make_raw();
         }
@@ -192,8 +217,12 @@ impl Run {
         }
         if let Some(escapes) = escapes {
             attend_escapes(escapes, vm.clone())?;
+            attend_window(resized, &vm)?;
         }
         ending.started(vm.clone());
+        if let (Some(file), Some(asked)) = (metrics.clone(), asked) {
+            attend_metrics(file, asked, &vm)?;
+        }
 
         footprint::release();
         let outcome = match timeout {
@@ -204,7 +233,7 @@ impl Run {
                     let ended = kill(&vm);
                     terminal::restore();
                     tell!("husk: the VM still ran after {} s\n", limit.as_secs_f64());
-                    report_timeline(show, &vm);
+                    report(show, metrics.as_ref(), &vm);
                     if !ended {
                         std::process::exit(TIMED_OUT.into());
                     }
@@ -214,7 +243,7 @@ impl Run {
         };
         terminal::restore();
         let status = conclude(&outcome, ending.signal());
-        report_timeline(show, &vm);
+        report(show, metrics.as_ref(), &vm);
         Ok(status)
     }
 
@@ -237,6 +266,9 @@ impl Run {
         if !self.disk.is_empty() {
             config.disks = self.disk;
         }
+        if !self.pmem.is_empty() {
+            config.pmem = self.pmem;
+        }
         if !self.net.is_empty() {
             config.nets = self.net;
         }
@@ -246,8 +278,13 @@ impl Run {
                 self.publish;
         }
         config.rng = self.rng.unwrap_or(config.rng);
+        config.balloon = self.balloon.or(config.balloon);
         config.vsock = self.vsock.or(config.vsock);
         config.console = self.console.unwrap_or(config.console);
+        config.console_device = self.console_device.unwrap_or(config.console_device);
+        if !self.port.is_empty() {
+            config.ports = self.port;
+        }
         config.on_reboot = self.on_reboot.unwrap_or(config.on_reboot);
         config.acpi = config.acpi && !self.no_acpi;
         config.boot_protocol = self.boot_protocol.unwrap_or(config.boot_protocol);
@@ -256,13 +293,21 @@ impl Run {
     }
 }
 
-/// Refuses a console file that is the configuration's own: it would be emptied.
-fn spare(file: &Path, console: &ConsoleConfig) -> Result<(), String> {
-    let ConsoleConfig::File(console) = console else { return Ok(()) };
+/// Refuses a file for what the guest writes that is the configuration's own: it would be emptied.
+fn spare(file: &Path, config: &VmConfig) -> Result<(), String> {
+    let console = match &config.console {
+        ConsoleConfig::File(console) => Some(("console", console)),
+        _ => None,
+    };
+    let ports = config.ports.iter().filter_map(|port| Some(("port", port.file.as_ref()?)));
     let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-    if identity(console).is_some_and(|id| identity(file) == Some(id)) {
-        let (console, file) = (console.display(), file.display());
-        return Err(format!("console: cannot write to {console}: it is the --config file {file}"));
+    for (what, written) in ports.chain(console) {
+        if identity(written).is_some_and(|id| identity(file) == Some(id)) {
+            let (written, file) = (written.display(), file.display());
+            return Err(format!(
+                "{what}: cannot write to {written}: it is the --config file {file}"
+            ));
+        }
     }
     Ok(())
 }
@@ -288,6 +333,37 @@ fn console(config: &VmConfig) -> Result<(Option<ConsoleStreams>, Option<Escapes>
 fn watch(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     const STACK: usize = 128 << 10;
     std::thread::Builder::new().stack_size(STACK).spawn(work).map(drop)
+}
+
+/// Tells the guest the size of the terminal, now and whenever it changes, as long as there is a VM.
+fn attend_window(resized: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
+    let tell = |vm: &RunningVm| {
+        if let Some(size) = terminal::size() {
+            vm.resize_console(size);
+        }
+    };
+    tell(vm);
+    let vm = Arc::downgrade(vm);
+    watch(move || {
+        loop {
+            resized.wait();
+            let Some(vm) = vm.upgrade() else { return };
+            tell(&vm);
+        }
+    })
+}
+
+/// Writes the metrics now and whenever it is asked for them, as long as there is a VM.
+fn attend_metrics(file: metrics::File, asked: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
+    file.write(vm);
+    let vm = Arc::downgrade(vm);
+    watch(move || {
+        loop {
+            asked.wait();
+            let Some(vm) = vm.upgrade() else { return };
+            file.write(&vm);
+        }
+    })
 }
 
 fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<()> {
@@ -396,6 +472,7 @@ impl Ending {
 fn conclude(outcome: &Outcome, signal: i32) -> u8 {
     match outcome {
         Outcome::PowerOff | Outcome::Reboot => 0,
+        Outcome::Exit(status) => *status,
         // By a signal after the grace, or by Ctrl-a x.
         Outcome::Killed if signal != 0 => 128u8.wrapping_add(signal as u8),
         Outcome::Killed => 0,
@@ -422,8 +499,11 @@ fn report_console(console: &str) {
     }
 }
 
-fn report_timeline(show: bool, vm: &RunningVm) {
-    if show {
+fn report(timeline: bool, metrics: Option<&metrics::File>, vm: &RunningVm) {
+    if let Some(file) = metrics {
+        file.write(vm);
+    }
+    if timeline {
         tell!("{}", vm.timeline());
     }
 }

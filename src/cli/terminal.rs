@@ -54,6 +54,19 @@ fn set(settings: &libc::termios) -> bool {
     unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings) == 0 }
 }
 
+/// The size of the window of the terminal on standard input, where it has one.
+pub fn size() -> Option<husk::WindowSize> {
+    let mut size = MaybeUninit::<libc::winsize>::uninit();
+    // SAFETY: TIOCGWINSZ fills the structure behind the pointer or fails.
+    if unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCGWINSZ, size.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: TIOCGWINSZ succeeded and filled it.
+    let size = unsafe { size.assume_init() };
+    let known = size.ws_col > 0 && size.ws_row > 0;
+    known.then_some(husk::WindowSize { columns: size.ws_col, rows: size.ws_row })
+}
+
 /// Whether the terminal is raw now.
 pub fn is_raw() -> bool {
     taken().as_ref().is_some_and(|taken| taken.is_raw)

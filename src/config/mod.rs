@@ -50,18 +50,30 @@ pub struct VmConfig {
     /// Disks, in the order in which the guest finds them (`/dev/vda`, `/dev/vdb`…).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
+    /// Files the guest has as persistent memory, in order (`/dev/pmem0`, `/dev/pmem1`…).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pmem: Vec<PmemConfig>,
     /// Network interfaces, in the order in which the guest finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<NetConfig>,
     /// Whether the guest has a source of entropy (virtio-rng).
     #[serde(default = "yes")]
     pub rng: bool,
+    /// A memory balloon (virtio-balloon).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
     /// Sockets between guest and host (virtio-vsock).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
-    /// What the serial console is connected to.
+    /// What the console is connected to.
     #[serde(default)]
     pub console: ConsoleConfig,
+    /// Which device the guest's console is.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub console_device: ConsoleDevice,
+    /// Named byte ports (virtio-console), `/dev/virtio-ports/NAME` in the guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortConfig>,
     /// What a reboot of the guest does.
     #[serde(default)]
     pub on_reboot: OnReboot,
@@ -96,10 +108,14 @@ impl VmConfig {
             cpus: default_cpus(),
             memory: MemoryConfig::default(),
             disks: Vec::new(),
+            pmem: Vec::new(),
             nets: Vec::new(),
             rng: true,
+            balloon: None,
             vsock: None,
             console: ConsoleConfig::default(),
+            console_device: ConsoleDevice::default(),
+            ports: Vec::new(),
             on_reboot: OnReboot::default(),
             acpi: true,
             boot_protocol: BootProtocol::default(),
@@ -116,6 +132,11 @@ impl VmConfig {
         paths.extend(self.disks.iter().map(|d| (format!("disk {}", d.id), d.path.as_path())));
         if let ConsoleConfig::File(path) = &self.console {
             paths.push(("console file".to_owned(), path));
+        }
+        paths.extend(self.pmem.iter().map(|p| (format!("pmem {}", p.id), p.path.as_path())));
+        for port in &self.ports {
+            let path = port.socket.iter().chain(&port.file);
+            paths.extend(path.map(|path| (format!("port {}", port.name), path.as_path())));
         }
         paths.extend(self.vsock.iter().map(|v| ("vsock socket".to_owned(), v.socket.as_path())));
         paths
@@ -159,6 +180,20 @@ pub struct DiskConfig {
     pub requests_per_second: Option<u64>,
 }
 
+/// A file as persistent memory (virtio-pmem); see `docs/devices/pmem.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemConfig {
+    /// Names the device in messages. Unique.
+    #[serde(default)]
+    pub id: String,
+    /// The file, whose length is a multiple of 2 MiB.
+    pub path: PathBuf,
+    /// Whether the guest may only read it. VMs that only read share it, and its pages in memory.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub readonly: bool,
+}
+
 /// Sockets between guest and host; see `docs/devices/vsock.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -191,6 +226,48 @@ pub enum ConsoleConfig {
     File(PathBuf),
     /// A pseudo-terminal; [`crate::RunningVm::console_path`] tells which.
     Pty,
+}
+
+/// A memory balloon; see `docs/devices/balloon.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// What the guest is asked to give up from the start; 0 leaves it all its memory, and what it
+    /// frees comes back to the host all the same.
+    #[serde(default = "BalloonConfig::none")]
+    pub size: Size,
+}
+
+impl BalloonConfig {
+    fn none() -> Size {
+        Size(0)
+    }
+}
+
+/// Which device the guest's console is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleDevice {
+    /// The serial port, `ttyS0`: every kernel has a driver, and every byte costs an exit.
+    #[default]
+    Serial,
+    /// virtio-console, `hvc0`: a buffer costs a doorbell, and the window's size is known. The serial
+    /// port is there beside it, with the same output.
+    Virtio,
+}
+
+/// A named byte port between guest and host; see `docs/devices/console.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortConfig {
+    /// Its name in the guest. Unique among the ports.
+    pub name: String,
+    /// A unix socket, which is made, and removed at the end; one client at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// A file for what the guest writes, which is made or emptied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
 }
 
 /// What a reboot of the guest does.

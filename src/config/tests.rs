@@ -229,3 +229,48 @@ fn a_disk_has_some_queues_and_limits_that_let_something_pass() {
     assert_eq!(refused(|d| d.bytes_per_second = Some(Size(0))), nothing);
     assert_eq!(refused(|d| d.requests_per_second = Some(0)), nothing);
 }
+
+#[test]
+fn ports_have_one_host_side_and_a_name_of_their_own() {
+    let port =
+        |name: &str| PortConfig { name: name.to_owned(), socket: Some("/s".into()), file: None };
+    let with = |ports: Vec<PortConfig>| {
+        let mut config = VmConfig::new("k");
+        config.ports = ports;
+        config.validate()
+    };
+    assert_eq!(with(vec![port("org.qemu.guest_agent.0"), port("b")]), Ok(()));
+    for name in ["", "..", "a/b", "a b", &"x".repeat(65)] {
+        assert_eq!(with(vec![port(name)]), Err(ConfigError::PortName(name.to_owned())));
+    }
+    let duplicate = ConfigError::DuplicatePort("a".to_owned());
+    assert_eq!(with(vec![port("a"), port("a")]), Err(duplicate));
+    for (socket, file) in [(None, None), (Some("/s".into()), Some("/f".into()))] {
+        let wrong = PortConfig { socket, file, ..port("a") };
+        assert_eq!(with(vec![wrong]), Err(ConfigError::PortBackend("a".to_owned())));
+    }
+    let many = (0..17).map(|n| port(&n.to_string())).collect();
+    assert_eq!(with(many), Err(ConfigError::TooManyPorts(17)));
+}
+
+#[test]
+fn a_console_device_and_ports_read_back_as_they_were_written() {
+    let mut config = VmConfig::new("k");
+    config.console_device = ConsoleDevice::Virtio;
+    config.ports = vec![PortConfig { name: "a".into(), socket: None, file: Some("/f".into()) }];
+    assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config));
+}
+
+#[test]
+fn a_balloon_leaves_the_guest_some_memory_and_needs_small_pages() {
+    let mut config = VmConfig::new("k");
+    config.balloon = Some(BalloonConfig { size: Size::mib(511) });
+    assert_eq!(config.validate(), Ok(()));
+    assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config.clone()));
+    config.balloon = Some(BalloonConfig { size: Size::mib(512) });
+    assert!(matches!(config.validate(), Err(ConfigError::Balloon { .. })));
+    config.balloon = VmConfig::from_json(r#"{"kernel": "k", "balloon": {}}"#).unwrap().balloon;
+    assert_eq!(config.validate(), Ok(()));
+    config.memory.hugepages = true;
+    assert!(matches!(config.validate(), Err(ConfigError::Balloon { .. })));
+}

@@ -8,7 +8,9 @@ use husk_devices::virtio::blk::QUEUES_MAX;
 use husk_devices::virtio::net::tap::INTERFACE_NAME;
 use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
 
-use super::{Size, VmConfig};
+use husk_devices::virtio::console::ports::PORTS_MAX;
+
+use super::{ConsoleDevice, Size, VmConfig};
 use crate::boot::Cmdline;
 
 /// The most vCPUs a configuration can ask for.
@@ -22,6 +24,9 @@ const MEMORY_MIN: Size = Size::mib(32);
 const MEMORY_MAX: Size = Size(1 << 44);
 /// A virtio serial number has 20 bytes (virtio 1.3 §5.2.6), and a name should be typeable.
 const ID_MAX: usize = 20;
+
+/// As long as anybody's (`org.qemu.guest_agent.0`), and far below a control buffer.
+const PORT_NAME_MAX: usize = 64;
 
 /// A configuration that no host can run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +57,14 @@ pub enum ConfigError {
     /// Amount of memory.
     #[error("--memory {size}: {why}")]
     Memory {
+        /// What was asked for.
+        size: Size,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A balloon that does not fit its machine.
+    #[error("--balloon {size}: {why}")]
+    Balloon {
         /// What was asked for.
         size: Size,
         /// What is wrong with it.
@@ -99,6 +112,18 @@ pub enum ConfigError {
     /// A TAP name Linux would refuse.
     #[error("{0:?} is not the name of a network interface: {INTERFACE_NAME}")]
     TapName(String),
+    /// A port without a host side, or with two.
+    #[error("port `{0}`: give it either socket=PATH or file=PATH")]
+    PortBackend(String),
+    /// A port's name that cannot be used.
+    #[error("`{0}` is no name for a port: 1 to {PORT_NAME_MAX} letters, digits, `-`, `_` or `.`")]
+    PortName(String),
+    /// Two ports share a name.
+    #[error("two ports are called `{0}`; give one of them another name=")]
+    DuplicatePort(String),
+    /// More ports than the device has.
+    #[error("{0} ports, but a VM has at most {PORTS_MAX}")]
+    TooManyPorts(usize),
     /// A MAC address that cannot be used.
     #[error(
         "`{0}` is no MAC address for a guest: six hex bytes such as 52:54:00:12:34:56, the first one even"
@@ -126,6 +151,11 @@ impl VmConfig {
                 disk.id = format!("disk{n}");
             }
         }
+        for (n, pmem) in self.pmem.iter_mut().enumerate() {
+            if pmem.id.is_empty() {
+                pmem.id = format!("pmem{n}");
+            }
+        }
         for (n, net) in self.nets.iter_mut().enumerate() {
             if net.id.is_empty() {
                 net.id = format!("net{n}");
@@ -145,15 +175,12 @@ impl VmConfig {
             return Err(ConfigError::Cpus(self.cpus));
         }
         self.validate_memory()?;
+        self.validate_balloon()?;
         let ids = self.disks.iter().map(|d| &d.id).chain(self.nets.iter().map(|n| &n.id));
+        let ids = ids.chain(self.pmem.iter().map(|p| &p.id));
         let mut seen = HashSet::new();
-        let (rng, vsock) = ("rng".to_owned(), "vsock".to_owned());
-        if self.rng {
-            seen.insert(&rng);
-        }
-        if self.vsock.is_some() {
-            seen.insert(&vsock);
-        }
+        let single = self.single_devices();
+        seen.extend(&single);
         for id in ids {
             let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
             if id.is_empty() || id.len() > ID_MAX || !id.bytes().all(allowed) {
@@ -163,10 +190,7 @@ impl VmConfig {
                 return Err(ConfigError::DuplicateId(id.clone()));
             }
         }
-        let devices = self.disks.len()
-            + self.nets.len()
-            + usize::from(self.rng)
-            + usize::from(self.vsock.is_some());
+        let devices = self.disks.len() + self.pmem.len() + self.nets.len() + single.len();
         if devices > VIRTIO_DEVICES_MAX {
             return Err(ConfigError::TooManyDevices(devices));
         }
@@ -181,6 +205,7 @@ impl VmConfig {
         for net in &self.nets {
             net.validate()?;
         }
+        self.validate_ports()?;
         if let Some(vsock) = &self.vsock {
             if !GUEST_CIDS.contains(&vsock.cid) {
                 return Err(ConfigError::VsockCid(vsock.cid));
@@ -206,6 +231,54 @@ impl VmConfig {
         let has_device = |text: &str| Cmdline::new(text).is_ok_and(|line| line.has(DEVICE));
         if self.cmdline.as_deref().is_some_and(has_device) || has_device(&self.append) {
             return Err(ConfigError::ReservedParameter(DEVICE));
+        }
+        Ok(())
+    }
+
+    /// Names of the virtio devices of which a VM has one or none.
+    fn single_devices(&self) -> Vec<String> {
+        let devices = [
+            (self.rng, "rng"),
+            (self.console_device == ConsoleDevice::Virtio, "tty"),
+            (!self.ports.is_empty(), "ports"),
+            (self.balloon.is_some(), "balloon"),
+            (self.vsock.is_some(), "vsock"),
+        ];
+        let there = devices.into_iter().filter(|(there, _)| *there);
+        there.map(|(_, name)| name.to_owned()).collect()
+    }
+
+    fn validate_ports(&self) -> Result<(), ConfigError> {
+        if self.ports.len() > PORTS_MAX {
+            return Err(ConfigError::TooManyPorts(self.ports.len()));
+        }
+        let mut seen = HashSet::new();
+        for port in &self.ports {
+            let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+            let name = &port.name;
+            let long = (1..=PORT_NAME_MAX).contains(&name.len());
+            if !long || !name.bytes().all(allowed) || matches!(&name[..], "." | "..") {
+                return Err(ConfigError::PortName(name.clone()));
+            }
+            if port.socket.is_some() == port.file.is_some() {
+                return Err(ConfigError::PortBackend(name.clone()));
+            }
+            if !seen.insert(name) {
+                return Err(ConfigError::DuplicatePort(name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_balloon(&self) -> Result<(), ConfigError> {
+        let Some(balloon) = self.balloon else { return Ok(()) };
+        let size = balloon.size;
+        let error = |why: String| Err(ConfigError::Balloon { size, why });
+        if self.memory.hugepages {
+            return error("a balloon gives back 4 KiB pages, and huge pages have none".to_owned());
+        }
+        if size >= self.memory.size {
+            return error(format!("the guest has {}, and needs some of it", self.memory.size));
         }
         Ok(())
     }

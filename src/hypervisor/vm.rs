@@ -1,10 +1,12 @@
 //! A KVM VM, together with the memory its guest is given.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{IoEventAddress, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use kvm_bindings::{
+    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::KvmVcpu;
@@ -16,11 +18,13 @@ pub(crate) struct KvmVm {
     /// the VM open too, and so holds all of this.
     fd: VmFd,
     memory: GuestMemoryMmap,
+    /// Files in the guest's address space, which must stay mapped as long.
+    files: Mutex<Vec<Arc<GuestRegionMmap>>>,
 }
 
 impl KvmVm {
     pub(super) fn new(fd: VmFd, memory: GuestMemoryMmap) -> Self {
-        Self { fd, memory }
+        Self { fd, memory, files: Mutex::default() }
     }
 
     /// Gives the guest its memory. Takes some milliseconds.
@@ -28,21 +32,53 @@ impl KvmVm {
     /// # Errors
     /// [`HypervisorError::Call`].
     pub fn add_memory(&self) -> Result<(), HypervisorError> {
-        for (slot, region) in (0..).zip(self.memory.iter()) {
-            let slot = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the region stays mapped as long as the VM exists: `self` holds it, drops it
-            // after the VM's descriptor, and is held by every vCPU. Guest memory is only accessed
-            // through vm-memory, which allows it to change at any time.
-            unsafe { self.fd.set_user_memory_region(slot) }
-                .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+        (0..).zip(self.memory.iter()).try_for_each(|(slot, region)| {
+            // SAFETY: `self` holds the memory.
+            unsafe { self.set_slot(slot, region, 0) }
+        })
+    }
+
+    /// Gives the guest a mapped file in addition; with `read_only` it cannot write to it.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Missing`] when KVM cannot keep the guest from writing, or
+    /// [`HypervisorError::Call`].
+    pub fn add_file(
+        &self,
+        region: Arc<GuestRegionMmap>,
+        read_only: bool,
+    ) -> Result<(), HypervisorError> {
+        if read_only && !self.fd.check_extension(Cap::ReadonlyMem) {
+            return Err(HypervisorError::Missing("KVM_CAP_READONLY_MEM"));
         }
-        Ok(())
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each file was mapped, so there are far fewer than 2^32.
+        let slot = (self.memory.num_regions() + files.len()) as u32;
+        files.push(region.clone());
+        // SAFETY: `self` holds the file's mapping from now on.
+        unsafe { self.set_slot(slot, &region, if read_only { KVM_MEM_READONLY } else { 0 }) }
+    }
+
+    /// # Safety
+    /// `self` must hold `region`.
+    unsafe fn set_slot(
+        &self,
+        slot: u32,
+        region: &GuestRegionMmap,
+        flags: u32,
+    ) -> Result<(), HypervisorError> {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region stays mapped as long as the VM exists: `self` holds it (the caller
+        // vouches for that), drops it after the VM's descriptor, and is held by every vCPU. Guest
+        // memory is only accessed through vm-memory, which allows it to change at any time.
+        unsafe { self.fd.set_user_memory_region(slot) }
+            .map_err(failed("KVM_SET_USER_MEMORY_REGION"))
     }
 
     /// Creates vCPU `id`, in the state after reset.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use husk_devices::serial::{self, ConsoleStreams, ConsoleTask, Uart};
+use husk_devices::serial::{self, ConsoleStreams, ConsoleTask, Line};
 use husk_devices::worker::{Task, Worker};
 
 use super::error::{VmError, host};
@@ -34,16 +34,16 @@ pub(super) struct Console {
 }
 
 impl Console {
-    /// Connects `uart` to `source`; `worker` carries the bytes.
+    /// Connects `line` to `source`; `worker` carries the bytes.
     ///
     /// # Errors
     /// When what `source` names cannot be opened, or the worker has ended.
-    pub fn connect(source: Source, uart: Arc<Uart>, worker: &Worker) -> Result<Self, VmError> {
+    pub fn connect(source: Source, line: Arc<dyn Line>, worker: &Worker) -> Result<Self, VmError> {
         let (streams, pty) = match source {
             Source::Streams(streams) => (streams, None),
             Source::Config(config) => open(&config)?,
         };
-        let task = worker.handle().add(ConsoleTask::new(uart, streams))?;
+        let task = worker.handle().add(ConsoleTask::new(line, streams))?;
         Ok(Self { task, pty })
     }
 
@@ -62,23 +62,29 @@ impl Console {
     }
 }
 
-/// Refuses a console file that is one of the files the VM is made of: it would be emptied.
+/// Refuses a file for what the guest writes (its console, a port) that is one of the files the VM is
+/// made of: it would be emptied. Called before any of them is opened.
 ///
 /// # Errors
 /// That refusal.
 pub(super) fn check(config: &VmConfig) -> Result<(), VmError> {
-    let ConsoleConfig::File(console) = &config.console else { return Ok(()) };
+    let console = match &config.console {
+        ConsoleConfig::File(console) => Some(("console", console)),
+        _ => None,
+    };
+    let ports = config.ports.iter().filter_map(|port| Some(("port", port.file.as_ref()?)));
     let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-    let Some(wanted) = identity(console) else { return Ok(()) };
-    let disks = config.disks.iter().map(|disk| disk.path.as_path());
-    let mut others = disks.chain([config.kernel.as_path()]).chain(config.initrd.as_deref());
-    match others.find(|other| identity(other) == Some(wanted)) {
-        None => Ok(()),
-        Some(other) => {
+    for (what, written) in ports.chain(console) {
+        let Some(wanted) = identity(written) else { continue };
+        let disks = config.disks.iter().map(|disk| disk.path.as_path());
+        let disks = disks.chain(config.pmem.iter().map(|pmem| pmem.path.as_path()));
+        let mut others = disks.chain([config.kernel.as_path()]).chain(config.initrd.as_deref());
+        if let Some(other) = others.find(|other| identity(other) == Some(wanted)) {
             let source = io::Error::other(format!("the VM needs it as {}", other.display()));
-            Err(host(format!("console: cannot write to {}", console.display()))(source))
+            return Err(host(format!("{what}: cannot write to {}", written.display()))(source));
         }
     }
+    Ok(())
 }
 
 type Opened = (ConsoleStreams, Option<(PathBuf, OwnedFd)>);

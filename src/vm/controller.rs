@@ -150,6 +150,9 @@ impl Controller {
                 }
                 Message::Broken(why) => return Next::End(Outcome::Failed { why }),
                 Message::Guest(GuestEvent::PowerOff) => return Next::End(Outcome::PowerOff),
+                Message::Guest(GuestEvent::Exit(status)) => {
+                    return Next::End(Outcome::Exit(status));
+                }
                 Message::Guest(GuestEvent::Panic) => {
                     last_words.get_or_insert_with(|| Instant::now() + LAST_WORDS);
                 }
@@ -186,6 +189,11 @@ impl Controller {
             (Command::PressPowerButton, _) => {
                 if let Err(e) = self.devices.power_button.write(1) {
                     log::error!("the power button cannot be pressed: {e}");
+                }
+            }
+            (Command::NewGeneration, _) => {
+                if let Err(e) = self.devices.generation.renew(&self.memory) {
+                    log::error!("the guest keeps its generation id: {e}");
                 }
             }
             (Command::Kill, _) => return Some(Next::End(Outcome::Killed)),

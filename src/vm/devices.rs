@@ -1,10 +1,12 @@
 //! The machine's devices: made from the configuration, placed on the buses.
 //!
-//! A new virtio device is one line in [`open_virtio`]; address, interrupt and description in ACPI or
-//! on the command line follow from its place in the list.
+//! A new virtio device is one line in [`open_virtio`], or in [`super::handles`] when others than the
+//! guest want something of it; address, interrupt and description in ACPI or on the command line follow
+//! from its place in the list.
 
 use std::io;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,9 +14,10 @@ use std::time::{Duration, Instant};
 use husk_devices::block::{Disk, DiskOptions};
 use husk_devices::bus::{BusBuilder, BusDevice};
 use husk_devices::platform::{
-    AbsentRtc, EventSink, KeyboardReset, MarkerPort, POWER_LEN, PVPANIC_LEN, PowerControl, PvPanic,
+    AbsentRtc, DEBUG_EXIT_LEN, DebugExit, EventSink, KeyboardReset, MarkerPort, POWER_LEN,
+    PVPANIC_LEN, PowerControl, PvPanic,
 };
-use husk_devices::serial::{UART_LEN, Uart};
+use husk_devices::serial::{Line, UART_LEN, Uart};
 use husk_devices::virtio::blk::{Blk, BlkOptions};
 use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
@@ -26,6 +29,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::console::{Console, Source};
 use super::error::{VmError, host};
+use super::generation::Generation;
+use super::handles::{Handles, Place};
+use super::pmem;
 use crate::config::VmConfig;
 use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
@@ -56,33 +62,42 @@ pub(super) struct Devices {
     pub buses: Buses,
     pub virtio: Vec<Placed>,
     pub uart: Arc<Uart>,
+    /// What others than the guest want of some of them.
+    pub handles: Handles,
     /// Rung to press the power button; an irqfd.
     pub power_button: EventFd,
+    pub generation: Generation,
     console: Option<Console>,
     /// The VM's worker. After the devices that run in it.
     worker: Worker,
-    /// Those of network interfaces with several queues.
+    /// Those of the devices that block. After them, too.
     _workers: Vec<Worker>,
 }
 
 impl Devices {
-    /// Opens every backend and puts every device on its bus.
+    /// Opens every backend and puts every device on its bus. At the guest addresses `not_ram` a file
+    /// is mapped over `memory`.
     ///
     /// # Errors
     /// What cannot be opened, by its name in the configuration.
     pub fn open(
         config: &VmConfig,
         memory: &GuestMemoryMmap,
+        not_ram: Vec<Range<u64>>,
         events: EventSink,
         on_broken: OnBroken,
     ) -> Result<Self, VmError> {
         let worker = watched("husk-worker", &on_broken)?;
         let mut workers = Vec::new();
-        let devices = open_virtio(config, &worker, &mut workers, &on_broken)?;
-
         let uart = Uart::new().map_err(host("serial console"))?;
+        let mut devices = open_virtio(config, &worker, &mut workers, &on_broken)?;
+        let place =
+            Place { ram: memory, not_ram, uart: &uart, worker: &worker, on_broken: &on_broken };
+        let handles = Handles::open(config, place, &mut devices, &mut workers)?;
+        let reachable = pmem::reachable(memory, &handles.pmem)?;
+
         let mut pio = BusBuilder::default();
-        let ports: [(&str, u64, u64, Arc<dyn BusDevice>); 6] = [
+        let ports: [(&str, u64, u64, Arc<dyn BusDevice>); 7] = [
             (
                 "keyboard reset",
                 layout::KEYBOARD,
@@ -90,6 +105,12 @@ impl Devices {
                 Arc::new(KeyboardReset::new(events.clone())),
             ),
             ("rtc", layout::RTC, layout::RTC_LEN, Arc::new(AbsentRtc)),
+            (
+                "debug exit",
+                layout::DEBUG_EXIT.into(),
+                DEBUG_EXIT_LEN,
+                Arc::new(DebugExit(events.clone())),
+            ),
             ("com1", layout::COM1.into(), UART_LEN, uart.clone()),
             (
                 "pvpanic",
@@ -112,7 +133,7 @@ impl Devices {
                 gsi: layout::VIRTIO_GSI + n,
             };
             let transport =
-                MmioTransport::new(&name, device, memory.clone()).map_err(host(&name))?;
+                MmioTransport::new(&name, device, reachable.clone()).map_err(host(&name))?;
             let transport = Arc::new(transport);
             mmio.add(name, slot.base.into(), MMIO_WINDOW, transport.clone())?;
             virtio.push(Placed { slot, transport });
@@ -121,20 +142,26 @@ impl Devices {
             buses: Buses { pio: Arc::new(pio.build()), mmio: Arc::new(mmio.build()) },
             virtio,
             uart,
+            handles,
             power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(host("power button"))?,
+            generation: Generation::new()?,
             console: None,
             worker,
             _workers: workers,
         })
     }
 
-    /// Connects the serial console. What the guest wrote before is shown then.
+    /// Connects the console. What the guest wrote before is shown then.
     ///
     /// # Errors
     /// As [`Console::connect`].
     pub fn connect_console(&mut self, source: Source) -> Result<(), VmError> {
-        self.console = Some(Console::connect(source, self.uart.clone(), &self.worker)?);
+        let line: Arc<dyn Line> = match &self.handles.tty {
+            Some(tty) => tty.clone(),
+            None => self.uart.clone(),
+        };
+        self.console = Some(Console::connect(source, line, &self.worker)?);
         Ok(())
     }
 
@@ -195,7 +222,7 @@ impl Drop for Devices {
 }
 
 /// A virtio device and its id.
-type Named = (String, Box<dyn VirtioDevice>);
+pub(super) type Named = (String, Box<dyn VirtioDevice>);
 
 /// Every virtio device of the configuration with its name, in the order in which the guest finds
 /// them.

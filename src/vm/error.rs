@@ -52,6 +52,10 @@ pub enum VmError {
     #[error(transparent)]
     Vsock(#[from] husk_devices::virtio::vsock::VsockError),
     #[error(transparent)]
+    Pmem(#[from] husk_devices::virtio::pmem::PmemError),
+    #[error(transparent)]
+    Port(#[from] husk_devices::virtio::console::endpoint::EndpointError),
+    #[error(transparent)]
     Bus(#[from] husk_devices::bus::BusError),
     #[error(transparent)]
     Worker(#[from] husk_devices::worker::WorkerError),

@@ -9,14 +9,19 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use super::VmError;
 use crate::boot::params::{self, BootInfo, E820_RAM, E820_RESERVED, E820Entry};
 use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded};
-use crate::config::{BootProtocol, VmConfig};
+use crate::config::{BootProtocol, ConsoleDevice, VmConfig};
 use crate::memory;
 use crate::x86_64::acpi::{self, VirtioSlot};
 use crate::x86_64::entry::Protocol;
 use crate::x86_64::{layout, mptable, reset};
 
 /// The command line when the user gives none. There is no PCI to be looked for.
-const DEFAULT_CMDLINE: &str = "console=ttyS0 pci=off";
+fn default_cmdline(console: ConsoleDevice) -> &'static str {
+    match console {
+        ConsoleDevice::Serial => "console=ttyS0 pci=off",
+        ConsoleDevice::Virtio => "console=hvc0 pci=off",
+    }
+}
 
 /// The opened files a guest boots from.
 pub(super) struct Software {
@@ -105,17 +110,21 @@ impl Firmware<'_> {
     /// # Errors
     /// What is wrong with the user's.
     fn cmdline(&self) -> Result<Cmdline, VmError> {
-        let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE))?;
+        let default = default_cmdline(self.config.console_device);
+        let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(default))?;
         cmdline.append(&self.config.append)?;
         // A panic must end the VM, not stop it: the reset is how we learn of it.
         if !cmdline.has("panic=") {
             cmdline.append("panic=-1")?;
         }
-        if let Some(disk) = self.config.disks.first()
+        let disk = self.config.disks.first().map(|disk| ("vda", disk.readonly));
+        let pmem = self.config.pmem.first().map(|pmem| ("pmem0", pmem.readonly));
+        if let Some((root, readonly)) = disk.or(pmem)
             && self.config.cmdline.is_none()
             && !cmdline.has("root=")
         {
-            cmdline.append(if disk.readonly { "root=/dev/vda ro" } else { "root=/dev/vda rw" })?;
+            let how = if readonly { "ro" } else { "rw" };
+            cmdline.append(&format!("root=/dev/{root} {how}"))?;
         }
         if !self.config.acpi {
             cmdline.append("acpi=off")?;
@@ -149,7 +158,7 @@ mod tests {
     use vm_memory::GuestAddress;
 
     use super::*;
-    use crate::config::DiskConfig;
+    use crate::config::{DiskConfig, PmemConfig};
 
     fn firmware(config: &VmConfig) -> String {
         let slots = [VirtioSlot { base: 0xd000_0000, gsi: 6 }];
@@ -160,6 +169,9 @@ mod tests {
     fn the_command_line_ends_a_panicked_guest_unless_the_user_says_otherwise() {
         let mut config = VmConfig::new("k");
         assert_eq!(firmware(&config), "console=ttyS0 pci=off panic=-1");
+        config.console_device = ConsoleDevice::Virtio;
+        assert_eq!(firmware(&config), "console=hvc0 pci=off panic=-1");
+        config.console_device = ConsoleDevice::Serial;
         config.append = "panic=5 quiet".to_owned();
         assert_eq!(firmware(&config), "console=ttyS0 pci=off panic=5 quiet");
         config.cmdline = Some("mine".to_owned());
@@ -172,8 +184,12 @@ mod tests {
         let mut config = VmConfig::new("k");
         config.disks = vec![DiskConfig { readonly: true, ..DiskConfig::default() }];
         assert!(firmware(&config).ends_with("root=/dev/vda ro"));
+        config.pmem = vec![PmemConfig { id: "p".into(), path: "p".into(), readonly: true }];
+        assert!(firmware(&config).ends_with("root=/dev/vda ro"));
+        config.disks.clear();
+        assert!(firmware(&config).ends_with("root=/dev/pmem0 ro"));
         config.append = "root=/dev/vdb".to_owned();
-        assert!(!firmware(&config).contains("vda"));
+        assert!(!firmware(&config).contains("pmem"));
     }
 
     #[test]

@@ -47,6 +47,9 @@ impl Machine {
     /// Those of [`Firmware::load`], of KVM, and of starting threads.
     pub fn boot(parts: &Parts<'_>, mut making: Making) -> Result<Self, VmError> {
         let firmware = Firmware { config: parts.config, slots: &parts.devices.slots() };
+        if parts.config.acpi {
+            parts.devices.generation.write(parts.memory)?;
+        }
         let loaded = firmware.load(parts.software, parts.memory)?;
         parts.timeline.mark(Phase::KernelLoaded);
 
@@ -60,6 +63,9 @@ impl Machine {
         making.finish()?;
         if parts.software.needs_timer(parts.config) {
             vm.add_timer()?;
+        }
+        for file in &parts.devices.handles.pmem {
+            vm.add_file(file.region.clone(), file.file.read_only())?;
         }
         connect(&vm, parts.devices)?;
         parts.timeline.mark(Phase::KvmVmReady);
@@ -105,6 +111,7 @@ impl Drop for Machine {
 fn connect(vm: &KvmVm, devices: &Devices) -> Result<(), HypervisorError> {
     vm.connect_irq(devices.uart.irq_fd(), layout::COM1_GSI)?;
     vm.connect_irq(&devices.power_button, layout::POWER_BUTTON_GSI)?;
+    vm.connect_irq(devices.generation.irq_fd(), layout::GENERATION_GSI)?;
     for placed in &devices.virtio {
         vm.connect_irq(placed.transport.irq_fd(), placed.slot.gsi)?;
         let doorbell = u64::from(placed.slot.base) + QUEUE_NOTIFY;

@@ -27,6 +27,7 @@ pub(super) enum Command {
     Pause,
     Resume,
     PressPowerButton,
+    NewGeneration,
     Kill,
 }
 

@@ -14,12 +14,16 @@ mod controller;
 mod devices;
 mod error;
 mod firmware;
+mod generation;
+mod handles;
 mod machine;
 mod mailbox;
 mod making;
+mod metrics;
 mod net;
 mod outcome;
 mod panic;
+mod pmem;
 mod running;
 
 use std::path::Path;
@@ -48,8 +52,9 @@ use running::Verdict;
 
 pub use console::stdio_streams;
 pub use error::VmError;
+pub use metrics::{DeviceMetrics, Metrics};
 pub use outcome::Outcome;
-pub use running::{Ended, RunningVm};
+pub use running::{BalloonError, Ended, RunningVm};
 
 /// Bytes of stack of the threads of this floor.
 const STACK: usize = 256 << 10;
@@ -129,9 +134,13 @@ impl Vm {
         let (guest, husk) = (mailbox.clone(), mailbox.clone());
         let events: EventSink = Arc::new(move |event| guest.post(Message::Guest(event)));
         let on_broken: OnBroken = Arc::new(move |why| husk.post(Message::Broken(why)));
-        let devices = Devices::open(&config, &memory, events, on_broken)?;
-        timeline.mark(Phase::DevicesOpened);
         console::check(&config)?;
+        let not_ram = match config.share_kernel {
+            true => software.kernel.extent(),
+            false => Vec::new(),
+        };
+        let devices = Devices::open(&config, &memory, not_ram, events, on_broken)?;
+        timeline.mark(Phase::DevicesOpened);
         let console = match console {
             Some(streams) => Source::Streams(streams),
             None => Source::Config(config.console.clone()),
@@ -157,6 +166,10 @@ impl Vm {
             verdict: verdict.clone(),
             timeline: controller.timeline.clone(),
             console: controller.devices.uart.output().clone(),
+            tty: controller.devices.handles.tty.clone(),
+            balloon: controller.devices.handles.balloon.clone(),
+            memory_size: controller.config.memory.size.0,
+            metrics: metrics::Collector::new(&controller.devices),
             console_path: controller.devices.console_path().map(Path::to_owned),
             controller: None,
         };

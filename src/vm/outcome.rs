@@ -9,6 +9,8 @@ pub enum Outcome {
     PowerOff,
     /// The guest asked for a reset and [`crate::config::OnReboot::Exit`] was wanted.
     Reboot,
+    /// The guest ended itself with this exit status, through the debug-exit port.
+    Exit(u8),
     /// The guest's kernel panicked.
     Panic {
         /// The last lines of the console.

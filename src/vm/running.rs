@@ -8,8 +8,12 @@ use std::time::Duration;
 
 use husk_devices::panics::caught;
 use husk_devices::serial::Output;
+use husk_devices::virtio::balloon::Balloon;
+use husk_devices::virtio::balloon::stats::MemoryStatistics;
+use husk_devices::virtio::console::tty::{Tty, WindowSize};
 
 use super::mailbox::{Command, Mailbox, Message};
+use super::metrics::{Collector, Metrics};
 use super::outcome::Outcome;
 use crate::timeline::Timeline;
 
@@ -17,6 +21,25 @@ use crate::timeline::Timeline;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the VM has ended")]
 pub struct Ended;
+
+/// The balloon cannot do what was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BalloonError {
+    /// The VM has no balloon.
+    #[error("the VM has no balloon; give it one with --balloon")]
+    Absent,
+    /// The guest would have nothing left.
+    #[error("a balloon of {wanted} bytes, but the guest has {memory} and needs some of them")]
+    TooLarge {
+        /// What was asked for, in bytes.
+        wanted: u64,
+        /// What the guest has, in bytes.
+        memory: u64,
+    },
+    /// It did not answer.
+    #[error("the guest does not tell of its memory: it has no driver for the balloon, or hangs")]
+    Silent,
+}
 
 /// The outcome, once there is one.
 #[derive(Default)]
@@ -61,6 +84,11 @@ pub struct RunningVm {
     pub(super) timeline: Arc<Timeline>,
     pub(super) console: Arc<Output>,
     pub(super) console_path: Option<PathBuf>,
+    pub(super) metrics: Collector,
+    pub(super) tty: Option<Arc<Tty>>,
+    pub(super) balloon: Option<Arc<Balloon>>,
+    /// Bytes.
+    pub(super) memory_size: u64,
     pub(super) controller: Option<JoinHandle<()>>,
 }
 
@@ -101,6 +129,12 @@ impl RunningVm {
         self.command(Command::PressPowerButton)
     }
 
+    /// Gives the guest another VM generation id and tells it so: it has been copied or set back, and
+    /// must make new random numbers. A machine without ACPI has none, and its guest notices nothing.
+    pub fn renew_generation(&self) -> Result<(), Ended> {
+        self.command(Command::NewGeneration)
+    }
+
     /// Presses the power button, waits for `grace`, then turns the VM off.
     pub fn stop(&self, grace: Duration) -> Outcome {
         if self.press_power_button().is_ok() {
@@ -132,6 +166,51 @@ impl RunningVm {
     /// The end of what the guest wrote to its console, at most `lines` lines.
     pub fn console_tail(&self, lines: usize) -> String {
         self.console.last_lines(lines)
+    }
+
+    /// What its devices have done so far, also after its end.
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.collect()
+    }
+
+    /// Asks the guest to give up `bytes` of its memory in all, so that the host has them: more than now
+    /// inflates the balloon, less deflates it. The guest does it as far and as fast as it can, and takes
+    /// memory back when it would otherwise run out.
+    ///
+    /// # Errors
+    /// See [`BalloonError`].
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::Absent)?;
+        if bytes >= self.memory_size {
+            return Err(BalloonError::TooLarge { wanted: bytes, memory: self.memory_size });
+        }
+        balloon.set(bytes);
+        Ok(())
+    }
+
+    /// Bytes the guest says that it has given up.
+    ///
+    /// # Errors
+    /// [`BalloonError::Absent`].
+    pub fn balloon(&self) -> Result<u64, BalloonError> {
+        Ok(self.balloon.as_ref().ok_or(BalloonError::Absent)?.actual())
+    }
+
+    /// Asks the guest how its memory is used, and waits for the answer at most for `patience`.
+    ///
+    /// # Errors
+    /// See [`BalloonError`].
+    pub fn memory_statistics(&self, patience: Duration) -> Result<MemoryStatistics, BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::Absent)?;
+        balloon.statistics(patience).ok_or(BalloonError::Silent)
+    }
+
+    /// Tells the guest the size of its console's window, now and whenever it changes. With a serial
+    /// console it does nothing: a serial line has no size.
+    pub fn resize_console(&self, size: WindowSize) {
+        if let Some(tty) = &self.tty {
+            tty.resize(size);
+        }
     }
 
     /// The pseudo-terminal to attach to, with [`crate::config::ConsoleConfig::Pty`].

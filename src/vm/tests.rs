@@ -112,6 +112,10 @@ fn a_controller_that_panics_has_given_its_verdict_and_answers_nobody() {
         verdict: verdict.clone(),
         timeline: Arc::default(),
         console: controller.devices.uart.output().clone(),
+        tty: None,
+        balloon: None,
+        memory_size: controller.config.memory.size.0,
+        metrics: metrics::Collector::new(&controller.devices),
         console_path: None,
         controller: None,
     };

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! RSDP → XSDT → FADT → DSDT   S5, COM1, one node for each virtio device,
-//!             → MADT          pvpanic, power button behind a generic event device
+//!             → MADT          pvpanic; power button and VM generation id behind a generic event device
 //! ```
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
-    ResourceTemplate,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
+    Path, ResourceTemplate,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -202,8 +202,29 @@ fn dsdt(slots: &[VirtioSlot]) -> Sdt {
     )
     .to_aml_bytes(sink);
 
-    // The power button, and the generic event device whose interrupt presses it (§5.6.9).
+    // The generation id: Microsoft, "Virtual Machine Generation ID", "ACPI". The second compatible id is
+    // Hyper-V's newer one, as long as ACPI allows. Both halves of the address are in the package.
+    Device::new(
+        "_SB_.VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"HUSK0001"),
+            &Name::new("_CID".into(), &Package::new(vec![&"VM_Gen_Counter", &"VMGENCTR"])),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new(
+                "ADDR".into(),
+                &Package::new(vec![
+                    &(layout::GENERATION_ID as u32),
+                    &((layout::GENERATION_ID >> 32) as u32),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+
+    // The power button, and the generic event device whose interrupts press it and tell of a new
+    // generation id (ACPI 6.5 §5.6.9).
     const PRESSED: u8 = 0x80;
+    const CHANGED: u8 = 0x80;
     Device::new("_SB_.PWRB".into(), vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))])
         .to_aml_bytes(sink);
     Device::new(
@@ -212,13 +233,25 @@ fn dsdt(slots: &[VirtioSlot]) -> Sdt {
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new(
                 "_CRS".into(),
-                &ResourceTemplate::new(vec![&edge(layout::POWER_BUTTON_GSI)]),
+                &ResourceTemplate::new(vec![
+                    &edge(layout::POWER_BUTTON_GSI),
+                    &edge(layout::GENERATION_GSI),
+                ]),
             ),
             &Method::new(
                 "_EVT".into(),
                 1,
                 true,
-                vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &PRESSED)],
+                vec![
+                    &If::new(
+                        &Equal::new(&Arg(0), &layout::POWER_BUTTON_GSI),
+                        vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &PRESSED)],
+                    ),
+                    &If::new(
+                        &Equal::new(&Arg(0), &layout::GENERATION_GSI),
+                        vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &CHANGED)],
+                    ),
+                ],
             ),
         ],
     )
@@ -291,6 +324,23 @@ mod tests {
         let dsdt = table(&image, u64_at(&fadt, 140));
         assert_eq!((&dsdt[..4], sum(&dsdt)), (&b"DSDT"[..], 0));
         assert_eq!(dsdt.windows(8).filter(|w| w == b"LNRO0005").count(), layout::VIRTIO_MAX);
+    }
+
+    #[test]
+    fn the_generation_id_has_an_address_in_a_reserved_page_of_its_own() {
+        let image = tables(1, 0);
+        let place = |what: &[u8]| image.windows(what.len()).position(|w| w == what);
+        assert!(place(b"VM_Gen_Counter").is_some() && place(b"VMGENCTR").is_some());
+        // Package of two elements: a doubleword and a zero.
+        let mut address = b"ADDR\x12\x08\x02\x0c".to_vec();
+        address.extend((layout::GENERATION_ID as u32).to_le_bytes());
+        address.push(0);
+        assert!(place(&address).is_some());
+        const {
+            assert!(layout::GENERATION_ID >= layout::LOW_RAM_END);
+            assert!(layout::GENERATION_ID.is_multiple_of(8));
+            assert!((layout::GENERATION_ID | 0xfff) < layout::ACPI);
+        }
     }
 
     #[test]

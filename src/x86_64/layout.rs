@@ -7,6 +7,7 @@
 //!      0x9000  │ boot page tables (6 pages)
 //!    0x2_0000  │ command line (64 KiB)
 //!    0x9_fc00  │ end of usable low RAM
+//!    0xd_f000  │ VM generation id (a page of its own, reserved)
 //!    0xe_0000  │ ACPI tables (128 KiB, where Linux looks for an RSDP), or
 //!    0xf_0000  │ MP table (where Linux looks for one), for --no-acpi
 //!    0xf_fff0  │ reset vector
@@ -38,6 +39,8 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 pub const ACPI: u64 = 0xe_0000;
 /// Bytes reserved for ACPI tables.
 pub const ACPI_LEN: u64 = RESET_VECTOR - ACPI;
+/// The VM generation id, 16 bytes. Not at the start of its page, where Linux looks for option ROMs.
+pub const GENERATION_ID: u64 = 0xd_f028;
 /// Where a CPU starts after reset, seen from real mode: F000:FFF0.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// The MP table, for machines without ACPI.
@@ -73,6 +76,8 @@ pub const RTC_LEN: u64 = 2;
 pub const COM1: u16 = 0x3f8;
 /// COM1's interrupt.
 pub const COM1_GSI: u32 = 4;
+/// The debug-exit port, where test kernels look for QEMU's `isa-debug-exit`.
+pub const DEBUG_EXIT: u16 = 0xf4;
 /// pvpanic, where QEMU has it.
 pub const PVPANIC: u16 = 0x505;
 /// The boot-marker port.
@@ -81,6 +86,9 @@ pub const MARKER: u16 = 0x510;
 pub const POWER: u16 = 0x600;
 /// The power button's interrupt.
 pub const POWER_BUTTON_GSI: u32 = 5;
+
+/// The interrupt that tells of a new VM generation id.
+pub const GENERATION_GSI: u32 = 3;
 
 /// First interrupt of the virtio devices.
 pub const VIRTIO_GSI: u32 = 6;

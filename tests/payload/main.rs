@@ -8,6 +8,7 @@
     reason = "test code: a failure is a panic"
 )]
 
+mod devices;
 #[path = "../fixture/mod.rs"]
 mod fixture;
 mod hold;

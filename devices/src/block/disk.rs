@@ -269,7 +269,7 @@ fn is_taken(error: &io::Error) -> bool {
 
 /// An open file description lock over the whole file: it belongs to this opening of the file, not
 /// to the process, so that two disks of one process exclude each other too.
-fn lock(file: &File, read_only: bool) -> io::Result<()> {
+pub(crate) fn lock(file: &File, read_only: bool) -> io::Result<()> {
     let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
     let range = libc::flock {
         l_type: kind as libc::c_short,
@@ -285,7 +285,7 @@ fn lock(file: &File, read_only: bool) -> io::Result<()> {
     }
 }
 
-fn remedy(error: &io::Error, read_only: bool) -> &'static str {
+pub(crate) fn remedy(error: &io::Error, read_only: bool) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "check the path, or make it with `truncate -s 1G FILE`",
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !read_only => {

@@ -23,5 +23,6 @@ mod tests;
 
 pub use bucket::{Bucket, Budget};
 pub use disk::{Cache, Disk, DiskError, DiskOptions, SECTOR};
+pub(crate) use disk::{lock, remedy};
 pub use engine::{Engine, EngineChoice, EngineError, Keep};
 pub use job::{Job, Operation};

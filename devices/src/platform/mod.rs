@@ -22,6 +22,8 @@ pub enum GuestEvent {
     Reset,
     /// Its kernel panicked (pvpanic).
     Panic,
+    /// It asked for its end with this exit status, through the debug-exit port.
+    Exit(u8),
     /// Its user space wrote to the marker port.
     Marker,
 }
@@ -40,6 +42,26 @@ impl crate::bus::BusDevice for MarkerPort {
     }
     fn write(&self, _offset: u64, _data: &[u8]) {
         (self.0)(GuestEvent::Marker);
+    }
+}
+
+/// Length of the debug-exit port's range in bytes.
+pub const DEBUG_EXIT_LEN: u64 = 4;
+
+/// A port through which a test that runs as a kernel ends its machine with a status, as QEMU's
+/// `isa-debug-exit` does: writing `n` gives `n << 1 | 1`, of which an exit status has 8 bits. It is
+/// never 0, which means that the guest turned itself off.
+pub struct DebugExit(pub EventSink);
+
+impl crate::bus::BusDevice for DebugExit {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+    fn write(&self, offset: u64, data: &[u8]) {
+        // A write of any width to the first port: its low byte is all that a status has room for.
+        if let (0, Some(value)) = (offset, data.first()) {
+            (self.0)(GuestEvent::Exit(value << 1 | 1));
+        }
     }
 }
 

@@ -56,3 +56,16 @@ fn the_keyboard_controller_never_looks_busy_and_resets_the_machine() {
     device.write(4, &[0xfe]);
     assert_eq!(*seen.lock().unwrap(), [GuestEvent::Reset]);
 }
+
+#[test]
+fn the_debug_exit_port_gives_the_status_that_qemu_would() {
+    let (sink, seen) = recorder();
+    let device = DebugExit(sink);
+    device.write(1, &[1]);
+    assert!(seen.lock().unwrap().is_empty());
+    for value in [&[0][..], &[0x10, 0, 0, 0], &[0xff, 0xff]] {
+        device.write(0, value);
+    }
+    let statuses = [1, 0x21, 0xff].map(GuestEvent::Exit);
+    assert_eq!(*seen.lock().unwrap(), statuses);
+}

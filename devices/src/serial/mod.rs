@@ -9,7 +9,9 @@
 //! The register file is vm-superio's; here stand its bus face, the flow control and the host side.
 
 mod escape;
+mod line;
 mod output;
+mod state;
 mod streams;
 mod task;
 
@@ -21,9 +23,12 @@ use vm_superio::serial::{Serial, SerialEvents};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::counters::Counters;
 
 pub use escape::{Escape, EscapeFilter};
+pub use line::Line;
 pub use output::Output;
+pub use state::{UartRestoreError, UartState};
 pub use streams::{ConsoleStreams, EscapeHandler, open_pty};
 pub use task::ConsoleTask;
 
@@ -44,11 +49,12 @@ const LSR_DATA_READY: u8 = 1 << 0;
 /// "Transmitter holding register empty" and "transmitter empty".
 const LSR_TRANSMITTER_EMPTY: u8 = 0b0110_0000;
 
-struct Irq(EventFd);
+struct Irq(EventFd, Arc<Counters>);
 
 impl Trigger for Irq {
     type E = io::Error;
     fn trigger(&self) -> io::Result<()> {
+        self.1.add_interrupt();
         self.0.write(1)
     }
 }
@@ -114,6 +120,7 @@ pub struct Uart {
     irq: EventFd,
     output: Arc<Output>,
     fifo_empty: EventFd,
+    counters: Arc<Counters>,
 }
 
 impl Uart {
@@ -122,25 +129,38 @@ impl Uart {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let fifo_empty = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let output = Arc::new(Output::new()?);
-        let port = Mutex::new(Self::fresh(&irq, &fifo_empty, &output)?);
-        Ok(Arc::new(Self { port, irq, output, fifo_empty }))
+        let counters = Arc::default();
+        let port = Mutex::new(Self::fresh(&irq, &fifo_empty, &output, &counters)?);
+        Ok(Arc::new(Self { port, irq, output, fifo_empty, counters }))
     }
 
-    fn fresh(irq: &EventFd, fifo_empty: &EventFd, output: &Arc<Output>) -> io::Result<Port> {
+    fn fresh(
+        irq: &EventFd,
+        fifo_empty: &EventFd,
+        output: &Arc<Output>,
+        counters: &Arc<Counters>,
+    ) -> io::Result<Port> {
         let watch = FifoWatch(fifo_empty.try_clone()?);
-        let registers = Serial::with_events(Irq(irq.try_clone()?), watch, Sink(output.clone()));
+        let irq = Irq(irq.try_clone()?, counters.clone());
+        let registers = Serial::with_events(irq, watch, Sink(output.clone()));
         Ok(Port { registers, asked: 0 })
     }
 
     /// Back to the state after reset, for a reboot; what was written and not yet read stays.
     pub fn reset(&self) -> io::Result<()> {
-        *self.port() = Self::fresh(&self.irq, &self.fifo_empty, &self.output)?;
+        *self.port() = Self::fresh(&self.irq, &self.fifo_empty, &self.output, &self.counters)?;
         Ok(())
     }
 
     /// The interrupt: an edge for each write, to be connected to KVM as an irqfd.
     pub fn irq_fd(&self) -> &EventFd {
         &self.irq
+    }
+
+    /// What the UART has done so far: each access to a register is a request. What was lost because
+    /// nobody read it is told by [`Output::dropped`].
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
     }
 
     /// What the guest has written.
@@ -154,26 +174,36 @@ impl Uart {
     }
 
     /// Has the task look again whether the guest takes input.
-    fn ask_for_input(&self) {
+    pub(crate) fn ask_for_input(&self) {
         // EAGAIN means that it has been told already.
         let _ = self.fifo_empty.write(1);
     }
 
+    /// Rung when the guest may take input that it did not take before.
+    pub(crate) fn wants_input(&self) -> &EventFd {
+        &self.fifo_empty
+    }
+
     /// Bytes the guest takes now: none as long as it would throw them away.
-    fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         let mut port = self.port();
         if port.wants_input() { port.registers.fifo_capacity() } else { 0 }
     }
 
     /// Gives the guest typed bytes; returns how many it took.
-    fn receive(&self, typed: &[u8]) -> usize {
+    pub(crate) fn receive(&self, typed: &[u8]) -> usize {
         let mut port = self.port();
-        if port.wants_input() { port.registers.enqueue_raw_bytes(typed).unwrap_or(0) } else { 0 }
+        if !port.wants_input() {
+            return 0;
+        }
+        let taken = port.registers.enqueue_raw_bytes(typed).unwrap_or(0);
+        self.counters.add_requests(0, 0, taken as u64);
+        taken
     }
 
     /// Tells a driver that waits for the transmitter that it is ready again: on a UART the
     /// interrupt is a level, and writing IER re-evaluates it.
-    fn transmitter_ready(&self) {
+    pub(crate) fn transmitter_ready(&self) {
         let mut port = self.port();
         let enabled = port.enabled();
         if enabled != 0 {
@@ -185,6 +215,7 @@ impl Uart {
 
 impl BusDevice for Uart {
     fn read(&self, offset: u64, data: &mut [u8]) {
+        self.counters.add_requests(1, 0, 0);
         let mut port = self.port();
         for (offset, value) in (offset as u8..).zip(data) {
             *value = port.registers.read(offset);
@@ -208,13 +239,17 @@ impl BusDevice for Uart {
     fn write(&self, offset: u64, data: &[u8]) {
         let mut port = self.port();
         let wanted = port.wants_input();
+        let latched = port.registers.read(LCR) & LCR_DLAB != 0;
+        let mut sent = 0;
         for (offset, value) in (offset as u8..).zip(data) {
             if offset == DATA {
+                sent += u64::from(!latched);
                 port.asked = 0;
             }
             // Fails only when the irqfd does, which the guest could not hear of either.
             let _ = port.registers.write(offset, *value);
         }
+        self.counters.add_requests(1, sent, 0);
         if !wanted && port.wants_input() {
             self.ask_for_input();
         }

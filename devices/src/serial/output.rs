@@ -52,23 +52,35 @@ impl Output {
     /// Appends one byte; a byte for which there is no room is counted and lost, as on a UART whose
     /// driver does not look whether the transmitter is ready.
     pub(super) fn push(&self, byte: u8) {
+        self.append(&[byte]);
+    }
+
+    /// Appends bytes; those for which there is no room are counted and lost. Returns how many.
+    pub(crate) fn append(&self, bytes: &[u8]) -> usize {
         let mut state = self.state();
-        if state.tail.len() == TAIL_MAX {
-            state.tail.pop_front();
-        }
-        state.tail.push_back(byte);
-        if state.first_byte.is_none() {
+        // Of what is longer than the end that is kept, only its own end is.
+        let end = bytes.get(bytes.len().saturating_sub(TAIL_MAX)..).unwrap_or_default();
+        let surplus = (state.tail.len() + end.len()).saturating_sub(TAIL_MAX);
+        state.tail.drain(..surplus);
+        state.tail.extend(end);
+        if state.first_byte.is_none() && !bytes.is_empty() {
             state.first_byte = Some(Instant::now());
         }
-        if state.pending.len() >= PENDING_MAX {
-            state.dropped += 1;
-            return;
-        }
-        state.pending.push_back(byte);
-        if state.pending.len() == 1 {
+        let room = PENDING_MAX.saturating_sub(state.pending.len());
+        let (kept, lost) = bytes.split_at(room.min(bytes.len()));
+        state.dropped += lost.len() as u64;
+        let was_empty = state.pending.is_empty();
+        state.pending.extend(kept);
+        if was_empty && !kept.is_empty() {
             // EAGAIN means that the worker has been woken already.
             let _ = self.wake.write(1);
         }
+        lost.len()
+    }
+
+    /// Counts bytes that are lost without having come here.
+    pub(crate) fn lose(&self, bytes: u64) {
+        self.state().dropped += bytes;
     }
 
     /// Whether the transmitter can take another byte.
@@ -77,7 +89,7 @@ impl Output {
     }
 
     /// Copies up to `buffer.len()` waiting bytes without removing them.
-    pub(super) fn peek(&self, buffer: &mut [u8]) -> usize {
+    pub(crate) fn peek(&self, buffer: &mut [u8]) -> usize {
         let state = self.state();
         let len = buffer.len().min(state.pending.len());
         for (to, from) in buffer.iter_mut().zip(&state.pending) {
@@ -132,6 +144,20 @@ mod tests {
         assert_eq!(output.dropped(), 1);
         assert!(output.consume(10));
         assert!(output.has_room());
+    }
+
+    #[test]
+    fn of_many_bytes_at_once_those_without_room_are_lost_and_the_end_is_kept() {
+        let output = Output::new().unwrap();
+        let mut bytes = vec![b'x'; PENDING_MAX + 5];
+        bytes.extend(b"\nlast");
+        assert_eq!(output.append(&bytes), 10);
+        assert_eq!(output.dropped(), 10);
+        assert_eq!(output.wake().read().unwrap(), 1);
+        assert_eq!(output.last_lines(1), "last");
+        assert_eq!(output.state().tail.len(), TAIL_MAX);
+        output.consume(PENDING_MAX);
+        assert_eq!((output.append(b"y"), output.wake().read().unwrap()), (0, 1));
     }
 
     #[test]

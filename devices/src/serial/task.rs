@@ -14,16 +14,16 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
 use super::streams::{ConsoleStreams, EscapeHandler, Sink};
-use super::{EscapeFilter, Uart};
+use super::{EscapeFilter, Line};
 
 /// How much is read or written at once.
 const CHUNK: usize = 512;
 /// How much of typed input may wait for the guest's FIFO.
 const TYPED_MAX: usize = 4096;
 
-/// Carries bytes between a [`Uart`] and the host.
+/// Carries bytes between a [`Line`] and the host.
 pub struct ConsoleTask {
-    uart: Arc<Uart>,
+    line: Arc<dyn Line>,
     input: Option<Input>,
     output: Option<Sink>,
     /// Whether `output` is watched for room.
@@ -53,11 +53,11 @@ enum Progress {
 }
 
 impl ConsoleTask {
-    /// Connects `uart` to `streams`.
-    pub fn new(uart: Arc<Uart>, streams: ConsoleStreams) -> Self {
+    /// Connects `line` to `streams`.
+    pub fn new(line: Arc<dyn Line>, streams: ConsoleStreams) -> Self {
         let input = streams.input.map(|file| Input { file, watched: false, has_events: true });
         Self {
-            uart,
+            line,
             input,
             output: streams.output.map(Sink::new),
             watching_output: false,
@@ -70,7 +70,7 @@ impl ConsoleTask {
     /// after `limit`.
     pub fn finish(mut self, patience: Duration, limit: Duration) {
         let end = Instant::now() + limit;
-        let lost = self.uart.output().dropped();
+        let lost = self.line.output().dropped();
         if lost > 0 && self.output.is_some() {
             log::warn!("console: {lost} bytes were lost because nobody read what came before");
         }
@@ -95,7 +95,7 @@ impl ConsoleTask {
 
     fn write_some(&mut self) -> Progress {
         let mut chunk = [0; CHUNK];
-        let len = self.uart.output().peek(&mut chunk);
+        let len = self.line.output().peek(&mut chunk);
         let Some(bytes) = chunk.get(..len).filter(|b| !b.is_empty()) else {
             return Progress::Empty;
         };
@@ -105,8 +105,8 @@ impl ConsoleTask {
         };
         match written {
             Ok(written) => {
-                if self.uart.output().consume(written) {
-                    self.uart.transmitter_ready();
+                if self.line.output().consume(written) {
+                    self.line.output_has_room();
                 }
                 Progress::Wrote
             }
@@ -149,12 +149,12 @@ impl ConsoleTask {
     /// Gives the guest what was typed, and reads on as far as there is room.
     fn deliver(&mut self, ops: &mut EventOps) {
         loop {
-            let taken = self.uart.receive(&self.typed);
+            let taken = self.line.receive(&self.typed);
             self.typed.drain(..taken.min(self.typed.len()));
             self.watch_input(ops);
             let read_now = self.input.as_ref().is_some_and(|i| !i.has_events)
                 && self.typed.is_empty()
-                && self.uart.room() > 0;
+                && self.line.room() > 0;
             if !read_now || !self.read_some(ops) {
                 return;
             }
@@ -212,7 +212,7 @@ impl ConsoleTask {
 
 impl MutEventSubscriber for ConsoleTask {
     fn init(&mut self, ops: &mut EventOps) {
-        for fd in [self.uart.output().wake(), &self.uart.fifo_empty] {
+        for fd in [self.line.output().wake(), self.line.wants_input()] {
             if let Err(e) = ops.add(Events::new(fd, EventSet::IN)) {
                 log::error!("console: cannot be watched: {e}");
             }
@@ -223,12 +223,12 @@ impl MutEventSubscriber for ConsoleTask {
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         let fd = events.fd();
-        if fd == self.uart.output().wake().as_raw_fd() {
+        if fd == self.line.output().wake().as_raw_fd() {
             // Reading resets it; EAGAIN cannot hurt.
-            let _ = self.uart.output().wake().read();
+            let _ = self.line.output().wake().read();
             self.drain(ops);
-        } else if fd == self.uart.fifo_empty.as_raw_fd() {
-            let _ = self.uart.fifo_empty.read();
+        } else if fd == self.line.wants_input().as_raw_fd() {
+            let _ = self.line.wants_input().read();
             self.deliver(ops);
         } else if self.input.as_ref().is_some_and(|i| i.file.as_raw_fd() == fd) {
             if self.read_some(ops) {

@@ -7,15 +7,23 @@
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::balloon::ram::Plain;
+use super::balloon::{Balloon, BalloonDevice};
 use super::blk::{Blk, BlkOptions};
+use super::console::endpoint::Endpoint;
+use super::console::ports::Ports;
+use super::console::tty::{Tty, TtyDevice};
 use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
-use super::net::{Card, Net, Plain, Stream};
+use super::mmio::MmioTransport;
+use super::net::{Card, Net, Plain as PlainWire, Stream};
+use super::pmem::{ALIGNMENT, Pmem, PmemFile};
 use super::queue::{Answer, Queue, QueueState, Round};
 use super::rng::Rng;
 use super::testing::{
@@ -24,6 +32,7 @@ use super::testing::{
 use super::vsock::Vsock;
 use crate::block::{Disk, DiskOptions};
 use crate::bus::BusDevice;
+use crate::serial::{Line, Uart};
 use crate::worker::Worker;
 
 const SIZE: u16 = 16;
@@ -36,8 +45,9 @@ struct Subject {
     wire: Wire,
     _worker: Worker,
     _image: Option<tempfile::NamedTempFile>,
-    /// With the socket in it.
-    dir: Option<tempfile::TempDir>,
+    _dir: Option<tempfile::TempDir>,
+    /// Where a host's process connects to the device.
+    door: Option<PathBuf>,
 }
 
 enum Wire {
@@ -53,22 +63,35 @@ enum Kind {
     Net,
     NetStream,
     Vsock,
+    Tty,
+    Ports,
+    Balloon,
+    Pmem,
+}
+
+impl Kind {
+    /// What a driver of it accepts beside what is every device's.
+    fn features(self) -> u64 {
+        match self {
+            Kind::Rng | Kind::Blk | Kind::Pmem | Kind::Vsock => 0,
+            Kind::Net | Kind::NetStream => 1 << 15,
+            Kind::Tty => 1,
+            Kind::Ports => 2,
+            Kind::Balloon => 0x36,
+        }
+    }
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    prop_oneof![
-        Just(Kind::Rng),
-        Just(Kind::Blk),
-        Just(Kind::Net),
-        Just(Kind::NetStream),
-        Just(Kind::Vsock)
-    ]
+    use Kind::*;
+    prop::sample::select(vec![Rng, Blk, Net, NetStream, Vsock, Tty, Ports, Balloon, Pmem])
 }
 
 impl Subject {
     fn new(kind: Kind) -> Subject {
         let worker = Worker::spawn("subject").unwrap();
-        let (mut image, mut wire, mut dir) = (None, Wire::None, None);
+        let memory = guarded_memory(&[MEMORY]);
+        let (mut image, mut wire, mut dir, mut door) = (None, Wire::None, None, None);
         let device: Box<dyn VirtioDevice> = match kind {
             Kind::Rng => Box::new(Rng::new(worker.handle())),
             Kind::Blk => {
@@ -83,7 +106,7 @@ impl Subject {
                 ours.set_nonblocking(true).unwrap();
                 theirs.set_nonblocking(true).unwrap();
                 wire = Wire::Datagrams(theirs);
-                let backend = Box::new(Plain(OwnedFd::from(ours)));
+                let backend = Box::new(PlainWire(OwnedFd::from(ours)));
                 Box::new(Net::new("net", backend, Card::default(), worker.handle()))
             }
             Kind::NetStream => {
@@ -95,12 +118,39 @@ impl Subject {
                 Box::new(Net::new("net", backend, Card::default(), worker.handle()))
             }
             Kind::Vsock => {
-                let dir = dir.insert(tempfile::tempdir().unwrap());
-                let socket = dir.path().join("v.sock");
-                Box::new(Vsock::new(3, &socket, worker.handle()).unwrap())
+                let place = dir.insert(tempfile::tempdir().unwrap());
+                let socket = door.insert(place.path().join("v.sock"));
+                Box::new(Vsock::new(3, socket, worker.handle()).unwrap())
+            }
+            Kind::Tty => {
+                let tty = Tty::beside(Uart::new().unwrap()).unwrap();
+                tty.receive(&[b'x'; 500]);
+                Box::new(TtyDevice::new(tty, worker.handle()))
+            }
+            Kind::Ports => {
+                let place = tempfile::tempdir().unwrap();
+                let socket = Endpoint::socket(&place.path().join("s")).unwrap();
+                let file = Endpoint::file(&place.path().join("f")).unwrap();
+                dir = Some(place);
+                let ports = vec![("s".to_owned(), socket), ("f".to_owned(), file)];
+                Box::new(Ports::new(ports, worker.handle()))
+            }
+            Kind::Balloon => {
+                let plain = Plain::new(memory.clone(), Vec::new());
+                let balloon = Balloon::new(1 << 20).unwrap();
+                Box::new(BalloonDevice::new(balloon, plain, worker.handle()))
+            }
+            Kind::Pmem => {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                file.as_file().set_len(ALIGNMENT).unwrap();
+                let open = PmemFile::open(file.path(), true).unwrap();
+                image = Some(file);
+                Box::new(Pmem::new(open.into(), 1 << 32, worker.handle()))
             }
         };
-        Subject { driver: Driver::idle(device), kind, wire, _worker: worker, _image: image, dir }
+        let transport = MmioTransport::new("subject", device, memory.clone()).unwrap();
+        let driver = Driver { transport, memory, rings: Vec::new() };
+        Subject { driver, kind, wire, _worker: worker, _image: image, _dir: dir, door }
     }
 
     /// Frames come and go on the far side.
@@ -119,8 +169,8 @@ impl Subject {
                 let _ = wire.read(&mut [0; 1000]);
             }
         }
-        if let Some(dir) = &self.dir {
-            let mut peer = UnixStream::connect(dir.path().join("v.sock")).unwrap();
+        if let Some(door) = &self.door {
+            let mut peer = UnixStream::connect(door).unwrap();
             // It may have been told already that the guest is not ready.
             let _ = peer.write_all(b"CONNECT 5\nhello");
         }
@@ -134,7 +184,7 @@ impl Subject {
         if let Wire::Datagrams(wire) = &self.wire {
             while wire.recv(&mut [0; 1]).is_ok() {}
         }
-        driver.bring_up(INDIRECT_DESC, SIZE);
+        driver.bring_up(INDIRECT_DESC | self.kind.features(), SIZE);
         match self.kind {
             Kind::Rng => {
                 driver.send(0, &[Piece::In(DATA, 64)]);
@@ -147,7 +197,7 @@ impl Subject {
                 assert_eq!(driver.wait_used(0, 1), [(0, 513)]);
                 assert_eq!(driver.read(DATA + 0x800, 1), [0]);
             }
-            Kind::Net | Kind::NetStream => {
+            Kind::Net | Kind::NetStream | Kind::Tty | Kind::Ports | Kind::Balloon => {
                 if let Wire::Stream(wire) = &self.wire {
                     let mut wire = wire;
                     while wire.read(&mut [0; 65536]).is_ok() {}
@@ -173,6 +223,11 @@ impl Subject {
                         (got[16], got[20], got[30]) == (8, 7, 3)
                     })
                 });
+            }
+            Kind::Pmem => {
+                driver.write(DATA, &[0; 4]);
+                driver.send(0, &[Piece::Out(DATA, 4), Piece::In(DATA + 8, 4)]);
+                assert_eq!(driver.wait_used(0, 1), [(0, 4)]);
             }
         }
         assert_eq!(driver.status() & 0x40, 0);
@@ -363,15 +418,13 @@ proptest! {
         event_idx in any::<bool>(),
     ) {
         let mut subject = Subject::new(kind);
-        let mergeable = if matches!(kind, Kind::Net | Kind::NetStream) { 1 << 15 } else { 0 };
-        let features = INDIRECT_DESC | mergeable | if event_idx { EVENT_IDX } else { 0 };
+        let features = INDIRECT_DESC | kind.features() | if event_idx { EVENT_IDX } else { 0 };
         subject.driver.bring_up(features, SIZE);
-        for (ring, hostile) in subject.driver.rings.iter_mut().zip(&rings) {
+        for (ring, hostile) in subject.driver.rings.iter_mut().zip(rings.iter().cycle()) {
             hostile.put(ring);
         }
         for _ in 0..3 {
-            subject.driver.ring(0);
-            subject.driver.ring(1);
+            (0..subject.driver.rings.len() as u32).for_each(|queue| subject.driver.ring(queue));
             subject.stir();
             std::thread::sleep(Duration::from_micros(300));
         }

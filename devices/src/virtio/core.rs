@@ -41,6 +41,7 @@ pub enum Area {
 
 /// All that a snapshot keeps of a device's transport; plain data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CoreState {
     /// The virtio device type, to notice a state of another device.
     pub device_type: u32,
@@ -60,6 +61,9 @@ pub struct CoreState {
     pub queue_sel: u32,
     /// Every queue of the device, enabled or not.
     pub queues: Vec<QueueState>,
+    /// What the device keeps beyond its queues.
+    #[serde(default)]
+    pub device: serde_json::Value,
 }
 
 /// A saved state that does not belong to this device.
@@ -92,6 +96,14 @@ pub enum RestoreError {
         own: usize,
         /// The state's.
         saved: usize,
+    },
+    /// The device's own part does not fit.
+    #[error("{name}: the saved state is of another device: {why}")]
+    Device {
+        /// This device.
+        name: String,
+        /// What does not fit.
+        why: String,
     },
 }
 
@@ -314,15 +326,18 @@ impl Core {
             driver_features_sel: self.driver_features_sel,
             queue_sel: self.queue_sel,
             queues: self.queues.clone(),
+            device: self.device.save(),
         }
     }
 
     /// Takes over a saved state and is paused then; [`Core::resume`] goes on.
     ///
     /// # Errors
-    /// When the state is of a device that differs from this one; nothing has changed then.
+    /// When the state is of a device that differs from this one; then nothing has changed, but that
+    /// the device may be paused.
     pub fn restore(&mut self, state: &CoreState) -> Result<(), RestoreError> {
-        let name = || self.interrupt.name().to_string();
+        let line = self.interrupt.clone();
+        let name = || line.name().to_string();
         if state.device_type != self.device_type() {
             let (own, saved) = (self.device_type(), state.device_type);
             return Err(RestoreError::Type { name: name(), own, saved });
@@ -336,7 +351,9 @@ impl Core {
             return Err(RestoreError::Queues { name: name(), own, saved });
         }
         self.pause();
-        self.device.restored();
+        self.device
+            .restore(&state.device)
+            .map_err(|why| RestoreError::Device { name: name(), why })?;
         self.driver_features = state.driver_features;
         self.device_features_sel = state.device_features_sel;
         self.driver_features_sel = state.driver_features_sel;
@@ -398,7 +415,8 @@ impl Core {
             }
             state.validate(&self.memory, *max).map_err(|e| format!("queue {index}: {e}"))?;
             let doorbell = doorbell.try_clone().map_err(|e| format!("queue {index}: {e}"))?;
-            queues.push(Some(Queue::new(state.clone(), doorbell)));
+            let counters = self.interrupt.counters().clone();
+            queues.push(Some(Queue::new(state.clone(), doorbell).counted_by(counters)));
         }
         Ok(Activation {
             features: self.driver_features,

@@ -6,6 +6,7 @@
 
 use std::io;
 
+use serde_json::Value;
 use vm_memory::GuestMemoryMmap;
 
 use super::interrupt::Interrupt;
@@ -45,13 +46,25 @@ pub trait VirtioDevice: Send {
     /// gives back an empty vector.
     fn stop(&mut self) -> Vec<QueueState>;
 
-    /// The driver has reset the device, which is stopped: whatever was between the two is forgotten.
-    /// For devices that keep something beside their queues over a stop.
-    fn reset(&mut self) {}
+    /// What a snapshot keeps of the device beyond its queues, as plain data: nothing of descriptors
+    /// and threads. Called while the device is stopped; devices without such state keep this.
+    fn save(&self) -> Value {
+        Value::Null
+    }
 
-    /// The state of another device like this one has been restored: the driver that is started next
-    /// goes on with what it has from there. For devices that keep something beside their queues.
-    fn restored(&mut self) {}
+    /// Takes over what [`VirtioDevice::save`] of a device made alike gave: the driver that is started
+    /// next goes on with what it has from there. Called while the device is stopped, also for devices
+    /// that give nothing.
+    ///
+    /// # Errors
+    /// In words, what of the state does not belong to this device; then nothing has changed.
+    fn restore(&mut self, state: &Value) -> Result<(), String> {
+        stateless(state)
+    }
+
+    /// The driver has reset the device, which is stopped: whatever was between the two is forgotten,
+    /// as after power-on. For devices that keep something beside their queues over a stop.
+    fn reset(&mut self) {}
 
     /// Whether the host still works on requests that were taken before the last stop, so that it
     /// may touch guest memory. Only then does a start without these requests fail.
@@ -92,6 +105,14 @@ pub enum StartError {
     /// The worker has ended.
     #[error(transparent)]
     Worker(#[from] crate::worker::WorkerError),
+}
+
+/// Accepts the state of a device that gives none.
+///
+/// # Errors
+/// When it is some.
+pub(super) fn stateless(state: &Value) -> Result<(), String> {
+    if state.is_null() { Ok(()) } else { Err("it has a state, and this device none".to_owned()) }
 }
 
 /// Answers a read at `offset` from a config space that is kept as bytes; zeroes past its end.

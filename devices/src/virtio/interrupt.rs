@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::complaints::Complaints;
+use crate::counters::Counters;
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
@@ -25,6 +26,7 @@ struct Shared {
     config_generation: AtomicU32,
     event: EventFd,
     complaints: Complaints,
+    counters: Arc<Counters>,
 }
 
 /// A device's interrupt line and status words. A clone is another handle to the same line.
@@ -48,6 +50,7 @@ impl Interrupt {
                 config_generation: AtomicU32::new(0),
                 event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
                 complaints: Complaints::default(),
+                counters: Arc::default(),
             }),
         })
     }
@@ -55,6 +58,11 @@ impl Interrupt {
     /// The name the user knows the device by.
     pub fn name(&self) -> &Arc<str> {
         &self.shared.name
+    }
+
+    /// What the device has done so far.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.shared.counters
     }
 
     /// The descriptor that is written once for each interrupt (one edge each).
@@ -83,6 +91,7 @@ impl Interrupt {
         if before & VIRTIO_CONFIG_S_NEEDS_RESET != 0 {
             return;
         }
+        self.shared.counters.add_error();
         if let Some(silent) = self.shared.complaints.admit() {
             let name = &self.shared.name;
             log::warn!(
@@ -150,6 +159,7 @@ impl Interrupt {
     }
 
     fn raise(&self, cause: u32) {
+        self.shared.counters.add_interrupt();
         self.shared.interrupt_status.fetch_or(cause, Ordering::AcqRel);
         // Fails only when 2^64 - 2 edges are pending: then the line is raised already.
         let _ = self.shared.event.write(1);

@@ -14,7 +14,7 @@
 //! guest does while it runs — ring, read and acknowledge interrupts — takes no lock.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::bindings::virtio_mmio as reg;
 use vm_memory::GuestMemoryMmap;
@@ -24,6 +24,7 @@ use super::core::{Area, Core, CoreState, RestoreError};
 use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
 use crate::bus::BusDevice;
+use crate::counters::Counters;
 
 /// Bytes of address space a transport takes.
 pub const MMIO_WINDOW: u64 = 0x1000;
@@ -72,6 +73,11 @@ impl MmioTransport {
     /// The device type (virtio 1.3 §5).
     pub fn device_type(&self) -> u32 {
         self.device_type
+    }
+
+    /// What the device has done so far.
+    pub fn counters(&self) -> &Arc<Counters> {
+        self.interrupt.counters()
     }
 
     /// Written once for each (edge-triggered) interrupt.

@@ -4,12 +4,15 @@
 
 #[cfg(test)]
 mod adversary;
+pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod core;
 pub mod device;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]

@@ -117,3 +117,20 @@ fn mistyped_values_are_refused_with_the_way_out() {
         assert!(error.contains(hint), "{args:?}: {error}");
     }
 }
+
+#[test]
+fn a_port_has_a_name_and_a_host_side_and_mistakes_are_named() {
+    let port = parse_port("name=agent,socket=/run/a.sock").unwrap();
+    assert_eq!(port.name, "agent");
+    assert_eq!((port.socket, port.file), (Some("/run/a.sock".into()), None));
+    assert_eq!(parse_port("log,file=x").unwrap().file, Some("x".into()));
+    assert!(parse_port("socket=x").unwrap_err().contains("name=NAME"));
+    assert!(parse_port("name=a,sokcet=x").unwrap_err().contains("did you mean `socket`"));
+    assert_eq!(parse_balloon("256M").unwrap().size, husk::config::Size::mib(256));
+    assert!(parse_balloon("much").unwrap_err().contains("512M"));
+    let pmem = parse_pmem("root.img,ro").unwrap();
+    assert_eq!((pmem.path, pmem.readonly), ("root.img".into(), true));
+    assert!(parse_pmem("ro").unwrap_err().contains("path=FILE"));
+    assert!(parse_console_device("tty").is_err());
+    assert_eq!(parse_console_device("virtio"), Ok(ConsoleDevice::Virtio));
+}

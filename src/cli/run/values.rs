@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use husk::config::{
-    BootProtocol, ConsoleConfig, DiskConfig, MemoryConfig, OnReboot, Size, VsockConfig,
+    BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, OnReboot,
+    PmemConfig, PortConfig, Size, VsockConfig,
 };
 use serde::de::{DeserializeOwned, IntoDeserializer};
 
@@ -73,6 +74,43 @@ pub fn parse_console(text: &str) -> Result<ConsoleConfig, String> {
         ("file", path) if !path.is_empty() => Ok(ConsoleConfig::File(path.into())),
         _ => Err("it is one of stdio, none, file=PATH, pty".to_owned()),
     }
+}
+
+/// `--console-device`.
+pub fn parse_console_device(text: &str) -> Result<ConsoleDevice, String> {
+    match text {
+        "serial" => Ok(ConsoleDevice::Serial),
+        "virtio" => Ok(ConsoleDevice::Virtio),
+        _ => Err("it is serial or virtio".to_owned()),
+    }
+}
+
+/// `--balloon`.
+pub fn parse_balloon(text: &str) -> Result<BalloonConfig, String> {
+    let mut kv = KeyValues::parse("--balloon", &["size"], text)?;
+    let size = kv.value("size")?.ok_or("how much? --balloon 256M, or --balloon 0")?;
+    let size = size.parse().map_err(|e: husk::config::SizeError| e.to_string())?;
+    Ok(BalloonConfig { size })
+}
+
+/// `--pmem`.
+pub fn parse_pmem(text: &str) -> Result<PmemConfig, String> {
+    let mut kv = KeyValues::parse("--pmem", &["path", "ro", "id"], text)?;
+    Ok(PmemConfig {
+        path: kv.value("path")?.ok_or("which file? --pmem path=FILE")?.into(),
+        readonly: kv.switch("ro")?,
+        id: kv.value("id")?.unwrap_or_default(),
+    })
+}
+
+/// `--port`.
+pub fn parse_port(text: &str) -> Result<PortConfig, String> {
+    let mut kv = KeyValues::parse("--port", &["name", "socket", "file"], text)?;
+    Ok(PortConfig {
+        name: kv.value("name")?.ok_or("what is it called? --port name=NAME,socket=PATH")?,
+        socket: kv.value("socket")?.map(Into::into),
+        file: kv.value("file")?.map(Into::into),
+    })
 }
 
 /// `--on-reboot`.

@@ -28,8 +28,17 @@ const MODULES: &[&str] = &[
 
 /// What makes it a better guest, where the kernel has it. crc32c: ext4 asks for it by name, which
 /// modules.dep does not know. button and evdev: the power button.
-const IF_PRESENT: &[&str] =
-    &["crc32c_generic", "pvpanic-mmio", "button", "evdev", "virtio_pci", "virtio_console"];
+const IF_PRESENT: &[&str] = &[
+    "crc32c_generic",
+    "pvpanic-mmio",
+    "button",
+    "evdev",
+    "virtio_pci",
+    "virtio_console",
+    "virtio_balloon",
+    "virtio_pmem",
+    "nd_pmem",
+];
 
 /// busybox's acpid runs this at the press of the power button.
 const POWER_BUTTON: &str = "etc/acpi/PWRF/00000080";

@@ -22,6 +22,7 @@ use super::limit::Throttle;
 use super::request::{self, HEADER_LEN, ID_LEN, Limits, RANGE_LEN, Request};
 use crate::block::{Disk, Engine, Job, Keep, Operation};
 use crate::complaints::Complaints;
+use crate::counters::Counters;
 use crate::iovec::Segment;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, Queue};
@@ -263,9 +264,10 @@ impl Server {
         disk: Disk,
         limits: Limits,
         write_through: bool,
-        name: Arc<str>,
+        interrupt: &Interrupt,
     ) -> Server {
-        let complaints = Complaint { name, limit: Complaints::default() };
+        let (name, counters) = (interrupt.name().clone(), interrupt.counters().clone());
+        let complaints = Complaint { name, counters, limit: Complaints::default() };
         Server { id, disk, limits, write_through, complaints }
     }
 
@@ -363,11 +365,13 @@ impl Server {
 /// Tells of the host's errors.
 struct Complaint {
     name: Arc<str>,
+    counters: Arc<Counters>,
     limit: Complaints,
 }
 
 impl Complaint {
     fn hear(&self, operation: Operation, error: &io::Error) -> u8 {
+        self.counters.add_error();
         if let Some(silent) = self.limit.admit() {
             let what = match operation {
                 Operation::Read => "read",

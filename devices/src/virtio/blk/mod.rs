@@ -172,8 +172,8 @@ impl Blk {
                 block: block_size(&self.disk),
                 read_only: self.disk.read_only(),
             };
-            let name = interrupt.name().clone();
-            let server = Server::new(self.id, self.disk.clone(), limits, write_through, name);
+            let disk = self.disk.clone();
+            let server = Server::new(self.id, disk, limits, write_through, &interrupt);
             let throttle = self.limiter.clone().map(Throttle::new).transpose();
             let throttle = throttle.map_err(|source| StartError::Host { what: "timer", source })?;
             let serve = Serve {

@@ -259,6 +259,8 @@ fn a_saved_state_goes_on_in_another_device() {
     process(&seen, 0);
     driver.transport.pause();
     let state = driver.transport.save();
+    let text = serde_json::to_string(&state).unwrap();
+    let state: CoreState = serde_json::from_str(&text).unwrap();
 
     let device = Probe { features: 0b101, ..Probe::default() };
     let other_seen = device.seen.clone();
@@ -278,8 +280,10 @@ fn a_saved_state_goes_on_in_another_device() {
     );
     let alien = CoreState { device_type: 1, ..state.clone() };
     assert!(matches!(other.restore(&alien), Err(RestoreError::Type { .. })));
-    let short = CoreState { queues: Vec::new(), ..state };
+    let short = CoreState { queues: Vec::new(), ..state.clone() };
     assert!(matches!(other.restore(&short), Err(RestoreError::Queues { .. })));
+    let richer = CoreState { device: serde_json::json!({ "a": 1 }), ..state };
+    assert!(matches!(other.restore(&richer), Err(RestoreError::Device { .. })));
 }
 
 #[test]
@@ -333,4 +337,39 @@ fn the_config_space_takes_any_width_and_the_registers_only_32_bits() {
         driver.transport.write(0x70, &vec![1; width]);
         assert_eq!(driver.status(), 0);
     }
+}
+
+#[test]
+fn requests_bytes_doorbells_and_interrupts_are_counted_and_its_own_rings_are_not() {
+    let (mut driver, seen) = probe();
+    driver.bring_up(0, 8);
+    let counters = driver.transport.counters().clone();
+    {
+        let mut seen = seen.lock().unwrap();
+        let active = seen.active.as_mut().unwrap();
+        active.queues[0].as_ref().unwrap().ring();
+    }
+    driver.send(0, &[Piece::Out(DATA, 100), Piece::In(DATA + 100, 10)]);
+    driver.send(0, &[Piece::Out(DATA, 20), Piece::In(DATA + 100, 10)]);
+    driver.ring(0);
+    {
+        let mut seen = seen.lock().unwrap();
+        let Activation { queues, memory, interrupt, .. } = seen.active.as_mut().unwrap();
+        let queue = queues[0].as_mut().unwrap();
+        queue.quiet();
+        let mut heads = Vec::new();
+        queue.process(memory, interrupt, |chain| {
+            heads.push(chain.head());
+            if heads.len() == 1 { Answer::Done(3) } else { Answer::Deferred }
+        });
+        queue.complete(memory, interrupt, [(heads[1], 4)]);
+        queue.quiet();
+    }
+    let counts = counters.counts();
+    assert_eq!((counts.requests, counts.doorbells, counts.interrupts), (2, 3, 2));
+    assert_eq!((counts.bytes_from_guest, counts.bytes_to_guest), (120, 7));
+    assert_eq!(counts.errors, 0);
+    driver.rings[0].set_avail_idx(1000);
+    process(&seen, 0);
+    assert_eq!(counters.counts().errors, 1);
 }

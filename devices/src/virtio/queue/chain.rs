@@ -182,6 +182,11 @@ impl<'a> Chain<'a> {
         unsafe { copy_into(self.writable, offset, data) }
     }
 
+    /// Where the pieces of the writable part are mapped, and their lengths in bytes.
+    pub fn writable_pieces(&self) -> impl Iterator<Item = (*const u8, usize)> {
+        self.writable.iter().map(|piece| (piece.base(), piece.len()))
+    }
+
     /// The readable bytes `offset..offset + len`, for a system call that reads them.
     ///
     /// # Errors

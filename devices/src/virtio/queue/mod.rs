@@ -12,7 +12,8 @@ mod ring;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_ring::{
@@ -26,6 +27,7 @@ pub use chain::{Chain, MAX_SEGMENTS, OutOfChain};
 pub use lookahead::Lookahead;
 
 use super::interrupt::Interrupt;
+use crate::counters::Counters;
 use crate::iovec::Segment;
 use lookahead::Ahead;
 use ring::Rings;
@@ -205,6 +207,11 @@ pub struct Queue {
     segments: Vec<Segment>,
     scratch: IovecBuffer,
     ahead: Vec<Ahead>,
+    counters: Arc<Counters>,
+    /// How often the queue rang for itself since its doorbell was last read.
+    own_rings: AtomicU64,
+    /// Bytes of chains that are not in the counters yet: from the guest, to the guest.
+    moved: (u64, u64),
 }
 
 impl Queue {
@@ -223,7 +230,16 @@ impl Queue {
             segments: Vec::new(),
             scratch: IovecBuffer::default(),
             ahead: Vec::new(),
+            counters: Arc::default(),
+            own_rings: AtomicU64::new(0),
+            moved: (0, 0),
         }
+    }
+
+    /// Counts in `counters` what it does from now on.
+    pub fn counted_by(mut self, counters: Arc<Counters>) -> Queue {
+        self.counters = counters;
+        self
     }
 
     /// Ends a round after `chains` chains (at first: as many as the queue has entries).
@@ -244,13 +260,19 @@ impl Queue {
     /// Rings the queue's own doorbell, to be called again.
     pub fn ring(&self) {
         // Fails only when it rings already.
-        let _ = self.doorbell.write(1);
+        if self.doorbell.write(1).is_ok() {
+            self.own_rings.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Takes notice of the doorbell: to be called before a round, never after.
     pub fn quiet(&self) {
+        // Before the doorbell is read: what rings for itself between the two counts next time.
+        let own = self.own_rings.swap(0, Ordering::Relaxed);
         // Fails when nobody rang.
-        let _ = self.doorbell.read();
+        if let Ok(rung) = self.doorbell.read() {
+            self.counters.add_doorbells(rung.saturating_sub(own));
+        }
     }
 
     /// Entries.
@@ -398,6 +420,7 @@ impl Queue {
                         None => {
                             self.state.next_avail = self.state.next_avail.wrapping_add(1);
                             pending -= 1;
+                            self.moved.0 += extent.readable_len as u64;
                         }
                     },
                     Answer::Stop => break 'round Round::Stopped,
@@ -437,6 +460,7 @@ impl Queue {
 
     fn put_used(&mut self, rings: &Rings<'_>, head: u16, len: u32) -> Result<(), Malformed> {
         rings.put_used(self.state.next_used, head, len)?;
+        self.moved.1 += u64::from(len);
         self.state.next_used = self.state.next_used.wrapping_add(1);
         self.unsignalled = self.unsignalled.saturating_add(1);
         Ok(())
@@ -468,6 +492,8 @@ impl Queue {
         if new == 0 {
             return Ok(());
         }
+        let (from_guest, to_guest) = std::mem::take(&mut self.moved);
+        self.counters.add_requests(new.into(), from_guest, to_guest);
         // We move the used index and then read the driver's wish; it writes the wish and then
         // reads the index.
         fence(Ordering::SeqCst);

@@ -30,9 +30,10 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::Value;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
+use super::device::{Activation, StartError, VirtioDevice, read_config_bytes, stateless};
 use super::queue::QueueState;
 use crate::worker::{Task, WorkerError, WorkerHandle};
 use ends::Ends;
@@ -160,9 +161,11 @@ impl VirtioDevice for Vsock {
         let _ = self.change(|serve| serve.ends.forget_guest(None));
     }
 
-    fn restored(&mut self) {
+    fn restore(&mut self, state: &Value) -> Result<(), String> {
+        stateless(state)?;
         self.reset();
         self.restored = true;
+        Ok(())
     }
 }
 

@@ -1,0 +1,100 @@
+//! Virtio devices of which others than the guest want something while it runs: the console, the balloon,
+//! files as memory; and the byte ports, which are opened after everything else, for their files are
+//! emptied.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use husk_devices::serial::Uart;
+use husk_devices::virtio::balloon::ram::Plain;
+use husk_devices::virtio::balloon::{Balloon, BalloonDevice};
+use husk_devices::virtio::console::endpoint::Endpoint;
+use husk_devices::virtio::console::ports::Ports;
+use husk_devices::virtio::console::tty::{Tty, TtyDevice};
+use husk_devices::virtio::pmem::Pmem;
+use husk_devices::worker::{OnBroken, Worker};
+use vm_memory::{GuestMemoryMmap, GuestMemoryRegion};
+
+use super::devices::{Named, watched};
+use super::error::{VmError, host};
+use super::pmem::{self, PmemRegion};
+use crate::config::{ConsoleDevice, PortConfig, VmConfig};
+
+/// The host's side of these devices.
+pub(super) struct Handles {
+    /// The console, where it is not the UART.
+    pub tty: Option<Arc<Tty>>,
+    pub balloon: Option<Arc<Balloon>>,
+    /// Files in the guest's address space.
+    pub pmem: Vec<PmemRegion>,
+}
+
+/// What these devices are put into.
+pub(super) struct Place<'a> {
+    /// The guest's RAM, without files.
+    pub ram: &'a GuestMemoryMmap,
+    /// Guest addresses in it at which a file is mapped all the same.
+    pub not_ram: Vec<Range<u64>>,
+    pub uart: &'a Arc<Uart>,
+    /// The VM's worker.
+    pub worker: &'a Worker,
+    /// Hears of a worker that breaks.
+    pub on_broken: &'a OnBroken,
+}
+
+impl Handles {
+    /// Opens them and adds them to `devices`, and the workers of those that block to `workers`.
+    ///
+    /// # Errors
+    /// What cannot be opened, by its name in the configuration.
+    pub fn open(
+        config: &VmConfig,
+        place: Place<'_>,
+        devices: &mut Vec<Named>,
+        workers: &mut Vec<Worker>,
+    ) -> Result<Self, VmError> {
+        let Place { ram, not_ram, uart, worker, on_broken } = place;
+        let mut handles = Self { tty: None, balloon: None, pmem: pmem::open(&config.pmem, ram)? };
+        if config.console_device == ConsoleDevice::Virtio {
+            let tty = Tty::beside(uart.clone()).map_err(host("console"))?;
+            let device = TtyDevice::new(tty.clone(), worker.handle());
+            devices.push(("tty".to_owned(), Box::new(device)));
+            handles.tty = Some(tty);
+        }
+        if let Some(config) = &config.balloon {
+            let balloon = Balloon::new(config.size.0).map_err(host("balloon"))?;
+            // Giving memory back takes long enough to have a worker of its own.
+            let own = watched("husk-balloon", on_broken)?;
+            let plain = Plain::new(ram.clone(), not_ram);
+            let device = BalloonDevice::new(balloon.clone(), plain, own.handle());
+            devices.push(("balloon".to_owned(), Box::new(device)));
+            workers.push(own);
+            handles.balloon = Some(balloon);
+        }
+        for (config, file) in config.pmem.iter().zip(&handles.pmem) {
+            // Flushing blocks, as a disk does.
+            let own = watched(format!("husk-{}", config.id), on_broken)?;
+            let start = file.region.start_addr().0;
+            let device = Pmem::new(file.file.clone(), start, own.handle());
+            devices.push((config.id.clone(), Box::new(device)));
+            workers.push(own);
+        }
+        if !config.ports.is_empty() {
+            let ports = config.ports.iter().map(open_port).collect::<Result<_, _>>()?;
+            devices.push(("ports".to_owned(), Box::new(Ports::new(ports, worker.handle()))));
+        }
+        Ok(handles)
+    }
+}
+
+fn open_port(port: &PortConfig) -> Result<(String, Endpoint), VmError> {
+    let endpoint = match (&port.socket, &port.file) {
+        (Some(path), _) => Endpoint::socket(path)?,
+        (None, Some(path)) => Endpoint::file(path)?,
+        // Refused by VmConfig::validate.
+        (None, None) => {
+            return Err(crate::config::ConfigError::PortBackend(port.name.clone()).into());
+        }
+    };
+    Ok((port.name.clone(), endpoint))
+}

@@ -1,0 +1,153 @@
+//! The options of `husk run` that are about devices, with the binary.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a failure is a panic"
+)]
+
+mod fixture;
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use fixture::husk::{Running, Sandbox, refuses_run};
+use fixture::{Emit, LIMIT};
+use iced_x86::code_asm::dword_ptr;
+
+/// `com1`'s bytes from the guest, in the metrics at `metrics` in the sandbox.
+fn console_bytes(sandbox: &Sandbox) -> Option<u64> {
+    let text = std::fs::read_to_string(sandbox.path().join("metrics")).unwrap();
+    let metrics: husk::Metrics = serde_json::from_str(&text).ok()?;
+    Some(metrics.devices["com1"].counts.bytes_from_guest)
+}
+
+#[test]
+fn metrics_are_written_at_the_start_when_asked_for_and_at_the_end() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    sandbox.file(
+        "kernel",
+        fixture::kernel::image(32, |a| {
+            a.say("waiting")?;
+            a.typed()?;
+            a.say("bye")?;
+            a.power_off()
+        }),
+    );
+    let mut command = sandbox.husk(&["run", "--kernel", "kernel", "--metrics", "metrics"]);
+    let mut running = Running::start(command.stdin(std::process::Stdio::piped()));
+    let deadline = Instant::now() + LIMIT;
+    let mut last = None;
+    while last != Some(7) {
+        assert!(Instant::now() < deadline, "{last:?}");
+        std::thread::sleep(Duration::from_millis(20));
+        if sandbox.path().join("metrics").exists() {
+            last = console_bytes(&sandbox);
+        }
+        // It is there with something in it: SIGUSR1 is waited for.
+        if last.is_some() {
+            running.signal(libc::SIGUSR1);
+        }
+    }
+    use std::io::Write;
+    running.child.stdin.take().unwrap().write_all(b"x").unwrap();
+    let finished = running.finish();
+    assert_eq!((finished.status, &finished.stdout[..]), (0, "waitingbye"), "{finished:?}");
+    assert_eq!(console_bytes(&sandbox), Some(10));
+    assert_eq!(sandbox.contents().len(), 2, "{:?}", sandbox.contents());
+}
+
+#[test]
+fn metrics_that_cannot_be_written_are_refused_before_the_vm_starts() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    refuses_run(
+        &sandbox,
+        &["--kernel", "kernel", "--metrics", "no/such/place"],
+        &["--metrics no/such/place", "No such file"],
+    );
+}
+
+/// Sets the size of the window of the terminal behind `line`.
+fn set_size(line: &impl AsRawFd, columns: u16, rows: u16) {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: an open terminal and a valid size behind the pointer.
+    assert_eq!(unsafe { libc::ioctl(line.as_raw_fd(), libc::TIOCSWINSZ, &size) }, 0);
+}
+
+#[test]
+fn a_virtio_console_has_the_size_of_husk_s_terminal_also_when_it_changes() {
+    needs_kvm!();
+    // What the guest waits for in the first device's config space: columns and rows.
+    const SIZE: u32 = 0xd000_0100;
+    let sandbox = Sandbox::new();
+    sandbox.file(
+        "kernel",
+        fixture::kernel::image(32, |a| {
+            for (columns, rows, words) in [(100, 40, "first."), (300, 50, "second.")] {
+                let mut again = a.create_label();
+                a.set_label(&mut again)?;
+                a.cmp(dword_ptr(SIZE), rows << 16 | columns)?;
+                a.jne(again)?;
+                a.say(words)?;
+            }
+            a.power_off()
+        }),
+    );
+    let (mut main, mut line) = (-1, -1);
+    let null = std::ptr::null_mut();
+    // SAFETY: two places for descriptors; name, settings and size may be null.
+    assert_eq!(unsafe { libc::openpty(&mut main, &mut line, null, null.cast(), null.cast()) }, 0);
+    // SAFETY: openpty succeeded, and nobody else has these descriptors.
+    let (main, line) = unsafe { (OwnedFd::from_raw_fd(main), OwnedFd::from_raw_fd(line)) };
+    set_size(&line, 100, 40);
+    let args = ["run", "--kernel", "kernel", "--rng", "off", "--console-device", "virtio"];
+    let mut command = sandbox.husk(&args);
+    let said = sandbox.path().join("said");
+    let output = std::fs::File::create(&said).unwrap();
+    command.stdin(line.try_clone().unwrap()).stdout(output);
+    let running = Running::start(&mut command);
+    fixture::husk::wait_for_text(&said, "first.");
+    set_size(&line, 300, 50);
+    running.signal(libc::SIGWINCH);
+    let finished = running.finish();
+    assert_eq!(finished.status, 0, "{finished:?}");
+    assert_eq!(std::fs::read_to_string(said).unwrap(), "first.second.");
+    drop((main, line));
+}
+
+#[test]
+fn ports_that_cannot_be_had_are_refused_by_name() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    sandbox.file("precious", "a disk of one kind or another");
+    let run = |port: &str, words: &[&str]| {
+        refuses_run(&sandbox, &["--kernel", "kernel", "--port", port], words);
+    };
+    run("name=a", &["port `a`", "socket=PATH"]);
+    run("name=a,socket=no/such/place", &["port socket no/such/place", "No such file"]);
+    run("name=a,socket=precious", &["port socket precious", "something else"]);
+    run("name=a,file=kernel", &["port: cannot write to kernel", "the VM needs it as kernel"]);
+    run("name=a/b,file=x", &["`a/b` is no name for a port"]);
+    assert_eq!(std::fs::read(sandbox.path().join("precious")).unwrap().len(), 29);
+}
+
+#[test]
+fn a_guest_that_writes_to_the_debug_exit_port_gives_husk_its_status() {
+    needs_kvm!();
+    for (value, status) in [(0, 1), (0x10, 0x21), (0xff, 0xff)] {
+        let sandbox = Sandbox::new();
+        let code = |a: &mut fixture::Code| {
+            a.say("tested")?;
+            a.out8(0xf4, value)?;
+            a.halt()
+        };
+        sandbox.file("kernel", fixture::kernel::image(32, code));
+        let finished = sandbox.run(&["run", "--kernel", "kernel"]);
+        assert_eq!((finished.status, &finished.stdout[..]), (status, "tested"), "{finished:?}");
+        assert_eq!(finished.stderr, "");
+    }
+}
