@@ -87,6 +87,7 @@ impl<'a> Builder<'a> {
     /// The whole command line.
     fn command(&self) -> Command {
         let mut command = Command::new(husk());
+        super::process::with_ordinary_signals(&mut command);
         command.env("XDG_CACHE_HOME", kernel_cache()).env("XDG_DATA_HOME", self.lab.path("data"));
         command.arg("run").arg("--kernel").arg(&self.kernel);
         let initrd = self.initrd.as_ref().map(|name| match &self.script {

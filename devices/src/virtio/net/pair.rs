@@ -253,6 +253,7 @@ impl Tx {
                 // on a wire.
                 Err(_) => {
                     *dropped += 1;
+                    interrupt.counters().add_error();
                     Answer::Done(0)
                 }
             }
