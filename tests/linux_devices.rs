@@ -292,7 +292,7 @@ sleep 1000
     refused.expect_status(125).expect_stderr("in use");
     // What was synced is in the file though husk is killed.
     guest.signal(libc::SIGKILL);
-    guest.finish().expect_status(128 + libc::SIGKILL);
+    guest.finish().expect_status(1000 + libc::SIGKILL);
     let fact = |name: &str| {
         let start = format!("{name}=");
         let line = console.lines().find_map(|line| line.strip_prefix(&start));
