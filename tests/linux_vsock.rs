@@ -29,7 +29,8 @@ fn dial(socket: &Path, port: u32) -> (UnixStream, String) {
     let mut stream = loop {
         match UnixStream::connect(socket) {
             Ok(stream) => break stream,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
+            // Between bind(2) and listen(2) there is a name and nobody behind it.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                 assert!(begin.elapsed() < PATIENCE, "there is no {}", socket.display());
                 thread::yield_now();
             }
