@@ -11,6 +11,7 @@ mod count;
 mod cpio;
 mod demo;
 mod doctor;
+mod fuzz;
 mod host;
 mod journal;
 mod kernels;
@@ -55,6 +56,8 @@ enum Command {
     Test(test::Args),
     /// The tests that boot Linux, with many more rounds of what can go wrong once in a while
     Soak(soak::Args),
+    /// Fuzz a device with libFuzzer and AddressSanitizer
+    Fuzz(fuzz::Args),
     /// Measure, and print ratios
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::main(),
         Command::Test(args) => test::main(&args),
         Command::Soak(args) => soak::main(&args),
+        Command::Fuzz(args) => fuzz::main(&args),
         Command::Bench(bench) => bench::main(&bench),
         Command::BenchGuests(args) => bench::inner(&args),
         Command::DemoInner(args) => demo::inner(&args),

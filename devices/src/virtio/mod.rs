@@ -15,6 +15,13 @@ pub mod net;
 pub mod pmem;
 pub mod queue;
 pub mod rng;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+#[allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tools of tests and fuzzers: they panic on what their user did wrong"
+)]
+pub mod testing;
 pub mod vsock;

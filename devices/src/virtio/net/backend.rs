@@ -92,11 +92,11 @@ pub(super) fn uninterrupted<T>(mut f: impl FnMut() -> io::Result<T>) -> io::Resu
 }
 
 /// Frames over a socket that keeps their borders, with headers as a TAP has.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 #[derive(Debug)]
 pub struct Plain(pub OwnedFd);
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl Backend for Plain {
     fn name(&self) -> String {
         "socket".to_owned()

@@ -37,14 +37,14 @@ use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
 use crate::worker::{Task, WorkerHandle};
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub(super) use backend::Plain;
 pub use backend::{Backend, Received};
 use control::{Control, Switch};
 pub use limit::{Direction, Limits};
 use pair::{Pair, Parts, Status};
 use rx::Rx;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub(super) use stream::Stream;
 use tap::{Tap, TapFrames};
 use vhost::{Vhost, Watch};

@@ -3,6 +3,8 @@
 //! Guest memory here stands between pages that may not be touched, so that a device that strays
 //! ends the test with a fault.
 
+pub mod subject;
+
 use std::time::{Duration, Instant};
 
 use vm_memory::mmap::MmapRegion;
@@ -11,10 +13,10 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
-use super::device::VirtioDevice;
-use super::mmio::MmioTransport;
-use super::queue::QueueState;
 use crate::bus::BusDevice;
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::mmio::MmioTransport;
+use crate::virtio::queue::QueueState;
 
 /// `VIRTQ_DESC_F_NEXT`, `_WRITE`, `_INDIRECT` (virtio 1.3 §2.7.5).
 pub const NEXT: u16 = 1;

@@ -1,0 +1,6 @@
+//! What a balloon is told: pages, statistics, free pages.
+#![no_main]
+
+use husk_devices::virtio::testing::subject::Kind;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| husk_fuzz::drive(Kind::Balloon, input));

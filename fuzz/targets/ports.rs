@@ -1,0 +1,6 @@
+//! Control messages and bytes of a multiport console.
+#![no_main]
+
+use husk_devices::virtio::testing::subject::Kind;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| husk_fuzz::drive(Kind::Ports, input));
