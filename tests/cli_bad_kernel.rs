@@ -11,7 +11,7 @@
 mod fixture;
 
 use fixture::Emit;
-use fixture::husk::{Sandbox, refuses_run};
+use fixture::husk::{Sandbox, refuses, refuses_run};
 use fixture::kernel::{PAYLOAD_AT, bzimage, image};
 
 #[test]
@@ -177,4 +177,13 @@ fn a_kernel_larger_than_memory_is_told_how_much_it_needs() {
     kernel[64 + 40..64 + 48].copy_from_slice(&(64u64 << 20).to_le_bytes());
     sandbox.file("big", kernel);
     refuses_run(&sandbox, &["--kernel", "big", "--memory", "32M"], &["big", "65 MiB"]);
+}
+
+#[test]
+fn a_kernel_is_not_built_of_a_directory_that_holds_no_linux() {
+    let sandbox = Sandbox::new();
+    let command = sandbox.husk(&["kernel", "build", "--source", "."]);
+    refuses(&sandbox, command, &["holds no Linux sources"]);
+    let command = sandbox.husk(&["kernel", "build", "--variant", "quick"]);
+    refuses(&sandbox, command, &["quick", "fast", "full"]);
 }

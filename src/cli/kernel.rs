@@ -1,4 +1,4 @@
-//! `husk kernel`: the kernels husk knows of, and getting one.
+//! `husk kernel`: the kernels husk knows of, and getting or building one.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use clap::{Args, Subcommand, ValueEnum};
-use husk::kernels::{self, FetchError, KnownKernel, Origin, Request};
+use husk::kernels::{
+    self, BuildError, BuildRequest, FetchError, Fetched, KnownKernel, Origin, Request,
+};
 
 use super::signals::Signals;
 use super::stdout::print;
@@ -15,7 +17,7 @@ use super::{Error, stderr};
 /// SIGINT, when the signal ended apt-get and has not been seen here yet.
 const INTERRUPT: u8 = 2;
 
-/// List, fetch and unpack kernels
+/// List, fetch, build and unpack kernels
 #[derive(Args)]
 pub struct Kernel {
     #[command(subcommand)]
@@ -42,6 +44,18 @@ enum Command {
         #[arg(long, value_name = "WHICH", default_value = "cloud", conflicts_with = "package")]
         flavour: Flavour,
     },
+    /// Build a kernel that starts fast from the distribution's source, and make it the default
+    ///
+    /// The package linux-source is downloaded with apt-get and unpacked; nothing is installed. It
+    /// takes some 2 GB while it builds, and minutes.
+    Build {
+        /// One processor and no ACPI, or several and ACPI
+        #[arg(long, value_name = "WHICH", default_value = "fast")]
+        variant: Variant,
+        /// This tree of Linux sources instead
+        #[arg(long, value_name = "DIR")]
+        source: Option<PathBuf>,
+    },
     /// Write the vmlinux (ELF) that a vmlinuz (bzImage) carries
     Unpack {
         /// The bzImage
@@ -59,12 +73,19 @@ enum Flavour {
     Generic,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Variant {
+    Fast,
+    Full,
+}
+
 impl Kernel {
     /// Does what is asked and returns the exit status.
     pub fn execute(self) -> Result<u8, Error> {
         match self.command {
             Command::List { json } => list(json)?,
             Command::Fetch { package, flavour } => return fetch(package, flavour),
+            Command::Build { variant, source } => return build(variant, source),
             Command::Unpack { input, output } => {
                 let len = kernels::unpack(&input, &output)?;
                 tell!("husk: {} ({:.1} MiB)\n", output.display(), len as f64 / f64::from(1 << 20));
@@ -93,17 +114,32 @@ fn fetch(package: Option<String>, flavour: Flavour) -> Result<u8, Error> {
         Flavour::Cloud => kernels::Flavour::Cloud,
         Flavour::Generic => kernels::Flavour::Generic,
     };
-    // A signal gives the fetch up, so that it can clean up behind itself.
+    let request = |cancel| Request { package, flavour, cancel };
+    bring(|cancel| Ok(kernels::fetch(&request(cancel), &mut |line| tell!("husk: {line}\n"))?))
+}
+
+fn build(variant: Variant, source: Option<PathBuf>) -> Result<u8, Error> {
+    let variant = match variant {
+        Variant::Fast => kernels::Variant::Fast,
+        Variant::Full => kernels::Variant::Full,
+    };
+    let request = |cancel| BuildRequest { variant, source, cancel };
+    bring(|cancel| kernels::build(&request(cancel), &mut |line| tell!("husk: {line}\n")))
+}
+
+/// Has a kernel brought by `work`, which gives up when it is told to, and says so; returns the exit
+/// status.
+fn bring(work: impl FnOnce(Arc<AtomicBool>) -> Result<Fetched, BuildError>) -> Result<u8, Error> {
+    // A signal gives the work up, so that it can clean up behind itself.
     let signals = Signals::block()?;
     let (cancel, signal) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI32::new(0)));
-    let request = Request { package, flavour, cancel: cancel.clone() };
-    let came = signal.clone();
+    let (given_up, came) = (cancel.clone(), signal.clone());
     std::thread::spawn(move || {
         came.store(signals.wait(), Ordering::Release);
-        cancel.store(true, Ordering::Release);
+        given_up.store(true, Ordering::Release);
     });
-    let fetched = match kernels::fetch(&request, &mut |line| tell!("husk: {line}\n")) {
-        Err(e @ FetchError::Cancelled) => {
+    let fetched = match work(cancel) {
+        Err(e @ BuildError::Fetch(FetchError::Cancelled)) => {
             tell!("husk: {e}\n");
             let signal = signal.load(Ordering::Acquire);
             return Ok(128u8.wrapping_add(if signal == 0 { INTERRUPT } else { signal as u8 }));

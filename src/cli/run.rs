@@ -286,7 +286,8 @@ impl Run {
             config.ports = self.port;
         }
         config.on_reboot = self.on_reboot.unwrap_or(config.on_reboot);
-        config.acpi = config.acpi && !self.no_acpi;
+        let blind = husk::kernels::is_without_acpi(&config.kernel);
+        config.acpi = config.acpi && !self.no_acpi && !blind;
         config.boot_protocol = self.boot_protocol.unwrap_or(config.boot_protocol);
         config.share_kernel = config.share_kernel || self.share_kernel;
         Ok(config)

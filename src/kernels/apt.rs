@@ -97,15 +97,24 @@ impl Apt {
 
     /// The real packages behind `package`: the image and, where they are apart, its modules.
     pub fn resolve(&self, package: &str) -> Result<Vec<String>, FetchError> {
-        resolve(package, |package| {
-            match self.run("apt-cache", &["depends", "--", package], Path::new("/")) {
-                Ok(said) => Ok(dependencies(&said)),
-                Err(FetchError::Tool { said, .. }) if said.contains("No packages found") => {
-                    Err(FetchError::NoPackage { package: package.to_owned() })
-                }
-                Err(e) => Err(e),
+        resolve(package, |package| self.depends(package))
+    }
+
+    fn depends(&self, package: &str) -> Result<Vec<String>, FetchError> {
+        match self.run("apt-cache", &["depends", "--", package], Path::new("/")) {
+            Ok(said) => Ok(dependencies(&said)),
+            Err(FetchError::Tool { said, .. }) if said.contains("No packages found") => {
+                Err(FetchError::NoPackage { package: package.to_owned() })
             }
-        })
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The first dependency of `package` whose name begins with `prefix`.
+    pub fn dependency(&self, package: &str, prefix: &str) -> Result<String, FetchError> {
+        let absent = || FetchError::NoPackage { package: package.to_owned() };
+        let found = self.depends(package)?.into_iter().find(|name| name.starts_with(prefix));
+        found.ok_or_else(absent)
     }
 
     /// What downloading `packages` would bring.

@@ -3,7 +3,7 @@
 //! ```text
 //! $XDG_DATA_HOME/husk/kernels/      (or ~/.local/share/husk/kernels/)
 //!   6.1.0-32-cloud-amd64/           one directory a kernel, named after its version
-//!     vmlinuz
+//!     vmlinuz                       or vmlinux, of one that husk built
 //!     config                        what it was built with, if its package says
 //!     lib/modules/6.1.0-32-cloud-amd64/…
 //!     packages                      the files it came from, a line each
@@ -12,6 +12,7 @@
 //! ```
 
 mod apt;
+mod build;
 mod error;
 mod fetch;
 mod store;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use apt::Flavour;
+pub use build::{BuildError, BuildRequest, Variant, build};
 pub use error::FetchError;
 pub use fetch::{Fetched, Request, fetch};
 pub use unpack::{UnpackFileError, unpack};
@@ -122,7 +124,7 @@ impl Places {
             if let Some(kernel) = newest(directory) {
                 return Ok(kernel);
             }
-            looked.push(format!("{}/*/vmlinuz", directory.display()));
+            looked.push(format!("{}/*/vmlinu[zx]", directory.display()));
         }
         let host = self.boot.join(format!("vmlinuz-{}", self.release));
         if host.exists() {
@@ -143,9 +145,10 @@ impl Places {
             all.push(known(name, Origin::Environment, path, None));
         }
         for directory in self.own.iter().flat_map(|own| kernels_in(own)) {
+            let Some(image) = image(&directory) else { continue };
             let version = name_of(&directory);
             let modules = directory.join("lib/modules").join(&version);
-            all.push(known(version, Origin::Husk, directory.join("vmlinuz"), Some(modules)));
+            all.push(known(version, Origin::Husk, image, Some(modules)));
         }
         for path in host_kernels(&self.boot) {
             let version = name_of(&path).split_off("vmlinuz-".len());
@@ -165,11 +168,28 @@ impl Places {
 
 /// The default kernel of `directory`, else the one with the highest version.
 fn newest(directory: &Path) -> Option<PathBuf> {
-    let default = directory.join("default/vmlinuz");
-    if default.exists() {
-        return Some(default);
-    }
-    kernels_in(directory).first().map(|kernel| kernel.join("vmlinuz"))
+    image(&directory.join("default"))
+        .or_else(|| kernels_in(directory).first().and_then(|kernel| image(kernel)))
+}
+
+/// The kernel's file in its directory.
+fn image(kernel: &Path) -> Option<PathBuf> {
+    ["vmlinuz", "vmlinux"].map(|name| kernel.join(name)).into_iter().find(|path| path.exists())
+}
+
+/// Whether the kernel at `path` is one of husk's own that was built without ACPI: a machine that
+/// describes itself by it would have no device for such a guest.
+pub fn is_without_acpi(path: &Path) -> bool {
+    directory().is_some_and(|own| is_without_acpi_in(&own, path))
+}
+
+fn is_without_acpi_in(own: &Path, path: &Path) -> bool {
+    // By what the paths lead to: the default is a link.
+    let (Ok(own), Ok(path)) = (own.canonicalize(), path.canonicalize()) else { return false };
+    let config = path.parent().filter(|parent| parent.parent() == Some(&own));
+    config
+        .and_then(|parent| std::fs::read_to_string(parent.join("config")).ok())
+        .is_some_and(|config| !config.lines().any(|line| line == "CONFIG_ACPI=y"))
 }
 
 /// The kernels of husk's own `directory`, newest first. Names with a dot in front are fetches
@@ -177,7 +197,7 @@ fn newest(directory: &Path) -> Option<PathBuf> {
 fn kernels_in(directory: &Path) -> Vec<PathBuf> {
     let found = entries(directory)
         .filter(|path| !path.is_symlink() && !name_of(path).starts_with('.'))
-        .filter(|path| path.join("vmlinuz").exists());
+        .filter(|path| image(path).is_some());
     newest_first(found.collect())
 }
 

@@ -76,3 +76,20 @@ fn the_hosts_running_kernel_is_the_last_resort_and_then_the_error_says_where_it_
     std::fs::write(&host, "").unwrap();
     assert_eq!(places.default_kernel().unwrap(), host);
 }
+
+#[test]
+fn a_kernel_that_husk_built_without_acpi_is_known_by_its_config() {
+    let own = tempfile::tempdir().unwrap();
+    for (version, config) in [("fast", "CONFIG_PVH=y\n"), ("full", "CONFIG_ACPI=y\n")] {
+        std::fs::create_dir(own.path().join(version)).unwrap();
+        std::fs::write(own.path().join(version).join("vmlinux"), "").unwrap();
+        std::fs::write(own.path().join(version).join("config"), config).unwrap();
+    }
+    symlink("fast", own.path().join("default")).unwrap();
+    let without = |path: &str| is_without_acpi_in(own.path(), &own.path().join(path));
+    assert!(without("fast/vmlinux") && without("default/vmlinux"));
+    assert!(!without("full/vmlinux") && !without("absent/vmlinux"));
+    assert_eq!(newest(own.path()), Some(own.path().join("default/vmlinux")));
+    // Of a kernel elsewhere nothing is known.
+    assert!(!is_without_acpi_in(&own.path().join("fast"), &own.path().join("fast/vmlinux")));
+}

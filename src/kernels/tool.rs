@@ -1,9 +1,9 @@
 //! Running the tools a fetch needs, so that it can be given up at any moment.
 
-use std::io;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -35,49 +35,81 @@ impl Runner {
     }
 
     /// Runs `command` to its end and returns its standard output. `shown` names it in an error.
-    pub fn run(&self, mut command: Command, shown: &str) -> Result<String, FetchError> {
+    pub fn run(&self, command: Command, shown: &str) -> Result<String, FetchError> {
+        let mut output = String::new();
+        self.watch(command, shown, &mut |line| {
+            output.push_str(line);
+            output.push('\n');
+        })?;
+        Ok(output)
+    }
+
+    /// The same; `each` is given every line of its standard output as it comes.
+    pub fn watch(
+        &self,
+        mut command: Command,
+        shown: &str,
+        each: &mut dyn FnMut(&str),
+    ) -> Result<(), FetchError> {
         self.check()?;
         let failed = |said| FetchError::Tool { command: shown.to_owned(), said };
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().map_err(|e| match e.kind() {
+        let mut child = command.spawn().map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => {
                 FetchError::NoTool(command.get_program().to_string_lossy().into_owned())
             }
             _ => failed(e.to_string()),
         })?;
         let pid = libc::pid_t::try_from(child.id()).unwrap_or_default();
-        let (sender, ended) = mpsc::channel();
-        let output: io::Result<Output> = std::thread::scope(|scope| {
-            // A receiver that is gone has no use for it.
-            scope.spawn(move || drop(sender.send(child.wait_with_output())));
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (sender, lines) = mpsc::channel();
+        let said: io::Result<Vec<u8>> = std::thread::scope(|scope| {
+            scope.spawn(move || send_lines(stdout, &sender));
+            let said = scope.spawn(move || read_all(stderr));
             loop {
-                match ended.recv_timeout(TICK) {
-                    Ok(output) => break output,
+                match lines.recv_timeout(TICK) {
+                    Ok(line) => each(&line),
                     Err(RecvTimeoutError::Timeout) if self.check().is_ok() => {}
                     Err(RecvTimeoutError::Timeout) => {
-                        // SAFETY: a signal to our own child; no memory is involved. It may have
-                        // ended this moment, but its number is not given away so soon.
+                        // SAFETY: a signal to our own child; no memory is involved. It has not been
+                        // waited for, so its number is nobody else's.
                         unsafe { libc::kill(pid, libc::SIGTERM) };
                     }
-                    Err(RecvTimeoutError::Disconnected) => {
-                        break Err(io::Error::other("its thread ended"));
-                    }
+                    Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
+            said.join().map_err(|_| io::Error::other("its reader panicked"))?
         });
-        let output = output.map_err(|e| failed(e.to_string()))?;
+        let status = child.wait().map_err(|e| failed(e.to_string()))?;
+        let said = said.map_err(|e| failed(e.to_string()))?;
         self.check()?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        if status.success() {
+            return Ok(());
         }
         // Ctrl-C at a terminal ends the tool as well, and perhaps before we hear of it.
         let asked = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
-        if output.status.signal().is_some_and(|signal| asked.contains(&signal)) {
+        if status.signal().is_some_and(|signal| asked.contains(&signal)) {
             return Err(FetchError::Cancelled);
         }
-        let said = errors(&String::from_utf8_lossy(&output.stderr));
-        Err(failed(if said.is_empty() { output.status.to_string() } else { said }))
+        let said = errors(&String::from_utf8_lossy(&said));
+        Err(failed(if said.is_empty() { status.to_string() } else { said }))
     }
+}
+
+/// Sends what comes, a line at a time, until its end.
+fn send_lines(from: Option<ChildStdout>, to: &mpsc::Sender<String>) {
+    let lines = from.into_iter().flat_map(|from| BufReader::new(from).split(b'\n'));
+    for line in lines.map_while(Result::ok) {
+        if to.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+            return;
+        }
+    }
+}
+
+fn read_all(from: Option<ChildStderr>) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    from.map_or(Ok(0), |mut from| from.read_to_end(&mut all))?;
+    Ok(all)
 }
 
 /// The lines that matter of what a failed tool wrote to stderr: apt's errors, else the last lines.
