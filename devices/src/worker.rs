@@ -3,38 +3,31 @@
 //! Each VM has one worker, and a device that blocks (a disk) is given its own. A task moves into
 //! the loop with [`WorkerHandle::add`] and comes back out, with its state, from [`Task::take`], so
 //! a device needs no lock around what its queues use. vCPU threads only ever ring doorbells; the
-//! two calls here are for start and stop.
+//! two calls here are for start and stop, and neither waits for ever: a worker that hangs in the
+//! host is given up with what it serves ([`Lease`]), until it comes back.
 
-use std::any::Any;
+mod lease;
+mod task;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use event_manager::{
-    EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId,
-};
+use event_manager::{EventManager, RemoteEndpoint, SubscriberOps};
 
 use crate::panics;
+pub use lease::Lease;
+pub use task::{Recall, Returned, Run, Task};
+use task::{Slot, Waited};
 
 /// Called, with a sentence, when a worker has ended of itself: the devices in it are gone.
 pub type OnBroken = Arc<dyn Fn(String) + Send + Sync>;
-
-/// What a worker can run: it registers its descriptors in `init` and is called back in `process`.
-pub trait Run: MutEventSubscriber + Any + Send {}
-impl<T: MutEventSubscriber + Any + Send> Run for T {}
-
-struct Slot(Box<dyn Run>);
-
-impl MutEventSubscriber for Slot {
-    fn process(&mut self, events: Events, ops: &mut EventOps) {
-        self.0.process(events, ops);
-    }
-    fn init(&mut self, ops: &mut EventOps) {
-        self.0.init(ops);
-    }
-}
 
 /// The loop refused, or has ended.
 #[derive(Debug, thiserror::Error)]
@@ -45,15 +38,27 @@ pub enum WorkerError {
     /// The thread could not be started.
     #[error("worker thread: {0}")]
     Thread(#[from] io::Error),
+    /// It has ended of itself.
+    #[error("the worker thread {0} has ended")]
+    Ended(String),
+    /// It does not come back from a call to the host.
+    #[error("the worker thread {0} hangs in the host")]
+    Hangs(String),
 }
 
 /// Bytes of stack of a worker. Far below the 2 MiB at which the kernel would back it by a huge page.
 const STACK: usize = 256 << 10;
 
+/// How long a worker may take to answer, and to end. Its callbacks take milliseconds: a worker that
+/// has not come back by then is at the mercy of the host.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A thread with an event loop; dropping it ends the thread and whatever still runs in it.
 pub struct Worker {
     handle: WorkerHandle,
     ended: Arc<AtomicBool>,
+    /// Closed by the thread's end.
+    running: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -74,7 +79,12 @@ impl Worker {
     ) -> Result<Worker, WorkerError> {
         let name = name.into();
         let mut manager = EventManager::<Slot>::new_with_capacity(64)?;
-        let handle = WorkerHandle { remote: manager.remote_endpoint() };
+        let handle = WorkerHandle {
+            name: name.as_str().into(),
+            remote: manager.remote_endpoint(),
+            hangs: Arc::default(),
+            patience: PATIENCE,
+        };
         let ended = Arc::new(AtomicBool::new(false));
         let until = ended.clone();
         let called = format!("the worker thread {name}");
@@ -84,7 +94,9 @@ impl Worker {
             }
             Ok(())
         };
+        let (runs, running) = channel();
         let thread = std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
+            let _runs = runs;
             let ran = panics::caught(&called, run);
             match ran {
                 Ok(Ok(())) => {}
@@ -92,7 +104,14 @@ impl Worker {
                 Err(panic) => on_failure(panic),
             }
         })?;
-        Ok(Worker { handle, ended, thread: Some(thread) })
+        Ok(Worker { handle, ended, running, thread: Some(thread) })
+    }
+
+    /// The same, with another limit than [`PATIENCE`]; for handles that are made after this.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Worker {
+        self.handle.patience = patience;
+        self
     }
 
     /// Ends the thread without waiting for that: the kernel does not let a thread go before the
@@ -112,9 +131,12 @@ impl Drop for Worker {
         self.ended.store(true, Ordering::Release);
         // An error means that the loop has gone already.
         let _ = self.handle.remote.kick();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
+        let Some(thread) = self.thread.take() else { return };
+        if let Err(Waited::Hangs) = self.handle.wait(&self.running, self.handle.deadline()) {
+            // It has its memory and descriptors until it comes back, or the process ends.
+            return;
+        }
+        if thread.join().is_err() {
             log::error!("worker: the thread panicked");
         }
     }
@@ -123,110 +145,96 @@ impl Drop for Worker {
 /// Puts tasks into a worker's loop. Cheap to clone.
 #[derive(Clone)]
 pub struct WorkerHandle {
+    name: Arc<str>,
     remote: RemoteEndpoint<Slot>,
+    /// It has not answered once, and has not been heard of since.
+    hangs: Arc<AtomicBool>,
+    patience: Duration,
 }
 
 impl WorkerHandle {
     /// Moves `task` into the loop and waits until it has registered its descriptors. Never called
     /// from the worker itself.
+    ///
+    /// # Errors
+    /// When the worker has ended, or hangs. Then the task is dropped, and touches nothing before.
     pub fn add<T: Run>(&self, task: T) -> Result<Task<T>, WorkerError> {
-        let id = self.remote.call_blocking(move |ops| {
-            Ok::<_, event_manager::Error>(ops.add_subscriber(Slot(Box::new(task))))
+        self.add_with(|_| task)
+    }
+
+    /// The same, with a task that knows its lease.
+    ///
+    /// # Errors
+    /// As [`WorkerHandle::add`].
+    pub fn add_with<T: Run>(&self, make: impl FnOnce(Lease) -> T) -> Result<Task<T>, WorkerError> {
+        let lease = Lease::default();
+        let (task, own) = (Box::new(make(lease.clone())), lease.clone());
+        // If it was given up meanwhile, the slot leaves again at once, without a callback.
+        let answer = self.ask(move |ops| {
+            let over = own.is_over();
+            let id = ops.add_subscriber(Slot { task, lease: own });
+            if over {
+                let _ = ops.remove_subscriber(id);
+            }
+            id
         })?;
-        Ok(Task { id, remote: self.remote.clone(), kind: PhantomData })
-    }
-}
-
-/// A task inside a worker's loop. Dropping this leaves the task there until the worker ends.
-pub struct Task<T> {
-    id: SubscriberId,
-    remote: RemoteEndpoint<Slot>,
-    kind: PhantomData<T>,
-}
-
-impl<T: Run> Task<T> {
-    /// Takes the task out of the loop, after any callback of it that is running. `None` when the
-    /// worker has ended and the task with it. Never called from the worker itself.
-    pub fn take(self) -> Option<T> {
-        let id = self.id;
-        let slot = self.remote.call_blocking(move |ops| ops.remove_subscriber(id)).ok()?;
-        let task: Box<dyn Any> = slot.0;
-        task.downcast::<T>().ok().map(|task| *task)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::fd::AsRawFd;
-    use std::sync::mpsc;
-    use vmm_sys_util::epoll::EventSet;
-    use vmm_sys_util::eventfd::EventFd;
-
-    struct Counter {
-        doorbell: EventFd,
-        rung: u64,
-        told: mpsc::Sender<u64>,
-    }
-
-    impl MutEventSubscriber for Counter {
-        fn init(&mut self, ops: &mut EventOps) {
-            ops.add(Events::new(&self.doorbell, EventSet::IN)).unwrap();
-        }
-        fn process(&mut self, events: Events, _: &mut EventOps) {
-            assert_eq!(events.fd(), self.doorbell.as_raw_fd());
-            self.rung += self.doorbell.read().unwrap();
-            self.told.send(self.rung).unwrap();
+        match self.wait(&answer, self.deadline()) {
+            Ok(id) => Ok(Task { id, worker: self.clone(), lease, kind: PhantomData }),
+            Err(Waited::Ended) => Err(WorkerError::Ended(self.name.to_string())),
+            Err(Waited::Hangs) => {
+                lease.revoke();
+                Err(WorkerError::Hangs(self.name.to_string()))
+            }
         }
     }
 
-    #[test]
-    fn a_task_runs_in_the_loop_and_comes_back_with_its_state() {
-        let worker = Worker::spawn("test").unwrap();
-        let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let (told, heard) = mpsc::channel();
-        let task = Counter { doorbell: doorbell.try_clone().unwrap(), rung: 0, told };
-        let task = worker.handle().add(task).unwrap();
-        doorbell.write(1).unwrap();
-        assert_eq!(heard.recv().unwrap(), 1);
-        assert_eq!(task.take().unwrap().rung, 1);
+    /// When whoever asks now gives up.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.patience
     }
 
-    /// Panics when its doorbell rings.
-    struct Panicking(EventFd);
+    /// Has the worker do something, and does not wait for it.
+    fn ask<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut dyn SubscriberOps<Subscriber = Slot>) -> R + Send + 'static,
+    ) -> Result<Receiver<R>, WorkerError> {
+        let (tell, answer) = channel();
+        let hangs = self.hangs.clone();
+        self.remote.fire(move |ops| {
+            // Whoever asked may have given up.
+            let _ = tell.send(f(ops));
+            // In this order, see `wait`.
+            hangs.store(false, Ordering::SeqCst);
+        })?;
+        Ok(answer)
+    }
 
-    impl MutEventSubscriber for Panicking {
-        fn init(&mut self, ops: &mut EventOps) {
-            ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+    /// Waits for an answer until `deadline`, but not at all for a worker that is known to hang.
+    fn wait<R>(&self, answer: &Receiver<R>, deadline: Instant) -> Result<R, Waited> {
+        if self.hangs.load(Ordering::SeqCst) {
+            return answer.try_recv().map_err(Waited::from);
         }
-        fn process(&mut self, _: Events, _: &mut EventOps) {
-            panic!("rung");
+        let left = deadline.saturating_duration_since(Instant::now());
+        match answer.recv_timeout(left).map_err(Waited::from) {
+            Err(Waited::Hangs) => {}
+            answered => return answered,
         }
-    }
-
-    #[test]
-    fn a_worker_whose_task_panics_tells_so_and_one_that_ends_says_nothing() {
-        let (tell, told) = mpsc::channel();
-        let worker = Worker::spawn_watched("watched", move |why| tell.send(why).unwrap()).unwrap();
-        let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let task = worker.handle().add(Panicking(doorbell.try_clone().unwrap())).unwrap();
-        doorbell.write(1).unwrap();
-        let why = told.recv().unwrap();
-        assert!(why.contains("worker thread watched panicked") && why.ends_with("rung"), "{why}");
-        assert!(task.take().is_none());
-
-        let (tell, told) = mpsc::channel();
-        drop(Worker::spawn_watched("quiet", move |why| tell.send(why).unwrap()).unwrap());
-        assert!(told.recv().is_err());
-    }
-
-    #[test]
-    fn a_task_of_a_worker_that_ended_is_gone_and_says_so() {
-        let worker = Worker::spawn("test").unwrap();
-        let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let (told, _heard) = mpsc::channel();
-        let task = worker.handle().add(Counter { doorbell, rung: 0, told }).unwrap();
-        drop(worker);
-        assert!(task.take().is_none());
+        let known = self.hangs.swap(true, Ordering::SeqCst);
+        // If there is none yet, the worker clears what was just set after it has sent it.
+        match answer.try_recv().map_err(Waited::from) {
+            Err(Waited::Hangs) => {}
+            answered => {
+                self.hangs.store(false, Ordering::SeqCst);
+                return answered;
+            }
+        }
+        if !known {
+            let (name, limit) = (&self.name, self.patience);
+            log::error!(
+                "the worker thread {name} hangs in the host, and has for {limit:?}: what it serves is \
+                 given up until it comes back"
+            );
+        }
+        Err(Waited::Hangs)
     }
 }

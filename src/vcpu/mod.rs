@@ -2,7 +2,8 @@
 //!
 //! It never does I/O: devices answer from registers, doorbells are ioeventfds, interrupts irqfds. It
 //! waits at the [`gate`], and where the guest writes a device's status: for that device's worker to
-//! start it or give it back. What ends a guest leaves here as a [`Failure`].
+//! start it or give it back, which has its limit (`husk_devices::worker::PATIENCE`). What ends a guest
+//! leaves here as a [`Failure`].
 
 pub mod gate;
 pub mod report;

@@ -16,6 +16,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::VmError;
 use super::devices::Devices;
+use super::ending;
 use super::firmware::Software;
 use super::machine::{Machine, Parts};
 use super::mailbox::{Command, Mailbox, Message};
@@ -86,7 +87,7 @@ impl Controller {
     }
 
     /// Runs `machine` and its successors to the end.
-    pub fn run(mut self, mut machine: Machine) -> Outcome {
+    pub fn run(self, mut machine: Machine) -> Outcome {
         let outcome = loop {
             machine.run();
             if let Next::End(outcome) = self.attend(&machine) {
@@ -106,11 +107,19 @@ impl Controller {
         self.end(outcome)
     }
 
-    fn end(&mut self, outcome: Outcome) -> Outcome {
+    /// Closes everything, as far as the host lets it in time.
+    fn end(self, outcome: Outcome) -> Outcome {
         self.mailbox.close();
-        self.devices.close();
-        self.timeline.mark(Phase::Ended);
-        outcome
+        let timeline = self.timeline.clone();
+        let ended = ending::within(ending::LIMIT, move || {
+            let mut all = self;
+            all.devices.close();
+        });
+        timeline.mark(Phase::Ended);
+        match ended {
+            Ok(()) => outcome,
+            Err(why) => Outcome::Failed { why },
+        }
     }
 
     fn reboot(&self) -> Result<Machine, VmError> {

@@ -12,6 +12,7 @@
 mod console;
 mod controller;
 mod devices;
+mod ending;
 mod error;
 mod firmware;
 mod generation;

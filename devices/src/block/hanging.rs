@@ -1,4 +1,4 @@
-//! A file that answers no read until it is told to: a host that hangs, by way of FUSE.
+//! A file that answers no read and no sync until it is told to: a host that hangs, by way of FUSE.
 //!
 //! The server speaks as much of the protocol as one file of a directory needs (Linux
 //! `include/uapi/linux/fuse.h`). A request is a header of 40 bytes and its body; an answer is a
@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-const SIZE: u64 = 1 << 20;
+const SIZE: u64 = 2 << 20;
 
 #[derive(Default)]
 struct State {
-    /// Requests to read that wait for an answer.
+    /// Requests to read or to sync that wait for an answer.
     waiting: usize,
     answers: bool,
 }
@@ -56,7 +56,7 @@ impl HangingFile {
         &self.path
     }
 
-    /// Waits until somebody waits for bytes of the file.
+    /// Waits until somebody waits for the file.
     pub fn wait_for_a_reader(&self) {
         let (state, changed) = &*self.shared;
         let state = state.lock().unwrap();
@@ -108,8 +108,9 @@ fn serve(mut device: File, shared: &Shared) {
                 init[20..24].copy_from_slice(&(128u32 << 10).to_le_bytes());
                 reply.say(0, &init);
             }
-            15 => {
-                let size = word(40 + 16) as usize;
+            kind @ (15 | 20) => {
+                // READ, FSYNC
+                let size = if kind == 15 { word(40 + 16) as usize } else { 0 };
                 let shared = shared.clone();
                 std::thread::spawn(move || {
                     let (state, changed) = &*shared;

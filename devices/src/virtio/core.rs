@@ -244,6 +244,11 @@ impl Core {
     }
 
     /// The driver writes the status (virtio 1.3 §2.1.1, §3.1.1): 0 resets, bits are only added.
+    ///
+    /// A reset is over when this returns, and the vCPU that asked for it waits so long: Linux does not
+    /// read the status back (`vm_reset` of `virtio_mmio.c`) before it frees the rings. It is bounded all
+    /// the same, because the device gives a worker up that hangs in the host, and sees to it that what
+    /// is given up touches no ring any more.
     pub fn write_status(&mut self, value: u32) {
         if value == 0 {
             self.reset();
@@ -435,7 +440,10 @@ impl Core {
         let ready = self.queues.iter_mut().filter(|q| q.ready);
         let expected = ready.count();
         if states.len() != expected {
-            let what = format!("{} of {expected} queues came back", states.len());
+            let what = format!(
+                "{} of {expected} queues came back: what serves the others hangs in the host, or has ended",
+                states.len()
+            );
             self.interrupt.needs_reset(&what);
             return;
         }

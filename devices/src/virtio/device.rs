@@ -41,9 +41,10 @@ pub trait VirtioDevice: Send {
 
     /// Gives the queues back, every request that was taken from them finished or put back, or named
     /// in [`QueueState::pending`], in the order they were handed over. It does not wait for ever for
-    /// a host that does not answer. After it returns the device raises no interrupt, and touches no
-    /// guest memory but the buffers of what is pending. Idempotent: a device that is not started
-    /// gives back an empty vector.
+    /// a host that does not answer: the queues of a worker that hangs there are given up and lack in
+    /// what is given back. After it returns the device raises no interrupt, and touches no guest memory
+    /// but the buffers of what is pending, unless [`VirtioDevice::is_busy`] says so. Idempotent: a
+    /// device that is not started gives back an empty vector.
     fn stop(&mut self) -> Vec<QueueState>;
 
     /// What a snapshot keeps of the device beyond its queues, as plain data: nothing of descriptors
@@ -66,8 +67,9 @@ pub trait VirtioDevice: Send {
     /// as after power-on. For devices that keep something beside their queues over a stop.
     fn reset(&mut self) {}
 
-    /// Whether the host still works on requests that were taken before the last stop, so that it
-    /// may touch guest memory. Only then does a start without these requests fail.
+    /// Whether the host still works on requests that were taken before the last stop, or on what a
+    /// worker asked of it that hangs there, so that guest memory may be touched. A start without these
+    /// requests fails then.
     fn is_busy(&mut self) -> bool {
         false
     }
@@ -99,6 +101,9 @@ pub enum StartError {
     /// Requests from before a reset are still at the host, which may touch guest memory for them.
     #[error("the host has not answered requests from before the reset")]
     Busy,
+    /// What served its queues before has not come back from the host.
+    #[error("its worker has hung in the host since the device was stopped")]
+    Hangs,
     /// The device says what.
     #[error("{0}")]
     Device(String),

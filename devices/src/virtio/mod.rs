@@ -15,6 +15,7 @@ pub mod net;
 pub mod pmem;
 pub mod queue;
 pub mod rng;
+mod seat;
 #[cfg(any(test, feature = "testing"))]
 #[allow(
     missing_docs,

@@ -8,7 +8,6 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vm_memory::GuestMemoryMmap;
@@ -17,9 +16,10 @@ use vmm_sys_util::epoll::EventSet;
 use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
 use super::interrupt::Interrupt;
 use super::queue::{Answer, Chain, Queue, QueueState};
+use super::seat::Seat;
 use crate::block::{lock, remedy};
 use crate::complaints::Complaints;
-use crate::worker::{Task, WorkerHandle};
+use crate::worker::{Lease, WorkerHandle};
 
 /// Device type 27, virtio 1.3 §5.
 const DEVICE_TYPE: u32 = 27;
@@ -153,8 +153,7 @@ pub struct Pmem {
     config: [u8; 16],
     file: Arc<PmemFile>,
     worker: WorkerHandle,
-    stopping: Arc<AtomicBool>,
-    task: Option<Task<Serve>>,
+    seat: Seat<Serve>,
 }
 
 impl Pmem {
@@ -164,7 +163,7 @@ impl Pmem {
         let mut config = [0; 16];
         let fields = start.to_le_bytes().into_iter().chain(file.size().to_le_bytes());
         config.iter_mut().zip(fields).for_each(|(to, from)| *to = from);
-        Pmem { config, file, worker, stopping: Arc::default(), task: None }
+        Pmem { config, file, worker, seat: Seat::default() }
     }
 }
 
@@ -191,24 +190,25 @@ impl VirtioDevice for Pmem {
             // A flush may take long; who waits for one should not wait for all.
             queue.set_prompt(true);
             queue.ring();
-            self.stopping.store(false, Ordering::Release);
-            let serve = Serve {
+            let (file, complaints) = (self.file.clone(), Complaints::default());
+            self.seat.start(&self.worker, |lease| Serve {
                 queue,
                 memory,
                 interrupt,
-                file: self.file.clone(),
-                stopping: self.stopping.clone(),
-                complaints: Complaints::default(),
-            };
-            self.task = Some(self.worker.add(serve)?);
+                file,
+                lease,
+                complaints,
+            })?;
         }
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        self.stopping.store(true, Ordering::Release);
-        let task = self.task.take().and_then(Task::take);
-        task.map(|task| task.queue.state()).into_iter().collect()
+        self.seat.stop().map(|task| task.queue.state()).into_iter().collect()
+    }
+
+    fn is_busy(&mut self) -> bool {
+        self.seat.may_touch()
     }
 }
 
@@ -218,7 +218,7 @@ struct Serve {
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
     file: Arc<PmemFile>,
-    stopping: Arc<AtomicBool>,
+    lease: Lease,
     complaints: Complaints,
 }
 
@@ -231,35 +231,45 @@ impl MutEventSubscriber for Serve {
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
         self.queue.quiet();
-        let Serve { queue, memory, interrupt, file, stopping, complaints } = self;
+        let Serve { queue, memory, interrupt, file, lease, complaints } = self;
         queue.process(memory, interrupt, |chain| {
             // What is put back here is found when the device starts again.
-            if stopping.load(Ordering::Acquire) {
+            if lease.is_recalled() {
                 return Answer::Stop;
             }
-            answer(chain, || flush(file, interrupt, complaints))
+            answer(chain, || {
+                // Nothing that a guest does reaches a file it only reads.
+                let sync = || if file.read_only { Ok(()) } else { file.file.sync_data() };
+                Some(result(lease.away(sync)?, file, interrupt, complaints))
+            })
         });
     }
 }
 
-/// Answers one request: a type, and room for a result, both le32.
-fn answer(chain: &Chain<'_>, flush: impl FnOnce() -> u32) -> Answer {
+/// Answers one request: a type, and room for a result, both le32. Where `flush` comes to nothing the
+/// chain and its rings are somebody else's by now.
+fn answer(chain: &Chain<'_>, flush: impl FnOnce() -> Option<u32>) -> Answer {
     let mut kind = [0; 4];
     if chain.copy_to(0, &mut kind).is_err() {
         return Answer::Broken("a pmem request without type");
     }
-    let result = if u32::from_le_bytes(kind) == FLUSH { flush() } else { FAILED };
+    let result = if u32::from_le_bytes(kind) == FLUSH { flush() } else { Some(FAILED) };
+    // After this answer the queue touches nothing: no chain of the round is left to be signalled.
+    let Some(result) = result else { return Answer::Stop };
     match chain.copy_from(0, &result.to_le_bytes()) {
         Ok(()) => Answer::Done(4),
         Err(_) => Answer::Broken("a pmem request without room for its result"),
     }
 }
 
-/// What the guest wrote before is on stable storage after this, or could not be brought there.
-fn flush(file: &PmemFile, interrupt: &Interrupt, complaints: &Complaints) -> u32 {
-    // Nothing that a guest does reaches a file it only reads.
-    let done = if file.read_only { Ok(()) } else { file.file.sync_data() };
-    let Err(e) = done else { return OK };
+/// What the guest wrote before is on stable storage, or could not be brought there.
+fn result(
+    synced: io::Result<()>,
+    file: &PmemFile,
+    interrupt: &Interrupt,
+    complaints: &Complaints,
+) -> u32 {
+    let Err(e) = synced else { return OK };
     interrupt.counters().add_error();
     if let Some(silent) = complaints.admit() {
         let (name, path) = (interrupt.name(), file.path.display());
@@ -270,8 +280,11 @@ fn flush(file: &PmemFile, interrupt: &Interrupt, complaints: &Complaints) -> u32
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
-    use crate::virtio::testing::{DATA, Driver, EVENT_IDX, Piece};
+    use crate::block::hanging::HangingFile;
+    use crate::virtio::testing::{DATA, Driver, EVENT_IDX, Piece, wait_until};
     use crate::worker::Worker;
 
     fn image(size: u64) -> tempfile::NamedTempFile {
@@ -326,6 +339,41 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(said(dir.path(), true).contains("neither a file"));
         assert!(said(dir.path(), false).contains("cannot open"));
+    }
+
+    #[test]
+    fn a_flush_that_hangs_in_the_host_holds_up_no_reset_and_touches_nothing_after_it() {
+        let Some(file) = HangingFile::mount() else { return };
+        let patience = Duration::from_secs(1);
+        let worker = Worker::spawn("pmem").unwrap().with_patience(patience);
+        let open = Arc::new(PmemFile::open(file.path(), false).unwrap());
+        let device = Pmem::new(open, 0x1_0800_0000, worker.handle());
+        let mut driver = Driver::start(Box::new(device), EVENT_IDX, 16);
+        driver.write(DATA, &FLUSH.to_le_bytes());
+        driver.write(DATA + 8, &[0xee; 4]);
+        driver.send(0, &[Piece::Out(DATA, 4), Piece::In(DATA + 8, 4)]);
+        file.wait_for_a_reader();
+        let begin = Instant::now();
+        driver.set(0x70, 0);
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        assert_eq!(driver.status(), 0);
+        assert!(!driver.transport.is_busy(), "the worker can touch no memory: a reboot may go on");
+        driver.bring_up(EVENT_IDX, 16);
+        assert_ne!(driver.status() & 0x40, 0, "started while its worker hangs");
+        let used = driver.rings[0].used;
+        driver.write(used, &[0xaa; 16]);
+        file.answer();
+        wait_until("return of the worker", || {
+            assert_eq!(driver.read(used, 16), [0xaa; 16]);
+            assert_eq!(driver.read(DATA + 8, 4), [0xee; 4]);
+            driver.bring_up(EVENT_IDX, 16);
+            driver.write(used, &[0xaa; 16]);
+            driver.status() & 0x40 == 0
+        });
+        driver.bring_up(EVENT_IDX, 16);
+        driver.send(0, &[Piece::Out(DATA, 4), Piece::In(DATA + 8, 4)]);
+        driver.wait_used(0, 1);
+        assert_eq!(driver.read(DATA + 8, 4), OK.to_le_bytes());
     }
 
     #[test]

@@ -10,7 +10,8 @@ use vmm_sys_util::epoll::EventSet;
 use super::device::{Activation, StartError, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{Answer, Chain, Queue, QueueState};
-use crate::worker::{Task, WorkerHandle};
+use super::seat::Seat;
+use crate::worker::WorkerHandle;
 
 /// Device type 4, virtio 1.3 §5.
 const DEVICE_TYPE: u32 = 4;
@@ -21,13 +22,13 @@ const ROUND: usize = 64 * 1024;
 /// The device; it runs on a worker between start and stop.
 pub struct Rng {
     worker: WorkerHandle,
-    task: Option<Task<Fill>>,
+    seat: Seat<Fill>,
 }
 
 impl Rng {
     /// An entropy device that will be served by `worker`.
     pub fn new(worker: WorkerHandle) -> Rng {
-        Rng { worker, task: None }
+        Rng { worker, seat: Seat::default() }
     }
 }
 
@@ -52,14 +53,17 @@ impl VirtioDevice for Rng {
         let Activation { queues, memory, interrupt, .. } = activation;
         if let Some(queue) = queues.into_iter().flatten().next() {
             queue.ring();
-            self.task = Some(self.worker.add(Fill { queue, memory, interrupt })?);
+            self.seat.start(&self.worker, |_| Fill { queue, memory, interrupt })?;
         }
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        let task = self.task.take().and_then(Task::take);
-        task.map(|task| task.queue.state()).into_iter().collect()
+        self.seat.stop().map(|task| task.queue.state()).into_iter().collect()
+    }
+
+    fn is_busy(&mut self) -> bool {
+        self.seat.may_touch()
     }
 }
 

@@ -29,8 +29,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
 use super::interrupt::Interrupt;
 use super::queue::{Answer, Chain, Queue, QueueState};
+use super::seat::Seat;
 use crate::complaints::Complaints;
-use crate::worker::{Task, WorkerHandle};
+use crate::worker::{Lease, WorkerHandle};
 use ram::{PAGE, Plain, Refused};
 use stats::MemoryStatistics;
 
@@ -142,8 +143,7 @@ pub struct BalloonDevice {
     balloon: Arc<Balloon>,
     plain: Plain,
     worker: WorkerHandle,
-    stopping: Arc<AtomicBool>,
-    task: Option<Task<Serve>>,
+    seat: Seat<Serve>,
 }
 
 /// What a snapshot keeps of the balloon. The guest's memory is kept by others.
@@ -159,7 +159,7 @@ impl BalloonDevice {
     /// The device behind which `balloon` is; `plain` says what of memory it may give back. `worker`
     /// should have nothing else to do.
     pub fn new(balloon: Arc<Balloon>, plain: Plain, worker: WorkerHandle) -> BalloonDevice {
-        BalloonDevice { balloon, plain, worker, stopping: Arc::default(), task: None }
+        BalloonDevice { balloon, plain, worker, seat: Seat::default() }
     }
 }
 
@@ -206,28 +206,29 @@ impl VirtioDevice for BalloonDevice {
             agreed.then(|| others.next()).flatten()
         };
         let (statistics, reporting) = (next(STATS_VQ), next(PAGE_REPORTING));
-        self.stopping.store(false, Ordering::Release);
-        let serve = Serve {
+        let (balloon, plain) = (self.balloon.clone(), self.plain.clone());
+        self.seat.start(&self.worker, |lease| Serve {
             queues,
             statistics,
             reporting,
             poisoned: features & PAGE_POISON != 0,
-            balloon: self.balloon.clone(),
-            plain: self.plain.clone(),
+            balloon,
+            plain,
             memory,
             interrupt,
-            stopping: self.stopping.clone(),
+            lease,
             complaints: Complaints::default(),
-        };
-        self.task = Some(self.worker.add(serve)?);
-        Ok(())
+        })
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        self.stopping.store(true, Ordering::Release);
-        let task = self.task.take().and_then(Task::take);
+        let task = self.seat.stop();
         task.map(|task| task.queues.iter().flatten().map(Queue::state).collect())
             .unwrap_or_default()
+    }
+
+    fn is_busy(&mut self) -> bool {
+        self.seat.may_touch()
     }
 
     fn save(&self) -> Value {
@@ -265,14 +266,14 @@ struct Serve {
     plain: Plain,
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
-    stopping: Arc<AtomicBool>,
+    lease: Lease,
     complaints: Complaints,
 }
 
 impl Serve {
     /// Serves queue `n`, whose doorbell the driver rang, or not.
     fn queue(&mut self, n: usize, rung: bool) {
-        let Serve { queues, balloon, plain, memory, interrupt, stopping, complaints, .. } = self;
+        let Serve { queues, balloon, plain, memory, interrupt, lease, complaints, .. } = self;
         let Some(Some(queue)) = queues.get_mut(n) else { return };
         queue.quiet();
         let giver = Giver { plain, interrupt, complaints };
@@ -284,7 +285,7 @@ impl Serve {
         let reporting = Some(n) == self.reporting;
         queue.process(memory, interrupt, |chain| {
             // What is put back here is found when the device starts again.
-            if stopping.load(Ordering::Acquire) {
+            if lease.is_recalled() {
                 return Answer::Stop;
             }
             match n {

@@ -9,7 +9,6 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -26,6 +25,7 @@ use crate::counters::Counters;
 use crate::iovec::Segment;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, Queue};
+use crate::worker::Lease;
 
 /// What runs in the worker.
 pub(super) struct Serve {
@@ -34,7 +34,7 @@ pub(super) struct Serve {
     pub(super) interrupt: Interrupt,
     pub(super) server: Server,
     pub(super) hand: Hand,
-    pub(super) stopping: Arc<AtomicBool>,
+    pub(super) lease: Lease,
     /// If there are limits.
     pub(super) throttle: Option<Throttle>,
 }
@@ -64,29 +64,46 @@ impl MutEventSubscriber for Serve {
             throttle.quiet();
         }
         self.answer();
-        let Serve { queue, memory, interrupt, server, hand, stopping, throttle } = self;
-        if !stopping.load(Ordering::Acquire) {
+        let Serve { queue, memory, interrupt, server, hand, lease, throttle } = self;
+        if !lease.is_recalled() {
             hand.go_on();
         }
         queue.process(memory, interrupt, |chain| {
             // What is put back here is found when the device starts again.
-            match stopping.load(Ordering::Acquire) {
+            match lease.is_recalled() {
                 true => Answer::Stop,
                 false => server.take(chain, hand, throttle.as_mut()),
             }
         });
         // Twice: some jobs are done at once, and some of these need another step.
-        self.kick();
-        self.answer();
-        self.kick();
+        if self.kick() {
+            self.answer();
+            self.kick();
+        }
     }
 }
 
 impl Serve {
-    fn kick(&mut self) {
-        if let Err(e) = self.hand.engine.kick() {
-            self.interrupt.needs_reset(&e);
+    /// Has the host begin what was submitted. False when it took so long that the lane was given up:
+    /// the rings are somebody else's then.
+    fn kick(&mut self) -> bool {
+        // A file system may block even who only asks it to begin (it reads metadata, say).
+        let engine = &mut self.hand.engine;
+        match self.lease.away(|| engine.kick()) {
+            None => false,
+            Some(Ok(())) => true,
+            Some(Err(e)) => {
+                self.interrupt.needs_reset(&e);
+                true
+            }
         }
+    }
+
+    /// What a lane that was given up had in hand; its queue is left as it is.
+    pub(super) fn give_up(mut self) -> Hand {
+        self.hold();
+        self.hand.engine.cancel();
+        self.hand
     }
 
     /// Answers the chains whose jobs are done.

@@ -3,7 +3,8 @@
 //! A lane is one queue while it is served (`lane`): it takes chains, hands what they ask for to its
 //! engine, and answers them in the order in which the host is done. Nothing waits for the host but
 //! [`Blk::stop`], and that for a bounded time: a request that hangs there stays pending, comes back
-//! to life with the next start, and until it is answered keeps the guest's memory and the disk.
+//! to life with the next start, and until it is answered keeps the guest's memory and the disk. A lane
+//! that hangs itself, because the host does not even take a request, is given up until it comes back.
 
 mod lane;
 mod limit;
@@ -13,7 +14,6 @@ mod tests;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_blk::{
@@ -23,8 +23,9 @@ use virtio_bindings::bindings::virtio_blk::{
 
 use super::device::{Activation, StartError, VirtioDevice};
 use super::queue::QueueState;
+use super::seat::Seat;
 use crate::block::{Budget, Disk, EngineChoice, EngineError, SECTOR};
-use crate::worker::{OnBroken, Task, Worker};
+use crate::worker::{self, OnBroken, Worker};
 use lane::{Hand, Serve, Server};
 use limit::{Limiter, Throttle};
 use request::{ID_LEN, Limits, MAX_RANGE_SECTORS};
@@ -51,6 +52,8 @@ pub struct BlkOptions {
     pub queues: u16,
     /// How long a stop waits for the host; what takes longer is pending then.
     pub patience: Duration,
+    /// How long a worker of its own may take to answer, see [`worker::PATIENCE`].
+    pub worker_patience: Duration,
     /// The most bytes read and written a second, on average.
     pub bytes_per_second: Option<NonZeroU64>,
     /// The most requests of any kind a second, on average.
@@ -63,6 +66,7 @@ impl Default for BlkOptions {
             engine: EngineChoice::Auto,
             queues: 1,
             patience: Duration::from_secs(2),
+            worker_patience: worker::PATIENCE,
             bytes_per_second: None,
             requests_per_second: None,
         }
@@ -78,7 +82,6 @@ pub struct Blk {
     config: [u8; CONFIG_LEN],
     queue_sizes: Vec<u16>,
     lanes: Vec<Lane>,
-    stopping: Arc<AtomicBool>,
     limiter: Option<Arc<Limiter>>,
     on_broken: OnBroken,
     /// What the last stop gave back.
@@ -90,9 +93,20 @@ pub struct Blk {
 struct Lane {
     worker: Option<Worker>,
     /// While it is served.
-    task: Option<Task<Serve>>,
+    seat: Seat<Serve>,
     /// While it is not.
     hand: Option<Hand>,
+}
+
+impl Lane {
+    /// Whether the host may still touch guest memory for it. What a lane had in hand that was given up
+    /// and has come back is had back here.
+    fn is_busy(&mut self) -> bool {
+        if let Some(late) = self.seat.reclaim() {
+            self.hand = Some(late.give_up());
+        }
+        self.seat.is_late() || self.hand.as_mut().is_some_and(Hand::is_busy)
+    }
 }
 
 impl Blk {
@@ -121,7 +135,6 @@ impl Blk {
             disk,
             options,
             lanes,
-            stopping: Arc::default(),
             limiter: budget.is_limited().then(|| Arc::new(Limiter::new(budget))),
             on_broken: Arc::new(|why| log::error!("{why}")),
             parked: Vec::new(),
@@ -138,6 +151,11 @@ impl Blk {
     fn prepare(&mut self, goes_on: bool) -> Result<(), StartError> {
         let deadline = Instant::now() + self.options.patience;
         for lane in &mut self.lanes {
+            // Looks for the hand of a lane that was given up, too.
+            lane.is_busy();
+            if lane.seat.is_late() {
+                return Err(StartError::Hangs);
+            }
             if let Some(hand) = &mut lane.hand
                 && !goes_on
                 && !hand.forget(deadline)
@@ -176,15 +194,6 @@ impl Blk {
             let server = Server::new(self.id, disk, limits, write_through, &interrupt);
             let throttle = self.limiter.clone().map(Throttle::new).transpose();
             let throttle = throttle.map_err(|source| StartError::Host { what: "timer", source })?;
-            let serve = Serve {
-                queue,
-                throttle,
-                memory: memory.clone(),
-                interrupt: interrupt.clone(),
-                server,
-                hand,
-                stopping: self.stopping.clone(),
-            };
             let worker = match &lane.worker {
                 Some(worker) => worker,
                 None => {
@@ -193,10 +202,20 @@ impl Blk {
                         _ => format!("husk-{}-{index}", self.name),
                     };
                     let on_broken = self.on_broken.clone();
-                    lane.worker.insert(Worker::spawn_watched(name, move |why| on_broken(why))?)
+                    let worker = Worker::spawn_watched(name, move |why| on_broken(why))?;
+                    lane.worker.insert(worker.with_patience(self.options.worker_patience))
                 }
             };
-            lane.task = Some(worker.handle().add(serve)?);
+            let (memory, interrupt) = (memory.clone(), interrupt.clone());
+            lane.seat.start(&worker.handle(), |lease| Serve {
+                queue,
+                throttle,
+                memory,
+                interrupt,
+                server,
+                hand,
+                lease,
+            })?;
         }
         Ok(())
     }
@@ -236,7 +255,6 @@ impl VirtioDevice for Blk {
         let states: Vec<_> = activation.queues.iter().flatten().map(|q| q.state()).collect();
         let goes_on = states == std::mem::take(&mut self.parked);
         self.prepare(goes_on)?;
-        self.stopping.store(false, Ordering::Release);
         let started = self.serve(activation, goes_on);
         if started.is_err() {
             self.stop();
@@ -246,12 +264,11 @@ impl VirtioDevice for Blk {
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        self.stopping.store(true, Ordering::Release);
-        let tasks: Vec<_> = self.lanes.iter_mut().map(|lane| lane.task.take()).collect();
-        if tasks.iter().all(Option::is_none) {
-            return Vec::new();
-        }
-        let mut taken: Vec<_> = tasks.into_iter().map(|task| task.and_then(Task::take)).collect();
+        // All before the first is waited for, and one deadline for all.
+        let deadlines = self.lanes.iter_mut().map(|lane| lane.seat.recall());
+        let Some(limit) = deadlines.fold(None, Option::max) else { return Vec::new() };
+        let taken = self.lanes.iter_mut().map(|lane| lane.seat.stop_by(limit));
+        let mut taken: Vec<_> = taken.collect();
         let deadline = Instant::now() + self.options.patience;
         taken.iter_mut().flatten().for_each(Serve::hold);
         let mut states = Vec::with_capacity(taken.len());
@@ -270,7 +287,8 @@ impl VirtioDevice for Blk {
     }
 
     fn is_busy(&mut self) -> bool {
-        self.lanes.iter_mut().filter_map(|lane| lane.hand.as_mut()).any(Hand::is_busy)
+        // Each is looked at.
+        self.lanes.iter_mut().fold(false, |busy, lane| lane.is_busy() | busy)
     }
 }
 

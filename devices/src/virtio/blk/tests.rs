@@ -1,3 +1,5 @@
+mod given_up;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;

@@ -27,7 +27,8 @@ use super::{DEVICE_TYPE, QUEUE_SIZE, VIRTIO_CONSOLE_F_MULTIPORT};
 use crate::virtio::device::{Activation, StartError, VirtioDevice, read_config_bytes};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Queue, QueueState};
-use crate::worker::{Task, WorkerHandle};
+use crate::virtio::seat::Seat;
+use crate::worker::WorkerHandle;
 use port::{Port, PortState};
 
 /// The most ports of a device.
@@ -45,7 +46,7 @@ pub struct Ports {
     /// Here while the device is stopped.
     ports: Vec<Port>,
     driver: DriverState,
-    task: Option<Task<Serve>>,
+    seat: Seat<Serve>,
 }
 
 /// What the device knows of the driver beside its ports.
@@ -79,7 +80,8 @@ impl Ports {
             *to = from;
         }
         let queue_sizes = vec![QUEUE_SIZE; 2 * ports.len().max(1) + 2];
-        Ports { config, queue_sizes, worker, ports, driver: DriverState::default(), task: None }
+        let (driver, seat) = (DriverState::default(), Seat::default());
+        Ports { config, queue_sizes, worker, ports, driver, seat }
     }
 }
 
@@ -102,6 +104,13 @@ impl VirtioDevice for Ports {
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
         let Activation { features, queues, memory, interrupt } = activation;
+        if let Some(late) = self.seat.reclaim() {
+            self.ports = late.ports;
+            self.ports.iter_mut().for_each(Port::reset);
+        }
+        if self.seat.is_late() {
+            return Err(StartError::Hangs);
+        }
         self.driver.multiport = features & 1 << VIRTIO_CONSOLE_F_MULTIPORT != 0;
         let serve = Serve {
             queues,
@@ -113,15 +122,18 @@ impl VirtioDevice for Ports {
         for queue in serve.queues.iter().flatten() {
             queue.ring();
         }
-        self.task = Some(self.worker.add(serve)?);
-        Ok(())
+        self.seat.start(&self.worker, |_| serve)
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        let Some(serve) = self.task.take().and_then(Task::take) else { return Vec::new() };
+        let Some(serve) = self.seat.stop() else { return Vec::new() };
         self.ports = serve.ports;
         self.driver = serve.driver;
         serve.queues.iter().flatten().map(Queue::state).collect()
+    }
+
+    fn is_busy(&mut self) -> bool {
+        self.seat.may_touch()
     }
 
     fn save(&self) -> Value {

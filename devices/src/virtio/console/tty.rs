@@ -29,7 +29,8 @@ use crate::serial::{Line, Output, Uart};
 use crate::virtio::device::{Activation, StartError, VirtioDevice, read_config_bytes};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, Queue, QueueState};
-use crate::worker::{Task, WorkerHandle};
+use crate::virtio::seat::Seat;
+use crate::worker::WorkerHandle;
 
 const QUEUE_SIZES: [u16; 2] = [QUEUE_SIZE, QUEUE_SIZE];
 /// Typed bytes that may wait for the guest.
@@ -153,7 +154,7 @@ pub struct TtyDevice {
     tty: Arc<Tty>,
     worker: WorkerHandle,
     told: Told,
-    task: Option<Task<Serve>>,
+    seat: Seat<Serve>,
 }
 
 /// What the driver was told of the window. Linux reads the config space only when it is told that it
@@ -177,7 +178,7 @@ struct State {
 impl TtyDevice {
     /// The device behind which `tty` is, served by `worker`.
     pub fn new(tty: Arc<Tty>, worker: WorkerHandle) -> TtyDevice {
-        TtyDevice { tty, worker, told: Told::default(), task: None }
+        TtyDevice { tty, worker, told: Told::default(), seat: Seat::default() }
     }
 }
 
@@ -210,7 +211,7 @@ impl VirtioDevice for TtyDevice {
         }
         let up = rx.is_some();
         let serve = Serve { tty: self.tty.clone(), rx, tx, memory, interrupt, told: self.told };
-        self.task = Some(self.worker.add(serve)?);
+        self.seat.start(&self.worker, |_| serve)?;
         // For what was typed and for a size that changed meanwhile.
         self.tty.ring();
         self.tty.set_up(up);
@@ -218,9 +219,13 @@ impl VirtioDevice for TtyDevice {
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        let Some(serve) = self.task.take().and_then(Task::take) else { return Vec::new() };
+        let Some(serve) = self.seat.stop() else { return Vec::new() };
         self.told = serve.told;
         serve.rx.iter().chain(&serve.tx).map(Queue::state).collect()
+    }
+
+    fn is_busy(&mut self) -> bool {
+        self.seat.may_touch()
     }
 
     fn save(&self) -> Value {

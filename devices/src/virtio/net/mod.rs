@@ -25,6 +25,7 @@ pub mod vhost;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::time::Instant;
 
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
@@ -36,7 +37,8 @@ use virtio_bindings::bindings::virtio_net::{
 use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
-use crate::worker::{Task, WorkerHandle};
+use super::seat::Seat;
+use crate::worker::WorkerHandle;
 #[cfg(any(test, feature = "testing"))]
 pub(super) use backend::Plain;
 pub use backend::{Backend, Received};
@@ -99,7 +101,7 @@ pub struct Net {
     /// The queues of the TAP, one a pair; empty for other backends.
     taps: Vec<Arc<Tap>>,
     pairs: Vec<PairHome>,
-    control: Option<Task<Control>>,
+    control: Seat<Control>,
     /// The control queue's place, while it runs.
     control_at: usize,
     /// Queues that mean nothing with the features the driver accepted, and their places.
@@ -114,9 +116,9 @@ struct PairHome {
     /// `None` while it runs, and for good when its worker ended under it.
     idle: Option<(Box<dyn Backend>, Limits)>,
     used: Arc<AtomicBool>,
-    task: Option<Task<Pair>>,
+    seat: Seat<Pair>,
     /// Serves the pair instead of a task, with what watches it.
-    vhost: Option<(Vhost, Option<Task<Watch>>)>,
+    vhost: Option<(Vhost, Seat<Watch>)>,
 }
 
 impl PairHome {
@@ -124,7 +126,7 @@ impl PairHome {
         PairHome {
             idle: Some((backend, limits)),
             used: Arc::new(true.into()),
-            task: None,
+            seat: Seat::default(),
             vhost: None,
         }
     }
@@ -152,7 +154,7 @@ impl Net {
         let (taps, vhosts): (Vec<_>, Vec<_>) = taps.into_iter().unzip();
         let mut net = Net::over_tap(id, taps, card, vec![worker]);
         for (home, vhost) in net.pairs.iter_mut().zip(vhosts) {
-            home.vhost = Some((vhost, None));
+            home.vhost = Some((vhost, Seat::default()));
         }
         net
     }
@@ -186,7 +188,7 @@ impl Net {
             pairs_used: Arc::new(1.into()),
             taps,
             pairs,
-            control: None,
+            control: Seat::default(),
             control_at: 0,
             unserved: Vec::new(),
             vhost_line: None,
@@ -252,11 +254,17 @@ impl Net {
             }
             if let (Some((vhost, watch)), Some(tap)) = (&mut home.vhost, taps.next()) {
                 let new = Watch::new(vhost, interrupt.clone()).map_err(host("eventfd"))?;
-                *watch = Some(worker.add(new)?);
+                watch.start(worker, |_| new)?;
                 interrupt.assume_queue(true);
                 self.vhost_line = Some(interrupt.clone());
                 vhost.start(features, [rx, tx], tap, &memory, &interrupt)?;
                 continue;
+            }
+            if let Some(late) = home.seat.reclaim() {
+                home.idle = Some(late.give_up());
+            }
+            if home.seat.is_late() {
+                return Err(StartError::Hangs);
             }
             let gone = || std::io::Error::other("its worker ended");
             let (backend, limits) = home.idle.take().ok_or_else(gone).map_err(host("network"))?;
@@ -270,12 +278,13 @@ impl Net {
                 memory: memory.clone(),
                 interrupt: interrupt.clone(),
             });
-            home.task = Some(worker.add(pair.map_err(host("timerfd"))?)?);
+            let pair = pair.map_err(host("timerfd"))?;
+            home.seat.start(worker, |_| pair)?;
         }
         if let (Some(queue), Some(worker)) = (control, self.workers.first()) {
             let pairs = self.pairs_used.clone();
             let control = Control::new(queue, switches, pairs, memory, interrupt);
-            self.control = Some(worker.add(control)?);
+            self.control.start(worker, |_| control)?;
         }
         Ok(())
     }
@@ -319,8 +328,14 @@ impl VirtioDevice for Net {
 
     fn stop(&mut self) -> Vec<QueueState> {
         let mut states = std::mem::take(&mut self.unserved);
-        // First, so that nobody is turned on and off any more.
-        if let Some(control) = self.control.take().and_then(Task::take) {
+        // All are asked for before the first is waited for, and one deadline is for all.
+        let mut limit = self.control.recall();
+        for home in &mut self.pairs {
+            limit = limit.max(home.seat.recall());
+            limit = limit.max(home.vhost.as_mut().and_then(|(_, watch)| watch.recall()));
+        }
+        let limit = limit.unwrap_or_else(Instant::now);
+        if let Some(control) = self.control.stop_by(limit) {
             states.push((self.control_at, control.state()));
         }
         for (n, home) in self.pairs.iter_mut().enumerate() {
@@ -329,9 +344,9 @@ impl VirtioDevice for Net {
             };
             if let Some((vhost, watch)) = &mut home.vhost {
                 keep(vhost.stop());
-                watch.take().and_then(Task::take);
+                drop(watch.stop_by(limit));
             }
-            let Some(pair) = home.task.take().and_then(Task::take) else { continue };
+            let Some(pair) = home.seat.stop_by(limit) else { continue };
             let (backend, limits, queues) = pair.dissolve();
             home.idle = Some((backend, limits));
             keep(queues);
@@ -341,6 +356,11 @@ impl VirtioDevice for Net {
         }
         states.sort_by_key(|(at, _)| *at);
         states.into_iter().map(|(_, state)| state).collect()
+    }
+
+    fn is_busy(&mut self) -> bool {
+        // A watch touches no guest memory.
+        self.control.may_touch() || self.pairs.iter().any(|home| home.seat.may_touch())
     }
 
     fn reset(&mut self) {

@@ -100,6 +100,15 @@ impl Pair {
         (self.backend, self.limits, states)
     }
 
+    /// The same of one whose queues are not its own any more: they are left as they are.
+    pub(super) fn give_up(mut self) -> (Box<dyn Backend>, Limits) {
+        if self.backend.is_sending() {
+            // Of the frame there is nothing more.
+            self.backend.keep(Iovecs::over(&mut [], &mut IovecBuffer::default()));
+        }
+        (self.backend, self.limits)
+    }
+
     fn doorbells(&self) -> impl Iterator<Item = &EventFd> {
         let rx = self.rx.as_ref().map(|rx| rx.queue.doorbell());
         let tx = self.tx.as_ref().map(|tx| tx.queue.doorbell());

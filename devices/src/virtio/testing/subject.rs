@@ -34,7 +34,7 @@ pub struct Subject {
     pub driver: Driver,
     pub kind: Kind,
     wire: Wire,
-    _worker: Worker,
+    pub worker: Worker,
     _image: Option<tempfile::NamedTempFile>,
     _dir: Option<tempfile::TempDir>,
     /// Where a host's process connects to the device.
@@ -76,7 +76,11 @@ impl Kind {
 
 impl Subject {
     pub fn new(kind: Kind) -> Subject {
-        let worker = Worker::spawn("subject").unwrap();
+        Subject::on(Worker::spawn("subject").unwrap(), kind)
+    }
+
+    /// The same on a given worker; a disk has workers of its own.
+    pub fn on(worker: Worker, kind: Kind) -> Subject {
         let memory = guarded_memory(&[MEMORY]);
         let (mut image, mut wire, mut dir, mut door) = (None, Wire::None, None, None);
         let device: Box<dyn VirtioDevice> = match kind {
@@ -137,7 +141,7 @@ impl Subject {
         };
         let transport = MmioTransport::new("subject", device, memory.clone()).unwrap();
         let driver = Driver { transport, memory, rings: Vec::new() };
-        Subject { driver, kind, wire, _worker: worker, _image: image, _dir: dir, door }
+        Subject { driver, kind, wire, worker, _image: image, _dir: dir, door }
     }
 
     /// Frames come and go on the far side.

@@ -35,7 +35,8 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::device::{Activation, StartError, VirtioDevice, read_config_bytes, stateless};
 use super::queue::QueueState;
-use crate::worker::{Task, WorkerError, WorkerHandle};
+use super::seat::Seat;
+use crate::worker::WorkerHandle;
 use ends::Ends;
 pub use muxer::MAX_CONNECTIONS;
 use serve::{Queues, Serve};
@@ -66,9 +67,9 @@ pub enum VsockError {
     /// Its timer cannot.
     #[error("vsock: timer: {0}")]
     Timer(io::Error),
-    /// The worker has ended.
-    #[error(transparent)]
-    Worker(#[from] WorkerError),
+    /// It cannot be served.
+    #[error("vsock: {0}")]
+    Start(#[from] StartError),
 }
 
 /// The device; it runs on a worker from the beginning to the end.
@@ -76,7 +77,7 @@ pub struct Vsock {
     /// `virtio_vsock_config`: the guest's context id (virtio 1.3 §5.10.4).
     config: [u8; 8],
     worker: WorkerHandle,
-    task: Option<Task<Serve>>,
+    seat: Seat<Serve>,
     /// A driver goes on that had connections elsewhere.
     restored: bool,
 }
@@ -99,18 +100,28 @@ impl Vsock {
         let timer = TimerFd::new().map_err(|e| VsockError::Timer(e.into()))?;
         let cid = u64::from(cid);
         let ends = Ends::new(cid, Listener::bind(socket)?, timer, patience);
-        let task = Some(worker.add(Serve::new(ends))?);
-        Ok(Vsock { config: cid.to_le_bytes(), worker, task, restored: false })
+        let mut seat = Seat::default();
+        seat.start(&worker, |_| Serve::new(ends))?;
+        Ok(Vsock { config: cid.to_le_bytes(), worker, seat, restored: false })
     }
 
     /// Takes the task out of its loop, changes it, and puts it back.
     fn change<T>(&mut self, change: impl FnOnce(&mut Serve) -> T) -> Result<T, StartError> {
-        let mut serve = self.task.take().and_then(Task::take).ok_or_else(|| StartError::Host {
-            what: "the worker of the vsock device",
-            source: io::ErrorKind::BrokenPipe.into(),
-        })?;
+        let late = self.seat.reclaim().map(|mut late| {
+            // The rings it has are not its own any more.
+            late.guest = None;
+            late.ends.forget_guest(None);
+            late
+        });
+        let Some(mut serve) = late.or_else(|| self.seat.stop()) else {
+            if self.seat.is_late() {
+                return Err(StartError::Hangs);
+            }
+            let source = io::ErrorKind::BrokenPipe.into();
+            return Err(StartError::Host { what: "the worker of the vsock device", source });
+        };
         let result = change(&mut serve);
-        self.task = Some(self.worker.add(serve)?);
+        self.seat.start(&self.worker, |_| serve)?;
         Ok(result)
     }
 }
@@ -155,6 +166,10 @@ impl VirtioDevice for Vsock {
         guest.states()
     }
 
+    fn is_busy(&mut self) -> bool {
+        self.seat.may_touch()
+    }
+
     fn reset(&mut self) {
         self.restored = false;
         // When the worker has ended there is nothing to forget.
@@ -172,6 +187,6 @@ impl VirtioDevice for Vsock {
 impl Drop for Vsock {
     fn drop(&mut self) {
         // Closes the sockets and removes the path, also when the worker lives on.
-        drop(self.task.take().and_then(Task::take));
+        drop(self.seat.stop());
     }
 }
