@@ -3,7 +3,8 @@
 //! Knows nothing of virtio. The file is locked for as long as a clone of it lives: many readers or
 //! one writer, whichever process they are in. The size in bytes need not be a multiple of a
 //! sector; the capacity is rounded up, the missing bytes of the last sector read as zero, and a
-//! write that would reach them fails before it writes anything: husk never makes a file longer.
+//! write that would reach them fails before it writes anything: husk never makes a file longer, not
+//! even one that somebody has cut short meanwhile ([`Disk::measure`]).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -102,6 +103,10 @@ pub struct Disk {
     file: Arc<File>,
     options: DiskOptions,
     size: u64,
+    /// As much of that as was there when it was last measured.
+    present: u64,
+    /// A regular file, which can be cut short.
+    is_file: bool,
     /// The block size that suits the host, in bytes.
     block: u64,
     /// Memory, offsets and lengths must be multiples of this: 1, or what `O_DIRECT` wants.
@@ -155,6 +160,8 @@ impl Disk {
                 file: Arc::new(file),
                 options,
                 size,
+                present: size,
+                is_file: kind.is_file(),
                 block: metadata.blksize(),
                 align,
             })
@@ -197,6 +204,26 @@ impl Disk {
         self.block
     }
 
+    /// Looks how long the file is now, for the writes to come: `pwrite` would make a file that was cut
+    /// short as long again as it was, and nobody could tell its zeroes from what is lost. Linux has no
+    /// write that does not (`RWF_NOAPPEND` is about `O_APPEND`), so its length is asked for before. That
+    /// is a system call, but a cheap one: it asks for what the host's kernel knows anyway, waits for no
+    /// server, and is done once for all the writes of a round of a queue. Who cuts the file within that
+    /// round, or on another machine, is noticed late.
+    pub fn measure(&mut self) {
+        if !self.is_file || self.options.read_only {
+            return;
+        }
+        // SAFETY: all zeroes is a statx.
+        let mut found: libc::statx = unsafe { std::mem::zeroed() };
+        let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+        let (fd, path) = (self.file.as_raw_fd(), c"".as_ptr());
+        // SAFETY: path and statx live through the call.
+        let done = unsafe { libc::statx(fd, path, flags, libc::STATX_SIZE, &mut found) };
+        // A file whose length cannot be had is not written to at all.
+        self.present = if done == 0 { self.size.min(found.stx_size) } else { 0 };
+    }
+
     /// How many of the bytes are there: those that lack in the last sector are zero already.
     pub(super) fn present(&self, offset: u64, len: u64) -> io::Result<u64> {
         let lacking = self.sectors() * SECTOR - self.size;
@@ -211,7 +238,11 @@ impl Disk {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
         match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(()),
+            Some(end) if end <= self.present => Ok(()),
+            Some(end) if end <= self.size => {
+                let why = "the file is shorter than it was when it was opened";
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, why))
+            }
             _ => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
         }
     }

@@ -149,6 +149,19 @@ impl Job {
         }
     }
 
+    /// For one that was held: whether what is left of it may still be written, as `disk` was last
+    /// measured. Ends it otherwise.
+    pub fn renew(&mut self, disk: &Disk) {
+        let left = match (self.phase, self.operation) {
+            (Phase::Transfer, Operation::Write) => self.data.len() as u64,
+            (Phase::ZeroByHand, _) => self.left,
+            _ => return,
+        };
+        if let Err(e) = disk.check_writable(self.at, left) {
+            self.finish(Err(e));
+        }
+    }
+
     /// Whether nothing is left to do. A job that comes back from an engine without being finished
     /// was held there between two steps; submitted again it goes on.
     pub fn is_finished(&self) -> bool {
@@ -160,7 +173,7 @@ impl Job {
     /// # Errors
     /// The host's, once retrying was no use; `EROFS` and `ENOSPC` for a write that may not be;
     /// `UnexpectedEof` when the file has become shorter since it was opened: what is lost must not
-    /// look like zeroes.
+    /// look like zeroes, nor become them.
     pub fn result(&self) -> &io::Result<()> {
         &self.result
     }

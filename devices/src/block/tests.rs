@@ -187,6 +187,61 @@ fn a_file_that_was_cut_is_an_error_and_no_zeroes() {
 }
 
 #[test]
+fn a_file_that_was_cut_is_not_made_long_again_by_a_write() {
+    for choice in engines() {
+        let file = image(8192);
+        let mut rig = Rig::writable(file.path(), choice);
+        let len = || file.as_file().metadata().unwrap().len();
+        file.as_file().set_len(1536).unwrap();
+        rig.disk.measure();
+        let zeroes = Operation::WriteZeroes { unmap: false };
+        for (at, count) in [(4096, 512), (1024, 1024), (1536, 512), (7680, 512)] {
+            let error = rig.write(at, &vec![9; count]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            let error = rig.run(zeroes, at, count as u64, &mut []).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        }
+        // What is no part of the disk is still another error.
+        assert_eq!(errno(rig.write(8192, &[9; 512])), libc::ENOSPC);
+        rig.write(1024, &[9; 512]).unwrap();
+        rig.run(Operation::Discard, 0, 512, &mut []).unwrap();
+        assert_eq!(len(), 1536);
+        // Somebody who makes it long again gives back what there was room for.
+        file.as_file().set_len(1 << 20).unwrap();
+        rig.disk.measure();
+        rig.write(7680, &[9; 512]).unwrap();
+        assert_eq!(errno(rig.write(8192, &[9; 512])), libc::ENOSPC);
+        assert_eq!(len(), 1 << 20);
+    }
+}
+
+#[test]
+fn a_write_that_was_held_looks_again_before_it_goes_on() {
+    let file = image(8192);
+    let mut disk = Disk::open(file.path(), DiskOptions::default()).unwrap();
+    let mut data = [9; 1024];
+    let held = |disk: &Disk, operation, data: &mut [u8]| {
+        let mut job = Job::new(0);
+        job.data().push(Segment::new(data.as_mut_ptr(), data.len()));
+        job.begin(operation, disk, 1024, 0, false);
+        job
+    };
+    let mut write = held(&disk, Operation::Write, &mut data);
+    let mut read = held(&disk, Operation::Read, &mut data);
+    file.as_file().set_len(2048).unwrap();
+    disk.measure();
+    write.renew(&disk);
+    assert!(!write.is_finished(), "there is room for it");
+    file.as_file().set_len(2047).unwrap();
+    disk.measure();
+    for job in [&mut write, &mut read] {
+        job.renew(&disk);
+    }
+    assert!(write.is_finished() && write.result().is_err());
+    assert!(!read.is_finished(), "a read finds out by itself");
+}
+
+#[test]
 fn a_read_only_disk_is_never_written() {
     for choice in engines() {
         let file = image(4096);

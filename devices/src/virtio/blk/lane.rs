@@ -64,9 +64,10 @@ impl MutEventSubscriber for Serve {
             throttle.quiet();
         }
         self.answer();
+        self.server.measured = false;
         let Serve { queue, memory, interrupt, server, hand, lease, throttle } = self;
         if !lease.is_recalled() {
-            hand.go_on();
+            hand.go_on(server);
         }
         queue.process(memory, interrupt, |chain| {
             // What is put back here is found when the device starts again.
@@ -204,8 +205,10 @@ impl Hand {
     }
 
     /// Goes on with what was held.
-    fn go_on(&mut self) {
-        for job in self.held.drain(..) {
+    fn go_on(&mut self, server: &mut Server) {
+        for mut job in self.held.drain(..) {
+            server.measure();
+            job.renew(&server.disk);
             // SAFETY: the job's data is guest memory, which was given to `protect`.
             unsafe { self.engine.submit(job) };
         }
@@ -273,6 +276,8 @@ pub(super) struct Server {
     /// The driver does not flush, so every write is made stable (virtio 1.3 §5.2.6.2).
     write_through: bool,
     complaints: Complaint,
+    /// The disk was measured in this round.
+    measured: bool,
 }
 
 impl Server {
@@ -285,7 +290,14 @@ impl Server {
     ) -> Server {
         let (name, counters) = (interrupt.name().clone(), interrupt.counters().clone());
         let complaints = Complaint { name, counters, limit: Complaints::default() };
-        Server { id, disk, limits, write_through, complaints }
+        Server { id, disk, limits, write_through, complaints, measured: false }
+    }
+
+    /// Measures the disk, once a round.
+    fn measure(&mut self) {
+        if !std::mem::replace(&mut self.measured, true) {
+            self.disk.measure();
+        }
     }
 
     fn take(
@@ -372,6 +384,9 @@ impl Server {
         if listed.is_err() {
             hand.pool.push(job);
             return Err(misshapen);
+        }
+        if !matches!(operation, Operation::Read | Operation::Flush) {
+            self.measure();
         }
         job.begin(operation, &self.disk, offset, len, self.write_through);
         let filled = if operation == Operation::Read { len as usize } else { 0 };

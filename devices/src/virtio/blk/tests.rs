@@ -181,6 +181,31 @@ fn what_was_cut_off_the_file_is_an_error_and_no_zeroes() {
 }
 
 #[test]
+fn a_write_to_what_was_cut_off_the_file_is_an_error_and_does_not_make_it_long_again() {
+    for engine in [EngineChoice::Threads, EngineChoice::Auto] {
+        let file = image(4096);
+        let options = BlkOptions { engine, ..BlkOptions::default() };
+        let disk = open(file.path(), false).unwrap();
+        let mut rig = Rig::of(Blk::new("cut", disk, options).unwrap());
+        let len = || fs::metadata(file.path()).unwrap().len();
+        rig.driver.write(BUFFER, &[0xaa; 512]);
+        assert_eq!(rig.ask(1, 7, &[Piece::Out(BUFFER, 512)]), (0, 1));
+        file.as_file().set_len(1024).unwrap();
+        assert_eq!(rig.ask(1, 7, &[Piece::Out(BUFFER, 512)]), (1, 1));
+        assert_eq!(rig.range(13, 2, 1, 0), 1);
+        assert_eq!(len(), 1024);
+        rig.driver.write(BUFFER, &[0xaa; 512]);
+        assert_eq!(rig.ask(1, 1, &[Piece::Out(BUFFER, 512)]), (0, 1));
+        assert_eq!(rig.ask(4, 0, &[]), (0, 1), "a flush");
+        assert_eq!((len(), fs::read(file.path()).unwrap()[1023]), (1024, 0xaa));
+        // The file may go: it is there as long as it is open.
+        fs::remove_file(file.path()).unwrap();
+        assert_eq!(rig.ask(0, 1, &[Piece::In(BUFFER, 512)]), (0, 513));
+        assert_eq!(rig.ask(1, 0, &[Piece::Out(BUFFER, 512)]), (0, 1));
+    }
+}
+
+#[test]
 fn a_request_without_status_breaks_the_device_until_a_reset() {
     let file = image(512);
     let mut rig = Rig::new(file.path(), true);
