@@ -17,6 +17,7 @@ pub struct Counters {
     errors: AtomicU64,
     interrupts: AtomicU64,
     doorbells: AtomicU64,
+    exits: AtomicU64,
 }
 
 /// A device's counts at one moment, since the VM was made; reboots do not clear them.
@@ -34,6 +35,9 @@ pub struct Counts {
     pub interrupts: u64,
     /// Doorbells the driver rang. Several at once may come as one to the device, and count each.
     pub doorbells: u64,
+    /// Accesses to registers and to the config space, for each of which a vCPU left the guest.
+    #[serde(default)]
+    pub exits: u64,
 }
 
 impl Counters {
@@ -59,6 +63,11 @@ impl Counters {
         self.doorbells.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// A vCPU left the guest for a register.
+    pub fn add_exit(&self) {
+        self.exits.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The counts now.
     pub fn counts(&self) -> Counts {
         let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
@@ -69,6 +78,7 @@ impl Counters {
             errors: now(&self.errors),
             interrupts: now(&self.interrupts),
             doorbells: now(&self.doorbells),
+            exits: now(&self.exits),
         }
     }
 }

@@ -66,6 +66,8 @@ pub(super) struct Devices {
     pub handles: Handles,
     /// Rung to press the power button; an irqfd.
     pub power_button: EventFd,
+    /// Takes acknowledgements that nobody need hear of; an ioeventfd of every transport.
+    pub acknowledged: EventFd,
     pub generation: Generation,
     console: Option<Console>,
     /// The VM's worker. After the devices that run in it.
@@ -145,6 +147,8 @@ impl Devices {
             handles,
             power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
                 .map_err(host("power button"))?,
+            acknowledged: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                .map_err(host("interrupts"))?,
             generation: Generation::new()?,
             console: None,
             worker,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use husk_devices::virtio::mmio::QUEUE_NOTIFY;
+use husk_devices::virtio::mmio::{ACK_USED, INTERRUPT_ACK, QUEUE_NOTIFY};
 use kvm_bindings::CpuId;
 use vm_memory::GuestMemoryMmap;
 
@@ -107,7 +107,8 @@ impl Drop for Machine {
     }
 }
 
-/// Connects every interrupt as an irqfd and every doorbell as an ioeventfd.
+/// Connects every interrupt as an irqfd and every doorbell as an ioeventfd, and so the acknowledgement
+/// of used buffers alone: an interrupt costs one exit, for reading its cause.
 fn connect(vm: &KvmVm, devices: &Devices) -> Result<(), HypervisorError> {
     vm.connect_irq(devices.uart.irq_fd(), layout::COM1_GSI)?;
     vm.connect_irq(&devices.power_button, layout::POWER_BUTTON_GSI)?;
@@ -118,6 +119,8 @@ fn connect(vm: &KvmVm, devices: &Devices) -> Result<(), HypervisorError> {
         for (queue, fd) in (0u32..).zip(placed.transport.doorbells()) {
             vm.connect_doorbell(fd, doorbell, queue)?;
         }
+        let acknowledgement = u64::from(placed.slot.base) + INTERRUPT_ACK;
+        vm.connect_doorbell(&devices.acknowledged, acknowledgement, ACK_USED)?;
     }
     Ok(())
 }

@@ -216,6 +216,7 @@ impl Uart {
 impl BusDevice for Uart {
     fn read(&self, offset: u64, data: &mut [u8]) {
         self.counters.add_requests(1, 0, 0);
+        self.counters.add_exit();
         let mut port = self.port();
         for (offset, value) in (offset as u8..).zip(data) {
             *value = port.registers.read(offset);
@@ -250,6 +251,7 @@ impl BusDevice for Uart {
             let _ = port.registers.write(offset, *value);
         }
         self.counters.add_requests(1, sent, 0);
+        self.counters.add_exit();
         if !wanted && port.wants_input() {
             self.ask_for_input();
         }

@@ -315,12 +315,45 @@ fn running_guests_take_no_lock() {
     driver.rings[0].push(&[Piece::In(DATA, 1)]);
     process(&seen, 0);
     let held = driver.transport.core.lock().unwrap();
+    let exits = driver.transport.counters().counts().exits;
     assert_eq!(driver.get(0x60), 1);
-    driver.set(0x64, 1);
-    assert_eq!(driver.get(0x60), 0);
+    assert_eq!(driver.get(0x60), 0, "used buffers are taken notice of by reading");
+    driver.set(INTERRUPT_ACK, ACK_USED);
+    assert_eq!(driver.transport.counters().counts().exits, exits + 3);
     driver.ring(0);
     assert_eq!(driver.status(), 15);
     drop(held);
+}
+
+#[test]
+fn a_handler_as_drivers_have_it_hears_of_every_cause() {
+    let (mut driver, seen) = probe();
+    driver.bring_up(0, 8);
+    // As `vm_interrupt` of Linux: read, acknowledge all that was read, then look at both.
+    let handler = |driver: &Driver, meanwhile: &dyn Fn()| {
+        let status = driver.get(0x60);
+        meanwhile();
+        // Nobody hears of this one in a machine.
+        if status != ACK_USED {
+            driver.set(INTERRUPT_ACK, status);
+        }
+        status
+    };
+    let interrupt = seen.lock().unwrap().active.as_ref().unwrap().interrupt.clone();
+    let edges = || driver.transport.irq_fd().read().unwrap_or(0);
+    interrupt.signal_queue();
+    assert_eq!((edges(), handler(&driver, &|| ())), (1, 1));
+    interrupt.signal_config();
+    interrupt.signal_queue();
+    assert_eq!((edges(), handler(&driver, &|| ())), (2, 3));
+    // What comes in the middle of the handler has an edge of its own, and finds its cause.
+    interrupt.signal_queue();
+    assert_eq!((edges(), handler(&driver, &|| interrupt.signal_queue())), (1, 1));
+    assert_eq!((edges(), handler(&driver, &|| ())), (1, 1));
+    interrupt.signal_config();
+    assert_eq!((edges(), handler(&driver, &|| interrupt.signal_queue())), (1, 2));
+    assert_eq!((edges(), handler(&driver, &|| ())), (1, 1));
+    assert_eq!((edges(), handler(&driver, &|| ())), (0, 0));
 }
 
 #[test]
