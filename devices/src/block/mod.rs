@@ -5,11 +5,10 @@
 //! [`Engine`] means the same by a read, a short read, a cut file or a range of zeroes. An engine
 //! only carries steps to the kernel and back: [`threads`] by system calls in a few threads,
 //! [`uring`] by io_uring. Neither makes who submits wait for the host, as far as that is in our
-//! hands: see [`uring`]. [`Budget`] says how much a disk may cost.
+//! hands: see [`uring`].
 
 #![allow(clippy::vec_box, reason = "a job stays where it is while the kernel reads its list")]
 
-mod bucket;
 mod disk;
 mod engine;
 mod job;
@@ -21,7 +20,6 @@ pub(crate) mod hanging;
 #[cfg(test)]
 mod tests;
 
-pub use bucket::{Bucket, Budget};
 pub use disk::{Cache, Disk, DiskError, DiskOptions, SECTOR};
 pub(crate) use disk::{lock, remedy};
 pub use engine::{Engine, EngineChoice, EngineError, Keep};

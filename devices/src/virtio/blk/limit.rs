@@ -7,27 +7,24 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::block::Budget;
+use crate::rate::Budget;
 
 /// A disk's budget. It outlives stops and resets: a guest cannot leave its debts behind.
 pub(super) struct Limiter {
     /// Only a disk with limits has one, and no lane keeps the lock for longer than some sums.
     budget: Mutex<Budget>,
-    epoch: Instant,
 }
 
 impl Limiter {
     pub(super) fn new(budget: Budget) -> Limiter {
-        Limiter { budget: Mutex::new(budget), epoch: Instant::now() }
+        Limiter { budget: Mutex::new(budget) }
     }
 
     /// Pays for a request, or says how long to wait.
-    fn spend(&self, bytes: u64) -> Result<(), Duration> {
-        // Nanoseconds of 584 years.
-        let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    fn take(&self, bytes: u64) -> Result<(), Duration> {
         // Plain numbers: a panic elsewhere leaves them as consistent as they are.
         let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-        budget.spend(now, bytes).map_err(Duration::from_nanos)
+        budget.take(bytes, Instant::now())
     }
 }
 
@@ -45,7 +42,7 @@ impl Throttle {
 
     /// Whether a request of `bytes` bytes may begin; if not, the timer rings when it may.
     pub(super) fn admits(&mut self, bytes: u64) -> bool {
-        match self.limiter.spend(bytes) {
+        match self.limiter.take(bytes) {
             Ok(()) => true,
             // A timer that cannot be set would leave the request for ever.
             Err(wait) => self.timer.reset(wait, None).is_err(),

@@ -24,7 +24,8 @@ use virtio_bindings::bindings::virtio_blk::{
 use super::device::{Activation, StartError, VirtioDevice};
 use super::queue::QueueState;
 use super::seat::Seat;
-use crate::block::{Budget, Disk, EngineChoice, EngineError, SECTOR};
+use crate::block::{Disk, EngineChoice, EngineError, SECTOR};
+use crate::rate::Budget;
 use crate::worker::{self, OnBroken, Worker};
 use lane::{Hand, Serve, Server};
 use limit::{Limiter, Throttle};

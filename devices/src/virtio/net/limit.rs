@@ -2,15 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::rate::Bucket;
+use crate::rate::{Bucket, Budget};
 
 /// The limits of one direction; the default is none.
 #[derive(Debug, Clone, Default)]
 pub struct Direction {
-    /// Tokens are bytes of frames, without the virtio header.
-    pub bandwidth: Option<Bucket>,
-    /// Tokens are frames (large ones that are yet to be segmented count once).
-    pub ops: Option<Bucket>,
+    /// Bytes of frames, without the virtio header; and frames, of which large ones that are yet to be
+    /// segmented count once.
+    budget: Budget,
     /// How long the last one that was told to wait has to.
     wait: Duration,
 }
@@ -33,12 +32,12 @@ pub(super) enum Turn {
 impl Direction {
     /// Limits by bytes and by frames.
     pub fn new(bandwidth: Option<Bucket>, ops: Option<Bucket>) -> Direction {
-        Direction { bandwidth, ops, wait: Duration::ZERO }
+        Direction { budget: Budget { bytes: bandwidth, requests: ops }, wait: Duration::ZERO }
     }
 
     /// Whether there is any limit.
     pub fn is_limited(&self) -> bool {
-        self.bandwidth.is_some() || self.ops.is_some()
+        self.budget.is_limited()
     }
 
     /// How long to wait after [`Turn::Wait`].
@@ -49,7 +48,7 @@ impl Direction {
     /// Asks for a frame of which nothing is known yet: it passes if anything would, and
     /// [`Direction::count`] says later what it was.
     pub(super) fn may_go(&mut self) -> Turn {
-        let turn = self.take(1, 1);
+        let turn = self.take_frame(1);
         if turn == Turn::Go {
             self.give_back(1);
         }
@@ -58,53 +57,27 @@ impl Direction {
 
     /// A frame of `len` bytes has passed that [`Direction::may_go`] let through.
     pub(super) fn count(&mut self, len: usize) {
-        if !self.is_limited() {
-            return;
-        }
-        let now = Instant::now();
-        if let Some(bandwidth) = &mut self.bandwidth {
-            bandwidth.spend(len as u64, now);
-        }
-        if let Some(ops) = &mut self.ops {
-            ops.spend(1, now);
+        if self.is_limited() {
+            self.budget.spend(len as u64, Instant::now());
         }
     }
 
     /// Asks for a frame of `len` bytes.
     pub(super) fn take_frame(&mut self, len: usize) -> Turn {
-        self.take(len as u64, 1)
+        if !self.is_limited() {
+            return Turn::Go;
+        }
+        match self.budget.take(len as u64, Instant::now()) {
+            Ok(()) => Turn::Go,
+            Err(wait) => {
+                self.wait = wait;
+                Turn::Wait
+            }
+        }
     }
 
     /// The frame did not go after all.
     pub(super) fn give_back(&mut self, len: usize) {
-        if let Some(bandwidth) = &mut self.bandwidth {
-            bandwidth.give_back(len as u64);
-        }
-        if let Some(ops) = &mut self.ops {
-            ops.give_back(1);
-        }
-    }
-
-    fn take(&mut self, bytes: u64, frames: u64) -> Turn {
-        if !self.is_limited() {
-            return Turn::Go;
-        }
-        let now = Instant::now();
-        if let Some(bandwidth) = &mut self.bandwidth
-            && let Err(wait) = bandwidth.take(bytes, now)
-        {
-            self.wait = wait;
-            return Turn::Wait;
-        }
-        if let Some(ops) = &mut self.ops
-            && let Err(wait) = ops.take(frames, now)
-        {
-            if let Some(bandwidth) = &mut self.bandwidth {
-                bandwidth.give_back(bytes);
-            }
-            self.wait = wait;
-            return Turn::Wait;
-        }
-        Turn::Go
+        self.budget.give_back(len as u64);
     }
 }
