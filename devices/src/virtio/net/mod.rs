@@ -27,6 +27,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
     VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
@@ -34,7 +36,7 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
-use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
+use super::device::{Activation, StartError, VirtioDevice, read_config_bytes, stateless};
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
 use super::seat::Seat;
@@ -109,6 +111,14 @@ pub struct Net {
     /// The interrupt line, while the host's kernel raises it.
     vhost_line: Option<Interrupt>,
     workers: Vec<WorkerHandle>,
+}
+
+/// What a snapshot keeps of a card with several pairs of queues; one with a single pair has no state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    /// How many the driver uses.
+    pairs: u16,
 }
 
 /// A pair, and what it is made of while it does not run.
@@ -356,6 +366,28 @@ impl VirtioDevice for Net {
         }
         states.sort_by_key(|(at, _)| *at);
         states.into_iter().map(|(_, state)| state).collect()
+    }
+
+    fn save(&self) -> Value {
+        if self.pairs.len() == 1 {
+            return Value::Null;
+        }
+        let state = State { pairs: self.pairs_used.load(Ordering::Acquire) };
+        // A struct of plain data always has a JSON form.
+        serde_json::to_value(state).unwrap_or_default()
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), String> {
+        if self.pairs.len() == 1 {
+            return stateless(state);
+        }
+        let State { pairs } = State::deserialize(state).map_err(|e| e.to_string())?;
+        let most = self.pairs.len();
+        if !(1..=most).contains(&usize::from(pairs)) {
+            return Err(format!("its driver uses {pairs} pairs of queues of {most}"));
+        }
+        self.pairs_used.store(pairs, Ordering::Release);
+        Ok(())
     }
 
     fn is_busy(&mut self) -> bool {

@@ -269,6 +269,34 @@ fn received(driver: &mut Driver, queue: usize) -> usize {
 }
 
 #[test]
+fn the_number_of_pairs_is_part_of_the_saved_state_where_there_are_several() {
+    let worker = Worker::spawn("net").unwrap();
+    let card = |pairs: usize| {
+        let home = |_| {
+            let (ours, _) = socketpair();
+            PairHome::new(Box::new(Plain(ours)), Limits::default())
+        };
+        let homes = (0..pairs).map(home).collect();
+        Net::with("n", homes, Vec::new(), &Card::default(), vec![worker.handle()])
+    };
+    let saved = card(3);
+    saved.pairs_used.store(2, Ordering::Release);
+    let state = saved.save();
+    let mut heir = card(3);
+    heir.restore(&state).unwrap();
+    assert_eq!((heir.save(), state), (saved.save(), serde_json::json!({ "pairs": 2 })));
+    let wrong = [r#"{"pairs":0}"#, r#"{"pairs":4}"#, r#"{"pairs":1,"x":1}"#, "{}", "null", "2"];
+    for wrong in wrong.map(|text| serde_json::from_str(text).unwrap()) {
+        heir.restore(&wrong).unwrap_err();
+        assert_eq!(heir.save(), saved.save(), "{wrong} has changed something");
+    }
+    let mut single = card(1);
+    assert!(single.save().is_null());
+    single.restore(&serde_json::Value::Null).unwrap();
+    single.restore(&saved.save()).unwrap_err();
+}
+
+#[test]
 fn the_driver_says_how_many_pairs_it_uses_and_the_host_gives_frames_to_no_others() {
     let Some((mut driver, wire, _workers)) = queues("husktest3", 2, MQ | CTRL_VQ) else { return };
     assert_eq!(driver.config(8, 2), [2, 0]);
@@ -302,8 +330,14 @@ fn the_driver_says_how_many_pairs_it_uses_and_the_host_gives_frames_to_no_others
     ] {
         assert_eq!(command(&mut driver, 4, bytes), answer, "{bytes:?}");
     }
-    // A pause keeps the choice.
+    // A pause keeps the choice, and so does a state that is saved and taken over.
     driver.transport.pause();
+    let state = driver.transport.save();
+    assert_eq!(state.device, serde_json::json!({ "pairs": 2 }));
+    driver.transport.reset();
+    assert_eq!(driver.transport.save().device, serde_json::json!({ "pairs": 1 }));
+    driver.transport.restore(&state).unwrap();
+    assert_eq!(driver.transport.save(), state);
     driver.transport.resume();
     let (mut first, mut second) = (0, 0);
     for _ in 0..50 {
