@@ -2,13 +2,18 @@
 //!
 //! `Display` of each tells the whole story on one line, what lies behind it included, so that nobody
 //! need walk a chain. Hence `source()` gives nothing that was told already: a field with the cause is
-//! for who matches on it, and is defined as `r#source`, which `thiserror` leaves alone.
+//! for who matches on it, and is defined as `r#source`, which `thiserror` leaves alone. The errors of
+//! `husk_devices` keep to this too.
 
 pub use husk_devices::block::{DiskError, EngineError};
 pub use husk_devices::bus::BusError;
 pub use husk_devices::virtio::console::endpoint::EndpointError;
+pub use husk_devices::virtio::device::StartError;
+pub use husk_devices::virtio::net::link::LinkError;
+pub use husk_devices::virtio::net::passt::PasstError;
 pub use husk_devices::virtio::net::tap::TapError;
 pub use husk_devices::virtio::pmem::PmemError;
+pub use husk_devices::virtio::vsock::{SocketError, VsockError};
 pub use husk_devices::worker::WorkerError;
 
 pub use crate::boot::bzimage::HeaderError;
@@ -36,7 +41,28 @@ mod tests {
         let cause = || io::Error::other("the cause");
         let path = || "a-file".into();
         let elf = KernelError::Elf { path: path(), source: cause().into() };
-        let errors: [VmError; 8] = [
+        let id = || "a-device".to_owned();
+        let socket = SocketError::Host { path: path(), what: "bind", source: cause() };
+        let link = LinkError::Host { name: id(), what: id(), source: cause() };
+        let errors: [VmError; 23] = [
+            DiskError::Open { path: path(), source: cause(), remedy: "wait" }.into(),
+            DiskError::Direct { path: path(), source: cause() }.into(),
+            DiskError::Host { path: path(), what: "lock", source: cause() }.into(),
+            VmError::DiskEngine { id: id(), source: EngineError::IoUring(cause()) },
+            VmError::DiskEngine { id: id(), source: cause().into() },
+            VmError::Tap { id: id(), source: TapError::Device { name: id(), source: cause() } },
+            VmError::Tap {
+                id: id(),
+                source: TapError::Host { name: id(), what: "ioctl", source: cause() },
+            },
+            VmError::Link { id: id(), source: link },
+            VmError::Passt { id: id(), source: cause().into() },
+            VmError::Vhost { id: id(), source: cause() },
+            VsockError::Socket(socket).into(),
+            VsockError::Timer(cause()).into(),
+            VsockError::Start(StartError::Host { what: "timer", source: cause() }).into(),
+            VsockError::Start(StartError::Worker(cause().into())).into(),
+            WorkerError::Thread(cause()).into(),
             elf.into(),
             KernelError::Read { path: path(), source: cause() }.into(),
             KernelError::Load { path: path(), source: cause().into() }.into(),

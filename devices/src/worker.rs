@@ -34,16 +34,28 @@ pub type OnBroken = Arc<dyn Fn(String) + Send + Sync>;
 pub enum WorkerError {
     /// The event loop could not be made or has gone.
     #[error("event loop: {0}")]
-    Loop(#[from] event_manager::Error),
+    Loop(event_manager::Error),
     /// The thread could not be started.
     #[error("worker thread: {0}")]
-    Thread(#[from] io::Error),
+    Thread(io::Error),
     /// It has ended of itself.
     #[error("the worker thread {0} has ended")]
     Ended(String),
     /// It does not come back from a call to the host.
     #[error("the worker thread {0} hangs in the host")]
     Hangs(String),
+}
+
+impl From<event_manager::Error> for WorkerError {
+    fn from(e: event_manager::Error) -> Self {
+        WorkerError::Loop(e)
+    }
+}
+
+impl From<io::Error> for WorkerError {
+    fn from(e: io::Error) -> Self {
+        WorkerError::Thread(e)
+    }
 }
 
 /// Bytes of stack of a worker. Far below the 2 MiB at which the kernel would back it by a huge page.

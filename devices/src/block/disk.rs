@@ -31,7 +31,7 @@ pub enum DiskError {
         /// What the user gave.
         path: PathBuf,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
         /// What to do about it.
         remedy: &'static str,
     },
@@ -60,7 +60,7 @@ pub enum DiskError {
         /// What the user gave.
         path: PathBuf,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The file system cannot lock, or the size cannot be found.
     #[error("cannot {what} disk {path}: {source}; copy it to a local file system")]
@@ -70,7 +70,7 @@ pub enum DiskError {
         /// What was tried.
         what: &'static str,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

@@ -74,10 +74,16 @@ pub enum EngineChoice {
 pub enum EngineError {
     /// The host has no io_uring, or not enough of it, or does not let us.
     #[error("io_uring cannot be used here: {0}; use engine=threads")]
-    IoUring(#[source] io::Error),
+    IoUring(io::Error),
     /// No event descriptor.
     #[error("disk engine: {0}")]
-    Host(#[from] io::Error),
+    Host(io::Error),
+}
+
+impl From<io::Error> for EngineError {
+    fn from(e: io::Error) -> Self {
+        EngineError::Host(e)
+    }
 }
 
 impl EngineChoice {

@@ -96,7 +96,7 @@ pub enum StartError {
         /// What was tried.
         what: &'static str,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// Requests from before a reset are still at the host, which may touch guest memory for them.
     #[error("the host has not answered requests from before the reset")]

@@ -72,7 +72,7 @@ pub enum LinkError {
         /// What was tried.
         what: String,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

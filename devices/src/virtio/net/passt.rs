@@ -73,7 +73,13 @@ pub enum PasstError {
     Refused(String),
     /// The host refused something.
     #[error("starting passt: {0}")]
-    Host(#[from] io::Error),
+    Host(io::Error),
+}
+
+impl From<io::Error> for PasstError {
+    fn from(e: io::Error) -> Self {
+        PasstError::Host(e)
+    }
 }
 
 /// A passt of our own, and the socket to it.

@@ -30,7 +30,7 @@ pub enum TapError {
         /// What the user gave.
         name: String,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// It is not there and we may not make it, or it belongs to another user.
     #[error(
@@ -73,7 +73,7 @@ pub enum TapError {
         /// What was tried.
         what: &'static str,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

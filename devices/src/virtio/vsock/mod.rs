@@ -69,7 +69,13 @@ pub enum VsockError {
     Timer(io::Error),
     /// It cannot be served.
     #[error("vsock: {0}")]
-    Start(#[from] StartError),
+    Start(StartError),
+}
+
+impl From<StartError> for VsockError {
+    fn from(e: StartError) -> Self {
+        VsockError::Start(e)
+    }
 }
 
 /// The device; it runs on a worker from the beginning to the end.

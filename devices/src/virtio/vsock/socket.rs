@@ -42,7 +42,7 @@ pub enum SocketError {
         /// What was tried.
         what: &'static str,
         /// The host's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 
