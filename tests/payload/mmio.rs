@@ -3,7 +3,10 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use husk::config::{DiskConfig, NetConfig, VmConfig};
+use husk::config::{
+    BalloonConfig, ConsoleDevice, DiskConfig, NetConfig, PmemConfig, PortConfig, Size, VmConfig,
+    VsockConfig,
+};
 use iced_x86::code_asm::*;
 
 use crate::fixture::assembly::{Assembled, RESULTS};
@@ -267,5 +270,61 @@ fn a_network_interfaces_window_answers_every_width_and_alignment_and_is_harmed_b
             mac: Some("52:54:00:ab:cd:ef".to_owned()),
             ..NetConfig::default()
         }];
+    });
+}
+
+#[test]
+fn a_vsocks_window_answers_every_width_and_alignment_and_is_harmed_by_none() {
+    needs_kvm!();
+    let cid = 0x0123_4567u64.to_le_bytes();
+    a_window_answers(19, &cid, |kernel, machine| {
+        let socket = kernel.directory().join("vsock");
+        machine.vsock = Some(VsockConfig { cid: 0x0123_4567, socket });
+    });
+}
+
+#[test]
+fn a_virtio_consoles_window_answers_every_width_and_alignment_and_is_harmed_by_none() {
+    needs_kvm!();
+    // 80 columns, 24 rows.
+    a_window_answers(3, &[80, 0, 24, 0], |_, machine| {
+        machine.console_device = ConsoleDevice::Virtio;
+    });
+}
+
+#[test]
+fn the_window_of_byte_ports_answers_every_width_and_alignment_and_is_harmed_by_none() {
+    needs_kvm!();
+    let two_ports = [0, 0, 0, 0, 2, 0, 0, 0];
+    a_window_answers(3, &two_ports, |kernel, machine| {
+        let port = |name: &str| PortConfig {
+            name: name.to_owned(),
+            socket: None,
+            file: Some(kernel.directory().join(name)),
+        };
+        machine.ports = vec![port("a"), port("b")];
+    });
+}
+
+#[test]
+fn a_balloons_window_answers_every_width_and_alignment_and_is_harmed_by_none() {
+    needs_kvm!();
+    // Of 4 KiB pages; what the guest says of its own is forgotten at the reset.
+    let wanted = (0x12u32 << 8).to_le_bytes();
+    let config = [wanted, [0; 4], [0; 4], [0; 4]].concat();
+    a_window_answers(5, &config, |_, machine| {
+        machine.balloon = Some(BalloonConfig { size: Size(0x12 << 20) });
+    });
+}
+
+#[test]
+fn the_window_of_persistent_memory_answers_every_width_and_alignment_and_is_harmed_by_none() {
+    needs_kvm!();
+    // Above RAM and the hole below 4 GiB; guest address and length.
+    let config = [(4u64 << 30).to_le_bytes(), (2u64 << 20).to_le_bytes()].concat();
+    a_window_answers(27, &config, |kernel, machine| {
+        let path = kernel.directory().join("pmem");
+        File::create(&path).unwrap().set_len(2 << 20).unwrap();
+        machine.pmem = vec![PmemConfig { id: "p".to_owned(), path, readonly: false }];
     });
 }
