@@ -3,13 +3,18 @@
 //! The server speaks as much of the protocol as one file of a directory needs (Linux
 //! `include/uapi/linux/fuse.h`). A request is a header of 40 bytes and its body; an answer is a
 //! header of 16 bytes (length, error, the request's number) and its body.
+//!
+//! A test that is killed must not leave threads that wait for an answer for ever, with the pages they
+//! wait for locked for the whole machine: nothing but the end of the server ends such a wait. So the
+//! server has a table of descriptors of its own, with only the device in it, which goes with it.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -48,7 +53,16 @@ impl HangingFile {
         }
         let shared = Shared::default();
         let (server, path) = (shared.clone(), directory.path().join("disk"));
-        std::thread::spawn(move || serve(device, &server));
+        let (tell, apart) = channel();
+        let number = device.as_raw_fd();
+        std::thread::spawn(move || {
+            keep_only(number);
+            tell.send(()).unwrap();
+            // SAFETY: the descriptor is in this thread's table, and nobody else knows of that.
+            serve(unsafe { File::from_raw_fd(number) }, &server);
+        });
+        apart.recv().unwrap();
+        drop(device);
         Some(HangingFile { directory, path, shared })
     }
 
@@ -77,6 +91,17 @@ impl Drop for HangingFile {
     fn drop(&mut self) {
         self.answer();
         unmount(self.directory.path());
+    }
+}
+
+/// Gives the calling thread, and those it will start, a table of descriptors with `fd` alone.
+fn keep_only(fd: RawFd) {
+    let fd = fd as libc::c_uint;
+    // SAFETY: the table is this thread's own from the first call on, and nothing in it is used but `fd`.
+    unsafe {
+        let unshare = libc::CLOSE_RANGE_UNSHARE as libc::c_int;
+        assert_eq!(libc::close_range(fd + 1, libc::c_uint::MAX, unshare), 0);
+        assert_eq!(libc::close_range(0, fd - 1, 0), 0);
     }
 }
 
