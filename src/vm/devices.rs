@@ -179,8 +179,14 @@ impl Devices {
         self.virtio.iter().map(|placed| placed.slot).collect()
     }
 
+    /// All devices are stopped next: their workers are waited for together.
+    fn recall(&self) {
+        self.virtio.iter().for_each(|placed| placed.transport.recall());
+    }
+
     /// Stops every device between two requests. The vCPUs are held.
     pub fn pause(&self) {
+        self.recall();
         self.virtio.iter().for_each(|placed| placed.transport.pause());
     }
 
@@ -195,6 +201,7 @@ impl Devices {
     /// When the host does not finish what a device asked of it before: it may still write to guest
     /// memory, which is about to become another guest's.
     pub fn reset(&self) -> io::Result<()> {
+        self.recall();
         self.virtio.iter().for_each(|placed| placed.transport.reset());
         let deadline = Instant::now() + HOST_PATIENCE;
         for placed in &self.virtio {
@@ -212,6 +219,7 @@ impl Devices {
 
     /// Stops the devices for good and writes what is left of the console's output.
     pub fn close(&mut self) {
+        self.recall();
         self.virtio.iter().for_each(|placed| placed.transport.reset());
         if let Some(console) = self.console.take() {
             console.close();

@@ -302,6 +302,13 @@ impl Core {
         self.interrupt.reset();
     }
 
+    /// What stops the device comes next, and other devices with it: see [`VirtioDevice::recall`].
+    pub fn recall(&mut self) {
+        if self.running {
+            self.device.recall();
+        }
+    }
+
     /// Stops the device and keeps its queues' states. Idempotent.
     pub fn pause(&mut self) {
         self.halt();

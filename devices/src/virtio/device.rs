@@ -39,6 +39,10 @@ pub trait VirtioDevice: Send {
     /// another doorbell. Never called twice without `stop` between.
     fn start(&mut self, activation: Activation) -> Result<(), StartError>;
 
+    /// The device is stopped next, and others with it: what takes its time is asked for here and not
+    /// waited for, so that all are waited for together. Only called when it is started.
+    fn recall(&mut self) {}
+
     /// Gives the queues back, every request that was taken from them finished or put back, or named
     /// in [`QueueState::pending`], in the order they were handed over. It does not wait for ever for
     /// a host that does not answer: the queues of a worker that hangs there are given up and lack in

@@ -104,6 +104,12 @@ impl MmioTransport {
         &self.doorbells
     }
 
+    /// Before several devices are paused or reset: what takes its time is asked for, so that all are
+    /// waited for together.
+    pub fn recall(&self) {
+        self.core().recall();
+    }
+
     /// Stops the device, with every request finished or put back. Idempotent.
     pub fn pause(&self) {
         self.core().pause();

@@ -203,6 +203,10 @@ impl VirtioDevice for Pmem {
         Ok(())
     }
 
+    fn recall(&mut self) {
+        self.seat.recall();
+    }
+
     fn stop(&mut self) -> Vec<QueueState> {
         self.seat.stop().map(|task| task.queue.state()).into_iter().collect()
     }

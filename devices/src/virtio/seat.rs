@@ -16,8 +16,8 @@ pub(super) struct Seat<T>(Sits<T>);
 enum Sits<T> {
     Nobody,
     Task(Task<T>),
-    /// Asked for, and not waited for yet.
-    Recalled(Recall<T>),
+    /// Asked for and not waited for yet, which is to be done until then.
+    Recalled(Recall<T>, Instant),
     /// Waited for in vain.
     Late(Recall<T>),
 }
@@ -46,13 +46,17 @@ impl<T: Run> Seat<T> {
         Ok(())
     }
 
-    /// Asks for the task and does not wait: for devices that have several, before [`Seat::stop_by`].
-    /// Gives the moment until which its worker may be waited for.
+    /// Asks for the task and does not wait: before several are waited for. Gives the moment until which
+    /// its worker may be waited for, counted from when it was asked first.
     pub fn recall(&mut self) -> Option<Instant> {
         match self.take() {
             Sits::Task(task) => {
                 let deadline = task.deadline();
-                self.0 = Sits::Recalled(task.recall());
+                self.0 = Sits::Recalled(task.recall(), deadline);
+                Some(deadline)
+            }
+            Sits::Recalled(recall, deadline) => {
+                self.0 = Sits::Recalled(recall, deadline);
                 Some(deadline)
             }
             other => {
@@ -72,7 +76,7 @@ impl<T: Run> Seat<T> {
     /// The same for one that was recalled, waiting until `deadline`.
     pub fn stop_by(&mut self, deadline: Instant) -> Option<T> {
         match self.take() {
-            Sits::Recalled(recall) => self.settle(recall.wait(deadline)),
+            Sits::Recalled(recall, _) => self.settle(recall.wait(deadline)),
             other => {
                 self.0 = other;
                 None

@@ -221,6 +221,10 @@ impl VirtioDevice for BalloonDevice {
         })
     }
 
+    fn recall(&mut self) {
+        self.seat.recall();
+    }
+
     fn stop(&mut self) -> Vec<QueueState> {
         let task = self.seat.stop();
         task.map(|task| task.queues.iter().flatten().map(Queue::state).collect())

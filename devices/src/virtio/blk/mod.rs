@@ -264,6 +264,12 @@ impl VirtioDevice for Blk {
         started
     }
 
+    fn recall(&mut self) {
+        for lane in &mut self.lanes {
+            lane.seat.recall();
+        }
+    }
+
     fn stop(&mut self) -> Vec<QueueState> {
         // All before the first is waited for, and one deadline for all.
         let deadlines = self.lanes.iter_mut().map(|lane| lane.seat.recall());

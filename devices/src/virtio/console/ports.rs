@@ -125,6 +125,10 @@ impl VirtioDevice for Ports {
         self.seat.start(&self.worker, |_| serve)
     }
 
+    fn recall(&mut self) {
+        self.seat.recall();
+    }
+
     fn stop(&mut self) -> Vec<QueueState> {
         let Some(serve) = self.seat.stop() else { return Vec::new() };
         self.ports = serve.ports;

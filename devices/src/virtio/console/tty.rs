@@ -218,6 +218,10 @@ impl VirtioDevice for TtyDevice {
         Ok(())
     }
 
+    fn recall(&mut self) {
+        self.seat.recall();
+    }
+
     fn stop(&mut self) -> Vec<QueueState> {
         let Some(serve) = self.seat.stop() else { return Vec::new() };
         self.told = serve.told;

@@ -224,6 +224,16 @@ impl Net {
         has(VIRTIO_NET_F_CTRL_VQ).then_some(2 * pairs)
     }
 
+    /// Asks for everything that runs, which may be waited for until then.
+    fn ask(&mut self) -> Option<Instant> {
+        let mut limit = self.control.recall();
+        for home in &mut self.pairs {
+            limit = limit.max(home.seat.recall());
+            limit = limit.max(home.vhost.as_mut().and_then(|(_, watch)| watch.recall()));
+        }
+        limit
+    }
+
     fn begin(&mut self, activation: Activation) -> Result<(), StartError> {
         let Activation { features, mut queues, memory, interrupt } = activation;
         let host = |what| move |source| StartError::Host { what, source };
@@ -336,15 +346,14 @@ impl VirtioDevice for Net {
         begun
     }
 
+    fn recall(&mut self) {
+        self.ask();
+    }
+
     fn stop(&mut self) -> Vec<QueueState> {
         let mut states = std::mem::take(&mut self.unserved);
         // All are asked for before the first is waited for, and one deadline is for all.
-        let mut limit = self.control.recall();
-        for home in &mut self.pairs {
-            limit = limit.max(home.seat.recall());
-            limit = limit.max(home.vhost.as_mut().and_then(|(_, watch)| watch.recall()));
-        }
-        let limit = limit.unwrap_or_else(Instant::now);
+        let limit = self.ask().unwrap_or_else(Instant::now);
         if let Some(control) = self.control.stop_by(limit) {
             states.push((self.control_at, control.state()));
         }

@@ -25,21 +25,27 @@ impl MutEventSubscriber for Hangs {
     }
 }
 
-/// It is no fault of the device's, which is given up in bounded time.
-fn outlives_a_worker_that_hangs(kind: Kind) {
-    // One that only has no processor just now should have one meanwhile.
-    let patience = Duration::from_secs(1);
-    let worker = Worker::spawn("subject").unwrap().with_patience(patience);
+/// How long a worker is waited for. One that only has no processor just now should have one meanwhile.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A device that works, on a worker that hangs until the sender is dropped.
+fn hung(kind: Kind) -> (Subject, mpsc::Sender<()>) {
+    let worker = Worker::spawn("subject").unwrap().with_patience(PATIENCE);
     let mut subject = Subject::on(worker, kind);
     subject.assert_works_after_reset();
     let (release, released) = mpsc::channel();
     let (tell, told) = mpsc::channel();
     let bell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let hangs = Hangs(bell.try_clone().unwrap(), tell, released);
-    let _task = subject.worker.handle().add(hangs).unwrap();
+    drop(subject.worker.handle().add(hangs).unwrap());
     bell.write(1).unwrap();
     told.recv().unwrap();
+    (subject, release)
+}
 
+/// It is no fault of the device's, which is given up in bounded time.
+fn outlives_a_worker_that_hangs(kind: Kind) {
+    let (mut subject, release) = hung(kind);
     let driver = &mut subject.driver;
     let begin = Instant::now();
     driver.set(0x70, 0);
@@ -75,4 +81,22 @@ fn a_device_whose_worker_hangs_is_given_up_and_serves_again_when_the_worker_retu
             scope.spawn(move || outlives_a_worker_that_hangs(kind));
         }
     });
+}
+
+#[test]
+fn devices_that_are_stopped_together_are_waited_for_together() {
+    use Kind::*;
+    let (subjects, releases): (Vec<_>, Vec<_>) =
+        [Rng, Net, Vsock, Tty, Ports, Pmem].map(hung).into_iter().unzip();
+    let begin = Instant::now();
+    subjects.iter().for_each(|subject| subject.driver.transport.recall());
+    subjects.iter().for_each(|subject| subject.driver.transport.reset());
+    assert!(begin.elapsed() < 5 * PATIENCE, "{:?}", begin.elapsed());
+    drop(releases);
+    // And those that do not hang go on after it as after any stop.
+    let mut subject = Subject::new(Vsock);
+    subject.assert_works_after_reset();
+    subject.driver.transport.recall();
+    subject.driver.transport.pause();
+    subject.assert_works_after_reset();
 }

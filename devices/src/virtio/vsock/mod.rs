@@ -165,6 +165,10 @@ impl VirtioDevice for Vsock {
         self.change(|serve| serve.begin(Queues { memory, interrupt, queues, reset_owed }))
     }
 
+    fn recall(&mut self) {
+        self.seat.recall();
+    }
+
     fn stop(&mut self) -> Vec<QueueState> {
         let Ok(Some(guest)) = self.change(|serve| serve.guest.take()) else { return Vec::new() };
         // What could not be told yet is told after the pause.
