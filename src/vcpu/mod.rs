@@ -10,6 +10,7 @@ pub mod report;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 use husk_devices::bus::Bus;
@@ -66,6 +67,9 @@ pub struct Surroundings {
     pub on_failure: OnFailure,
     /// Marked at the first KVM_RUN.
     pub timeline: Arc<Timeline>,
+    /// Dropped when the thread ends.
+    #[allow(dead_code, reason = "dropped, never sent to")]
+    pub alive: Sender<()>,
 }
 
 impl Vcpu {

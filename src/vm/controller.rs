@@ -93,7 +93,11 @@ impl Controller {
             if let Next::End(outcome) = self.attend(&machine) {
                 break outcome;
             }
-            drop(machine);
+            if !machine.turn_off() {
+                let why =
+                    "the guest asked for a reboot, but a vCPU of it hangs in the host".to_owned();
+                return self.end(Outcome::Failed { why });
+            }
             machine = match self.reboot() {
                 Ok(machine) => machine,
                 Err(e) => {
@@ -103,7 +107,7 @@ impl Controller {
             };
         };
         // The guest first: it shall not see its devices go.
-        drop(machine);
+        machine.turn_off();
         self.end(outcome)
     }
 

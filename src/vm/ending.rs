@@ -9,7 +9,8 @@ use husk_devices::worker;
 
 use super::STACK;
 
-/// More than devices wait for a worker that hangs, so that they can say which.
+/// More than devices wait for a worker that hangs, so that they can say which, and than a vCPU waits for
+/// a device.
 pub(super) const LIMIT: Duration = worker::PATIENCE.saturating_add(Duration::from_secs(5));
 
 /// Does `close`, and waits for it at most for `limit`. What is left then goes on by itself, and holds

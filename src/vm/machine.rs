@@ -4,13 +4,16 @@
 //! forgotten. Devices and guest memory are lent to it and survive it.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use husk_devices::virtio::mmio::{ACK_USED, INTERRUPT_ACK, QUEUE_NOTIFY};
 use kvm_bindings::CpuId;
 use vm_memory::GuestMemoryMmap;
 
 use super::devices::Devices;
+use super::ending;
 use super::error::{VmError, host};
 use super::firmware::{Firmware, Software};
 use super::making::Making;
@@ -38,6 +41,8 @@ pub(super) struct Machine {
     gate: Arc<Gate>,
     /// They hold the KVM VM.
     threads: Vec<JoinHandle<()>>,
+    /// Closed by the end of the last of them.
+    running: Receiver<()>,
 }
 
 impl Machine {
@@ -71,14 +76,18 @@ impl Machine {
         parts.timeline.mark(Phase::KvmVmReady);
 
         let gate = Arc::new(Gate::new().map_err(host("vCPU thread"))?);
+        let (alive, running) = channel();
+        let threads = Vec::with_capacity(vcpus.len());
+        let mut machine = Self { gate: gate.clone(), threads, running };
+        // After the machine, so that it is gone before when the machine is dropped here.
         let around = Surroundings {
             buses: parts.devices.buses.clone(),
             memory: parts.memory.clone(),
-            gate: gate.clone(),
+            gate,
             on_failure: parts.on_failure.clone(),
             timeline: parts.timeline.clone(),
+            alive,
         };
-        let mut machine = Self { gate, threads: Vec::with_capacity(vcpus.len()) };
         for vcpu in vcpus {
             machine.threads.push(vcpu.spawn(around.clone()).map_err(host("vCPU thread"))?);
         }
@@ -90,6 +99,30 @@ impl Machine {
         self.gate.open();
     }
 
+    /// Turns it off and ends its threads. False when one of them hangs in the host, which is waited for
+    /// as long as for anything that may hang there: a page of the guest's memory that cannot be read, say,
+    /// or a device. It runs no guest code any more, but may still touch guest memory, and keeps it.
+    pub fn turn_off(mut self) -> bool {
+        self.end(ending::LIMIT)
+    }
+
+    fn end(&mut self, limit: Duration) -> bool {
+        self.gate.stop();
+        let threads = std::mem::take(&mut self.threads);
+        if let Err(RecvTimeoutError::Timeout) = self.running.recv_timeout(limit) {
+            log::error!(
+                "a vCPU hangs in the host, and is not waited for any longer than {limit:?}"
+            );
+            return false;
+        }
+        for thread in threads {
+            if thread.join().is_err() {
+                log::error!("a vCPU thread panicked");
+            }
+        }
+        true
+    }
+
     /// Holds the vCPUs; when it returns none executes guest code.
     pub fn hold(&self) {
         self.gate.hold();
@@ -98,11 +131,8 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.gate.stop();
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                log::error!("a vCPU thread panicked");
-            }
+        if !self.threads.is_empty() {
+            self.end(ending::LIMIT);
         }
     }
 }
@@ -136,4 +166,35 @@ fn create_vcpus(parts: &Parts<'_>, vm: &Arc<KvmVm>) -> Result<Vec<Vcpu>, Hypervi
     let mut leaves = cpuid::for_machine(parts.cpuid, machine);
     vcpus.iter().try_for_each(|vcpu| vcpu.configure(&mut leaves))?;
     Ok(vcpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    /// A machine whose one thread ends when the sender is dropped.
+    fn machine() -> (Machine, std::sync::mpsc::Sender<()>) {
+        let ((alive, running), (release, released)) = (channel(), channel::<()>());
+        let thread = std::thread::spawn(move || {
+            let _alive: std::sync::mpsc::Sender<()> = alive;
+            let _ = released.recv();
+        });
+        let gate = Arc::new(Gate::new().unwrap());
+        (Machine { gate, threads: vec![thread], running }, release)
+    }
+
+    #[test]
+    fn a_vcpu_that_hangs_in_the_host_is_waited_for_as_long_as_the_limit() {
+        let (mut hangs, release) = machine();
+        let (limit, begin) = (Duration::from_millis(50), Instant::now());
+        assert!(!hangs.end(limit));
+        drop(hangs);
+        assert!(begin.elapsed() >= limit && begin.elapsed() < ending::LIMIT);
+        drop(release);
+
+        let (ends, release) = machine();
+        drop(release);
+        assert!(ends.turn_off());
+    }
 }
