@@ -238,7 +238,7 @@ fn open_virtio(
 ) -> Result<Vec<Named>, VmError> {
     let mut devices: Vec<Named> = Vec::new();
     for disk in &config.disks {
-        let options = DiskOptions { read_only: disk.readonly, cache: disk.cache };
+        let options = DiskOptions { read_only: disk.readonly, cache: disk.cache, ..DiskOptions::default() };
         let backend = Disk::open(&disk.path, options)?;
         // At most 4, so the cast keeps the number.
         let queues = disk.queues.unwrap_or(config.cpus.min(DISK_QUEUES) as u16);
