@@ -1,4 +1,5 @@
 mod given_up;
+mod resize;
 
 use std::fs;
 use std::io::Write;
