@@ -5,7 +5,7 @@
 //! for who matches on it, and is defined as `r#source`, which `thiserror` leaves alone. The errors of
 //! `husk_devices` keep to this too.
 
-pub use husk_devices::block::{DiskError, EngineError};
+pub use husk_devices::block::{DiskError, EngineError, ResizeError};
 pub use husk_devices::bus::BusError;
 pub use husk_devices::virtio::console::endpoint::EndpointError;
 pub use husk_devices::virtio::device::StartError;

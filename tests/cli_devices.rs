@@ -71,6 +71,22 @@ fn metrics_that_cannot_be_written_are_refused_before_the_vm_starts() {
     );
 }
 
+#[test]
+fn a_disk_that_is_not_what_it_should_be_is_refused_before_the_vm_starts() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    sandbox.file("disk", [b"QFI\xfb\0\0\0\x03", &[0; 1016][..]].concat());
+    for (disk, words) in [
+        ("path=disk", &["disk disk looks like a qcow2 image", "format=raw"][..]),
+        ("path=disk,format=qcow2", &["disk disk: the qcow2 image is damaged", "qemu-img check"]),
+        ("path=kernel,format=qcow2", &["disk kernel: it is no qcow2 image"]),
+        ("path=disk,format=raw,overlay,overlay_dir=no/such", &["no/such", "overlay_dir=DIR"]),
+        ("path=disk,overlay,ro", &["leave one of them out"]),
+    ] {
+        refuses_run(&sandbox, &["--kernel", "kernel", "--disk", disk], words);
+    }
+}
+
 /// Sets the size of the window of the terminal behind `line`.
 fn set_size(line: &impl AsRawFd, columns: u16, rows: u16) {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };

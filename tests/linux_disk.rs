@@ -19,7 +19,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use guest::tools::{fsck, host, mkfs, read_from, sha256, try_host};
-use guest::{Lab, soak_rounds};
+use guest::{Lab, skipped, soak_rounds};
 
 #[test]
 fn what_a_guest_wrote_and_synced_is_what_the_host_finds() {
@@ -254,6 +254,66 @@ exit 0
     assert!(!done.stderr.contains("sound"), "{}", done.stderr);
     // Not a line for every request.
     assert!(done.stderr.lines().count() < 40, "{}", done.stderr);
+}
+
+#[test]
+fn an_image_an_overlay_and_a_disk_that_grows_hold_what_they_should() {
+    let Some(lab) = Lab::open() else { return };
+    let (base, growing, image) =
+        (lab.hole("base.img", 16 << 20), lab.hole("growing.img", 4 << 20), lab.path("image.qcow2"));
+    mkfs(&base);
+    let before = fs::read(&base).unwrap();
+    if std::process::Command::new("qemu-img").arg("--version").output().is_err() {
+        return skipped("no qemu-img");
+    }
+    let name = image.to_str().unwrap();
+    host("qemu-img", ["create", "-q", "-f", "qcow2", name, "8M"]);
+    // Unallocated clusters, allocated ones, discarded ones.
+    let script = r#"
+set -e
+dd if=/dev/urandom of=/noise bs=64k count=8 2>/dev/null
+for n in 1 2 3 4; do cat /noise; done | dd of=/dev/vda bs=64k seek=16 iflag=fullblock conv=notrunc,fsync 2>/dev/null
+blkdiscard -o 2097152 -l 524288 /dev/vda
+dd if=/noise of=/dev/vda bs=512 seek=3 count=9 conv=notrunc,fsync 2>/dev/null
+echo "hash=$(sha256sum </dev/vda | cut -d' ' -f1)"
+mount -t ext4 /dev/vdb /mnt
+cp /noise /mnt/mine
+sync
+umount /mnt
+mount -t ext4 /dev/vdb /mnt
+cmp /noise /mnt/mine
+umount /mnt
+echo "before=$(blockdev --getsize64 /dev/vdc)"
+echo WRITTEN
+until [ $(blockdev --getsize64 /dev/vdc) = 16777216 ]; do sleep 0.1; done
+echo here | dd of=/dev/vdc bs=512 seek=32767 conv=notrunc,fsync 2>/dev/null
+echo "told=$(dmesg | grep -c 'vdc.*new size')"
+"#;
+    let mut guest = lab
+        .guest()
+        .args("--cpus 2")
+        .disk(&image, "format=qcow2")
+        .disk(&base, "overlay")
+        .disk(&growing, "")
+        .script(script)
+        .start();
+    guest.wait_for("WRITTEN");
+    // Meanwhile another guest has the same image, and its own layer above it.
+    let other = "set -e; mount -t ext4 /dev/vda /mnt; [ ! -e /mnt/mine ]; echo x >/mnt/other; sync";
+    lab.guest().disk(&base, "overlay").script(other).run().expect_clean();
+    OpenOptions::new().write(true).open(&growing).unwrap().set_len(16 << 20).unwrap();
+    guest.signal(libc::SIGUSR2);
+    let done = guest.finish();
+    done.expect_clean();
+    done.expect_fact("before", "4194304").expect_fact("told", "1");
+    let mut end = [0; 5];
+    File::open(&growing).unwrap().read_exact_at(&mut end, 32767 * 512).unwrap();
+    assert_eq!(&end, b"here\n");
+    assert!(fs::read(&base).unwrap() == before, "the image below the overlays has changed");
+    host("qemu-img", ["check", "-q", "-f", "qcow2", name]);
+    let raw = lab.path("image.raw");
+    host("qemu-img", ["convert", "-f", "qcow2", "-O", "raw", name, raw.to_str().unwrap()]);
+    done.expect_fact("hash", &sha256(&fs::read(raw).unwrap()));
 }
 
 /// A loop device, detached when dropped.

@@ -205,13 +205,14 @@ impl IovecBuffer {
         self.list.get(self.first..).unwrap_or_default()
     }
 
-    /// Writes zeroes over all that is left.
+    /// Writes zeroes over the next `count` bytes, or all that is left, and passes over them.
     ///
     /// # Safety
     /// The memory of every piece must be mapped and writable.
-    pub(crate) unsafe fn fill_zero(&mut self) {
+    pub(crate) unsafe fn fill_zero(&mut self, count: usize) {
         const ZEROES: [u8; 4096] = [0; 4096];
-        for piece in self.live() {
+        let count = count.min(self.len);
+        each(self.live(), 0, count, |piece| {
             let mut done = 0;
             while done < piece.len() {
                 let part = piece.cut(done, ZEROES.len());
@@ -219,8 +220,8 @@ impl IovecBuffer {
                 unsafe { part.as_slice() }.copy_from(&ZEROES);
                 done += part.len();
             }
-        }
-        self.advance(self.len);
+        });
+        self.advance(count);
     }
 }
 
@@ -328,7 +329,7 @@ impl<'a> Iovecs<'a> {
     /// Writes zeroes over all that is left.
     pub fn fill_zero(&mut self) {
         // SAFETY: the pieces stay mapped for 'a (see the constructors).
-        unsafe { self.pieces.fill_zero() }
+        unsafe { self.pieces.fill_zero(usize::MAX) }
     }
 
     fn raw(&self) -> (*const libc::iovec, libc::c_int) {

@@ -61,8 +61,10 @@ pub struct Run {
     /// Guest memory: SIZE[,shared][,hugepages], as in 512M or 2G [default: 512M]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<MemoryConfig>,
-    /// A disk: path=FILE [,ro] [,id=NAME] [,cache=writeback|direct|unsafe]
-    /// [,engine=auto|io_uring|threads] [,queues=N] [,bps=SIZE] [,iops=N]; may be repeated
+    /// A disk: path=FILE [,ro] [,id=NAME] [,format=raw|qcow2] [,backing] [,overlay]
+    /// [,overlay_dir=DIR] [,cache=writeback|direct|unsafe] [,engine=auto|io_uring|threads]
+    /// [,queues=N] [,bps=SIZE] [,iops=N]; may be repeated. At SIGUSR2 husk looks again how large the
+    /// disks are, and tells the guest
     #[arg(long, value_name = "DISK", value_parser = parse_disk)]
     disk: Vec<DiskConfig>,
     /// A file as persistent memory, /dev/pmem0: path=FILE[,ro][,id=NAME]; may be repeated
@@ -204,6 +206,7 @@ impl Run {
         let _restore = terminal::Restore;
         let resized = Awaited::block(libc::SIGWINCH)?;
         let asked = metrics_path.as_ref().map(|_| Awaited::block(libc::SIGUSR1)).transpose()?;
+        let larger = Awaited::block(libc::SIGUSR2)?;
         let ending = Ending::attend(Signals::block()?, grace)?;
         let (console, escapes) = console(&config)?;
         let vm = Vm::with(config, console, timeline.clone())?;
@@ -222,6 +225,10 @@ impl Run {
         ending.started(vm.clone());
         if let (Some(file), Some(asked)) = (metrics.clone(), asked) {
             attend_metrics(file, asked, &vm)?;
+        }
+
+        if !vm.disks().is_empty() {
+            attend_disks(larger, &vm)?;
         }
 
         footprint::release();
@@ -363,6 +370,23 @@ fn attend_metrics(file: metrics::File, asked: Awaited, vm: &Arc<RunningVm>) -> s
             asked.wait();
             let Some(vm) = vm.upgrade() else { return };
             file.write(&vm);
+        }
+    })
+}
+
+/// Looks at the sizes of all disks whenever it is asked to, as long as there is a VM.
+fn attend_disks(asked: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
+    let vm = Arc::downgrade(vm);
+    watch(move || {
+        loop {
+            asked.wait();
+            let Some(vm) = vm.upgrade() else { return };
+            for id in vm.disks() {
+                match vm.resize_disk(id, None) {
+                    Ok(size) => log::info!("disk {id} has {size} bytes"),
+                    Err(e) => log::warn!("{e}"),
+                }
+            }
         }
     })
 }

@@ -16,7 +16,7 @@ use husk_devices::virtio::vsock::GUEST_CIDS;
 use serde::{Deserialize, Serialize};
 
 pub use crate::size::{Size, SizeError};
-pub use husk_devices::block::{Cache as DiskCache, EngineChoice as DiskEngine};
+pub use husk_devices::block::{Cache as DiskCache, DiskFormat, EngineChoice as DiskEngine};
 pub use json::{ConfigFileError, FILE_MAX, ToJsonError};
 pub use memory::MemoryConfig;
 pub use nearest::nearest;
@@ -130,6 +130,10 @@ impl VmConfig {
         let mut paths = vec![("kernel".to_owned(), self.kernel.as_path())];
         paths.extend(self.initrd.iter().map(|path| ("initrd".to_owned(), path.as_path())));
         paths.extend(self.disks.iter().map(|d| (format!("disk {}", d.id), d.path.as_path())));
+        for disk in &self.disks {
+            let dir = disk.overlay_dir.as_deref();
+            paths.extend(dir.map(|dir| (format!("overlay_dir of disk {}", disk.id), dir)));
+        }
         if let ConsoleConfig::File(path) = &self.console {
             paths.push(("console file".to_owned(), path));
         }
@@ -158,11 +162,27 @@ pub struct DiskConfig {
     /// Names the disk in messages and, as its serial number, in the guest. Unique.
     #[serde(default)]
     pub id: String,
-    /// A raw image or a block device.
+    /// An image or a block device.
     pub path: PathBuf,
+    /// What the file is. By default a file that is only read is what it looks like, and one that is
+    /// written is raw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
+    /// Whether a qcow2 image may name another file that it is based on: whoever made the image says
+    /// which of the files of this host the guest reads.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub backing: bool,
     /// Whether the guest may only read it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub readonly: bool,
+    /// Whether what the guest writes goes to a layer above the image, which is only read, and is thrown
+    /// away at the end of the VM.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub overlay: bool,
+    /// The directory for that layer's file; by default `$TMPDIR`, `/var/tmp` or the user's cache,
+    /// whichever is the first that can take it and is not in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_dir: Option<PathBuf>,
     /// What a write is worth once it was answered.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cache: DiskCache,

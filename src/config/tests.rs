@@ -274,3 +274,32 @@ fn a_balloon_leaves_the_guest_some_memory_and_needs_small_pages() {
     config.memory.hugepages = true;
     assert!(matches!(config.validate(), Err(ConfigError::Balloon { .. })));
 }
+
+#[test]
+fn options_of_a_disk_that_do_not_go_together_are_refused_with_the_way_out() {
+    let refusal = |change: fn(&mut DiskConfig)| {
+        let mut config = VmConfig::new("k");
+        config.disks = vec![disk("d")];
+        change(&mut config.disks[0]);
+        config.validate().map_err(|e| e.to_string())
+    };
+    for (change, hint) in [
+        (
+            (|d| (d.overlay, d.readonly) = (true, true)) as fn(&mut DiskConfig),
+            "leave one of them out",
+        ),
+        (|d| d.overlay_dir = Some("/x".into()), "add overlay"),
+        (|d| d.backing = true, "add format=qcow2"),
+        (|d| (d.backing, d.format) = (true, Some(DiskFormat::Raw)), "add format=qcow2"),
+        (
+            |d| (d.engine, d.format) = (DiskEngine::IoUring, Some(DiskFormat::Qcow2)),
+            "engine=threads",
+        ),
+        (|d| (d.overlay, d.overlay_dir) = (true, Some("".into())), "overlay_dir of disk d"),
+    ] {
+        let told = refusal(change).unwrap_err();
+        assert!(told.contains(hint) && told.contains('d'), "{told}");
+    }
+    refusal(|d| (d.overlay, d.overlay_dir) = (true, Some("/x".into()))).unwrap();
+    refusal(|d| (d.backing, d.format) = (true, Some(DiskFormat::Qcow2))).unwrap();
+}

@@ -10,7 +10,7 @@ use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
 
 use husk_devices::virtio::console::ports::PORTS_MAX;
 
-use super::{ConsoleDevice, Size, VmConfig};
+use super::{ConsoleDevice, DiskConfig, DiskEngine, DiskFormat, Size, VmConfig};
 use crate::boot::Cmdline;
 
 /// The most vCPUs a configuration can ask for.
@@ -93,6 +93,14 @@ pub enum ConfigError {
     /// A disk that may do nothing.
     #[error("disk `{0}`: a limit of 0 would let no request pass; leave it out for none")]
     NoBudget(String),
+    /// Options of a disk that do not go together.
+    #[error("disk `{id}`: {why}")]
+    DiskOptions {
+        /// The disk.
+        id: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// A network interface without a network, or with two.
     #[error("network interface `{0}`: give it one of tap=NAME, fd=N, user and link=NAME")]
     NetBackend(String),
@@ -201,6 +209,9 @@ impl VmConfig {
             if disk.bytes_per_second == Some(Size(0)) || disk.requests_per_second == Some(0) {
                 return Err(ConfigError::NoBudget(disk.id.clone()));
             }
+            if let Some(why) = disk.contradiction() {
+                return Err(ConfigError::DiskOptions { id: disk.id.clone(), why });
+            }
         }
         for net in &self.nets {
             net.validate()?;
@@ -302,5 +313,27 @@ impl VmConfig {
             return error("with huge pages a multiple of 2 MiB is needed".to_owned());
         }
         Ok(())
+    }
+}
+
+impl DiskConfig {
+    /// What of it does not go together.
+    fn contradiction(&self) -> Option<&'static str> {
+        let qcow2 = self.format == Some(DiskFormat::Qcow2);
+        match () {
+            () if self.overlay && self.readonly => Some(
+                "an overlay is there to be written, and the disk is read-only; leave one of them out",
+            ),
+            () if self.overlay_dir.is_some() && !self.overlay => {
+                Some("overlay_dir says where an overlay is; add overlay")
+            }
+            () if self.backing && !qcow2 => {
+                Some("backing is about images that are based on others; add format=qcow2")
+            }
+            () if qcow2 && self.engine == DiskEngine::IoUring => Some(
+                "engine=io_uring does not read qcow2 images; use engine=threads, or leave it out",
+            ),
+            () => None,
+        }
     }
 }

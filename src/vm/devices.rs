@@ -5,20 +5,17 @@
 //! from its place in the list.
 
 use std::io;
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use husk_devices::block::{Disk, DiskOptions};
 use husk_devices::bus::{BusBuilder, BusDevice};
 use husk_devices::platform::{
     AbsentRtc, DEBUG_EXIT_LEN, DebugExit, EventSink, KeyboardReset, MarkerPort, POWER_LEN,
     PVPANIC_LEN, PowerControl, PvPanic,
 };
 use husk_devices::serial::{Line, UART_LEN, Uart};
-use husk_devices::virtio::blk::{Blk, BlkOptions};
 use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::rng::Rng;
@@ -37,8 +34,6 @@ use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
 use crate::x86_64::layout;
 
-/// Queues of a disk, unless the user says otherwise: one for each vCPU, but not more than this.
-const DISK_QUEUES: u32 = 4;
 /// How long a reboot waits for a host that does not answer.
 const HOST_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -246,19 +241,7 @@ fn open_virtio(
 ) -> Result<Vec<Named>, VmError> {
     let mut devices: Vec<Named> = Vec::new();
     for disk in &config.disks {
-        let options = DiskOptions { read_only: disk.readonly, cache: disk.cache };
-        let backend = Disk::open(&disk.path, options)?;
-        // At most 4, so the cast keeps the number.
-        let queues = disk.queues.unwrap_or(config.cpus.min(DISK_QUEUES) as u16);
-        let options = BlkOptions {
-            engine: disk.engine,
-            queues,
-            bytes_per_second: disk.bytes_per_second.and_then(|size| NonZeroU64::new(size.0)),
-            requests_per_second: disk.requests_per_second.and_then(NonZeroU64::new),
-            ..BlkOptions::default()
-        };
-        let device = Blk::new(&disk.id, backend, options)
-            .map_err(|source| VmError::DiskEngine { id: disk.id.clone(), source })?;
+        let device = super::disks::open(disk, config.cpus)?;
         devices.push((disk.id.clone(), Box::new(device.watched(on_broken.clone()))));
     }
     for net in &config.nets {

@@ -12,6 +12,7 @@
 mod console;
 mod controller;
 mod devices;
+mod disks;
 mod ending;
 mod error;
 mod firmware;
@@ -46,12 +47,14 @@ use crate::x86_64::{cpuid, layout};
 use console::Source;
 use controller::Controller;
 use devices::Devices;
+use disks::Disks;
 use firmware::Software;
 use mailbox::{Mailbox, Message};
 use making::Making;
 use running::Verdict;
 
 pub use console::stdio_streams;
+pub use disks::ResizeDiskError;
 pub use error::VmError;
 pub use metrics::{DeviceMetrics, Metrics};
 pub use outcome::Outcome;
@@ -170,6 +173,7 @@ impl Vm {
             tty: controller.devices.handles.tty.clone(),
             balloon: controller.devices.handles.balloon.clone(),
             memory_size: controller.config.memory.size.0,
+            disks: Disks::of(&controller.config, &controller.devices),
             metrics: metrics::Collector::new(&controller.devices),
             console_path: controller.devices.console_path().map(Path::to_owned),
             controller: None,

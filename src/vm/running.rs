@@ -12,6 +12,7 @@ use husk_devices::virtio::balloon::Balloon;
 use husk_devices::virtio::balloon::stats::MemoryStatistics;
 use husk_devices::virtio::console::tty::{Tty, WindowSize};
 
+use super::disks::{Disks, ResizeDiskError};
 use super::mailbox::{Command, Mailbox, Message};
 use super::metrics::{Collector, Metrics};
 use super::outcome::Outcome;
@@ -89,6 +90,7 @@ pub struct RunningVm {
     pub(super) balloon: Option<Arc<Balloon>>,
     /// Bytes.
     pub(super) memory_size: u64,
+    pub(super) disks: Disks,
     pub(super) controller: Option<JoinHandle<()>>,
 }
 
@@ -211,6 +213,22 @@ impl RunningVm {
         if let Some(tty) = &self.tty {
             tty.resize(size);
         }
+    }
+
+    /// The ids of the disks.
+    pub fn disks(&self) -> &[String] {
+        self.disks.ids()
+    }
+
+    /// Makes a disk `bytes` long, or, without, as long as its file is by now, tells the guest, and gives
+    /// the size. Between two requests the file is made longer or shorter, or a qcow2 image or an overlay
+    /// its disk. Whether the guest does anything with more sectors, and what it says of fewer, is up to
+    /// it. A VM that is paused stays so.
+    ///
+    /// # Errors
+    /// See [`ResizeDiskError`]. Then the disk has the size it had.
+    pub fn resize_disk(&self, id: &str, bytes: Option<u64>) -> Result<u64, ResizeDiskError> {
+        self.disks.resize(id, bytes)
     }
 
     /// The pseudo-terminal to attach to, with [`crate::config::ConsoleConfig::Pty`].

@@ -115,6 +115,7 @@ fn a_controller_that_panics_has_given_its_verdict_and_answers_nobody() {
         tty: None,
         balloon: None,
         memory_size: controller.config.memory.size.0,
+        disks: Disks::default(),
         metrics: metrics::Collector::new(&controller.devices),
         console_path: None,
         controller: None,

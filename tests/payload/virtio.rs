@@ -379,3 +379,50 @@ fn a_read_only_disk_refuses_writes_and_stays_as_it_was() {
     assert_eq!(said, b"\x02\x03\0second\x01\x01");
     assert!(after.starts_with(b"------") && after[512..].starts_with(b"second-"));
 }
+
+#[test]
+fn an_overlay_takes_what_is_written_and_the_image_is_shared_and_stays_as_it_was() {
+    needs_kvm!();
+    let kernel = disk_kernel();
+    let image = kernel.directory().join("disk");
+    let mut sectors = vec![b'-'; 3 * 512];
+    sectors[512..518].copy_from_slice(b"second");
+    std::fs::write(&image, &sectors).unwrap();
+    let disk = DiskConfig { path: image.clone(), overlay: true, ..DiskConfig::default() };
+    let start = || Guest::start_with(&kernel, |config| config.disks = vec![disk.clone()]);
+    for guest in [start(), start()] {
+        assert_eq!(guest.powered_off(), b"\x02\x03\0second\0\x01");
+    }
+    assert_eq!(std::fs::read(&image).unwrap(), sectors);
+}
+
+#[test]
+fn a_disk_that_grows_has_its_new_sectors_at_once_and_its_driver_is_told() {
+    needs_kvm!();
+    let kernel = Kernel::pvh(|a| {
+        bring_up(a)?;
+        a.say("up")?;
+        a.await_count(DEVICE + 0x100, 6)?;
+        show(a, INTERRUPT_STATUS)?;
+        disk_request(a, 1, 0, 5)?;
+        a.power_off()
+    });
+    let image = kernel.directory().join("disk");
+    std::fs::write(&image, [b'-'; 3 * 512]).unwrap();
+    let disk = DiskConfig { path: image.clone(), ..DiskConfig::default() };
+    let guest = Guest::start_with(&kernel, |config| config.disks = vec![disk]);
+    guest.console.wait_for("up", 1);
+    assert_eq!(guest.vm.disks(), ["disk0"]);
+    let unknown = guest.vm.resize_disk("root", None).unwrap_err().to_string();
+    assert_eq!(unknown, "the VM has no disk `root`; its disks are disk0");
+    let odd = guest.vm.resize_disk("disk0", Some(1000)).unwrap_err().to_string();
+    assert!(odd.starts_with("disk disk0: 1000 bytes"), "{odd}");
+    assert_eq!(guest.vm.resize_disk("disk0", None).unwrap(), 3 * 512);
+    assert_eq!(guest.vm.resize_disk("disk0", Some(6 * 512)).unwrap(), 6 * 512);
+    let (vm, console) = (guest.vm, guest.console);
+    assert!(vm.wait_timeout(LIMIT).is_some(), "it said {:?}", console.text());
+    assert!(matches!(vm.resize_disk("disk0", None), Err(husk::ResizeDiskError::Ended(_))));
+    drop(vm);
+    assert_eq!(console.all(), b"up\x02\0");
+    assert_eq!(std::fs::metadata(&image).unwrap().len(), 6 * 512);
+}

@@ -1,78 +1,32 @@
-//! A disk's bytes on the host: a raw file or a block device.
+//! A disk's bytes on the host: a raw file, a block device, or an image with a format of its own.
 //!
 //! Knows nothing of virtio. The file is locked for as long as a clone of it lives: many readers or
 //! one writer, whichever process they are in. The size in bytes need not be a multiple of a
 //! sector; the capacity is rounded up, the missing bytes of the last sector read as zero, and a
-//! write that would reach them fails before it writes anything: husk never makes a file longer, not
-//! even one that somebody has cut short meanwhile ([`Disk::measure`]).
+//! write that would reach them fails before it writes anything: only [`Disk::resize`] makes a file
+//! longer, and nothing one that somebody has cut short meanwhile ([`Disk::measure`]).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+
+use super::error::DiskError;
+use super::format::{self, DiskFormat};
+use super::job::Part;
+use super::overlay::Overlay;
+use super::qcow2::{self, Qcow2};
 
 /// Bytes of a sector, whatever the disk's own are (virtio 1.3 §5.2).
 pub const SECTOR: u64 = 512;
 
 /// How long a lock that somebody else has is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_millis(250);
-
-/// A disk that cannot be opened. Each names the path and the way out.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// It is not there, or not ours to open.
-    #[error("cannot open disk {path}: {source}; {remedy}")]
-    Open {
-        /// What the user gave.
-        path: PathBuf,
-        /// The host's answer.
-        r#source: io::Error,
-        /// What to do about it.
-        remedy: &'static str,
-    },
-    /// It is no regular file and no block device.
-    #[error("disk {path} is {kind}; a disk is a raw image file or a block device")]
-    Kind {
-        /// What the user gave.
-        path: PathBuf,
-        /// What it is.
-        kind: &'static str,
-    },
-    /// Another disk has it.
-    #[error(
-        "disk {path} is in use{}; stop the other VM, or make both disks read-only",
-        if *.read_only { " by a writer" } else { "" }
-    )]
-    InUse {
-        /// What the user gave.
-        path: PathBuf,
-        /// This one only wants to read.
-        read_only: bool,
-    },
-    /// `cache=direct` and a file system that cannot.
-    #[error("cannot use disk {path} without the host's page cache: {source}; use cache=writeback")]
-    Direct {
-        /// What the user gave.
-        path: PathBuf,
-        /// The host's answer.
-        r#source: io::Error,
-    },
-    /// The file system cannot lock, or the size cannot be found.
-    #[error("cannot {what} disk {path}: {source}; copy it to a local file system")]
-    Host {
-        /// What the user gave.
-        path: PathBuf,
-        /// What was tried.
-        what: &'static str,
-        /// The host's answer.
-        r#source: io::Error,
-    },
-}
 
 /// What a write is worth once it was answered, and what a flush does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -95,22 +49,33 @@ pub struct DiskOptions {
     pub read_only: bool,
     /// See [`Cache`].
     pub cache: Cache,
+    /// What the file is. Without it a disk that is only read is what it looks like, and one that is
+    /// written is raw and must not look like anything else.
+    pub format: Option<DiskFormat>,
+    /// Whether the image may name another file that it is based on, which is opened then.
+    pub backing: bool,
 }
 
 /// An open and locked disk.
 #[derive(Debug, Clone)]
 pub struct Disk {
+    pub(super) path: Arc<Path>,
     file: Arc<File>,
     options: DiskOptions,
+    /// Bytes the guest sees.
     size: u64,
-    /// As much of that as was there when it was last measured.
+    /// Bytes of the image that it may see: other than `size` where there is an overlay.
+    image: u64,
+    /// As much of `size` as was there when it was last measured.
     present: u64,
-    /// A regular file, which can be cut short.
+    /// A regular file that is what the guest sees, which can be cut short.
     is_file: bool,
     /// The block size that suits the host, in bytes.
     block: u64,
     /// Memory, offsets and lengths must be multiples of this: 1, or what `O_DIRECT` wants.
     align: usize,
+    pub(super) overlay: Option<Arc<Overlay>>,
+    formatted: Option<Arc<Qcow2>>,
 }
 
 impl Disk {
@@ -120,62 +85,104 @@ impl Disk {
     /// See [`DiskError`].
     pub fn open(path: impl AsRef<Path>, options: DiskOptions) -> Result<Disk, DiskError> {
         let path = path.as_ref().to_path_buf();
-        let DiskOptions { read_only, cache } = options;
-        // A FIFO would block us without O_NONBLOCK.
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
-            .open(&path);
-        let mut file = match opened {
-            Ok(file) => file,
-            Err(e) if e.raw_os_error() == Some(libc::EISDIR) => {
-                return Err(DiskError::Kind { path, kind: "a directory" });
-            }
-            Err(source) => {
-                let remedy = remedy(&source, read_only);
-                return Err(DiskError::Open { path, source, remedy });
-            }
-        };
+        let (file, size) = open_locked(&path, options.read_only)?;
         let host = |what, source| DiskError::Host { path: path.clone(), what, source };
         let metadata = file.metadata().map_err(|e| host("examine", e))?;
-        let kind = metadata.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            let kind = if kind.is_dir() { "a directory" } else { "a special file" };
-            return Err(DiskError::Kind { path, kind });
+        let found = format::of(&file, &path, options)?;
+        if found == DiskFormat::Qcow2 {
+            qcow2::check(&file, &path, !options.read_only)?;
         }
-        match lock_soon(&file, read_only) {
-            Ok(()) => {}
-            Err(e) if is_taken(&e) => {
-                return Err(DiskError::InUse { path, read_only });
-            }
-            Err(e) => return Err(host("lock", e)),
-        }
-        let size = file.seek(SeekFrom::End(0)).map_err(|e| host("measure", e))?;
         // Without O_NONBLOCK: io_uring would answer EAGAIN for what is not in the page cache.
-        let direct = cache == Cache::Direct;
-        set_flags(&file, if direct { libc::O_DIRECT } else { 0 })
+        let direct = options.cache == Cache::Direct;
+        let align = set_flags(&file, if direct { libc::O_DIRECT } else { 0 })
             .and_then(|()| if direct { direct_align(&file) } else { Ok(1) })
-            .map(|align| Disk {
-                file: Arc::new(file),
-                options,
-                size,
-                present: size,
-                is_file: kind.is_file(),
-                block: metadata.blksize(),
-                align,
-            })
-            .map_err(|source| DiskError::Direct { path, source })
+            .map_err(|source| DiskError::Direct { path: path.clone(), source })?;
+        let formatted = match found {
+            DiskFormat::Raw => None,
+            DiskFormat::Qcow2 => Some(Arc::new(Qcow2::open(&file, &path, options)?)),
+        };
+        let size = formatted.as_ref().map_or(size, |image| image.size());
+        let (path, file) = (Arc::from(path), Arc::new(file));
+        Ok(Disk {
+            path,
+            file,
+            options,
+            size,
+            image: size,
+            present: size,
+            is_file: metadata.is_file() && found == DiskFormat::Raw,
+            block: metadata.blksize(),
+            align,
+            overlay: None,
+            formatted,
+        })
     }
 
-    /// The open file.
-    pub(super) fn file(&self) -> &Arc<File> {
-        &self.file
+    /// The same disk with a layer above it that takes what is written, and is thrown away with the
+    /// disk. The layer's file has no name and lies in `dir`, or in a directory for what is large and
+    /// temporary. Nothing is written to the disk itself from now on; who opens it to be read only has
+    /// the lock of a reader, too.
+    ///
+    /// # Errors
+    /// When the disk is too large for it, or there can be no such file.
+    pub fn with_overlay(mut self, dir: Option<&Path>) -> Result<Disk, DiskError> {
+        self.options.read_only = true;
+        self.overlay = Some(Arc::new(Overlay::create(&self.path, self.size, dir)?));
+        Ok(self)
+    }
+
+    /// From now on the guest sees `size` bytes, of which `image` are the image's.
+    pub(super) fn set_size(&mut self, size: u64, image: u64) {
+        (self.size, self.image, self.present) = (size, image, size);
+    }
+
+    /// One of the open files.
+    pub(super) fn part(&self, part: Part) -> &File {
+        match (part, &self.overlay) {
+            (Part::Layer, Some(overlay)) => overlay.layer(),
+            _ => &self.file,
+        }
+    }
+
+    /// What takes the writes instead of the image.
+    pub(super) fn overlay(&self) -> Option<&Arc<Overlay>> {
+        self.overlay.as_ref()
+    }
+
+    /// The image, if it is more than its bytes.
+    pub(super) fn formatted(&self) -> Option<&Arc<Qcow2>> {
+        self.formatted.as_ref()
+    }
+
+    /// Whether the image is more than its bytes, and no system call reads it.
+    pub fn is_formatted(&self) -> bool {
+        self.formatted.is_some()
+    }
+
+    /// Whether the code of the image's format has panicked.
+    #[cfg(all(test, feature = "qcow2"))]
+    pub fn has_panicked(&self) -> bool {
+        self.formatted.as_ref().is_some_and(|image| image.has_panicked())
     }
 
     /// See [`Cache`].
     pub fn cache(&self) -> Cache {
         self.options.cache
+    }
+
+    /// Whether a flush does anything: what is thrown away, or never written, needs none.
+    pub(super) fn flushes(&self) -> bool {
+        !self.options.read_only && self.options.cache != Cache::Unsafe
+    }
+
+    /// Whether the image itself is never written.
+    pub(super) fn image_read_only(&self) -> bool {
+        self.options.read_only
+    }
+
+    /// Bytes of the image that the guest may see.
+    pub(super) fn image_size(&self) -> u64 {
+        self.image
     }
 
     /// What memory must be aligned to, in bytes, so that it is read to and written from directly;
@@ -186,10 +193,10 @@ impl Disk {
 
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
-        self.options.read_only
+        self.options.read_only && self.overlay.is_none()
     }
 
-    /// Bytes, as they were when the disk was opened.
+    /// Bytes, as they were when the disk was opened or last resized.
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -234,7 +241,7 @@ impl Disk {
     }
 
     pub(super) fn check_writable(&self, offset: u64, len: u64) -> io::Result<()> {
-        if self.options.read_only {
+        if self.read_only() {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
         match offset.checked_add(len) {
@@ -248,12 +255,49 @@ impl Disk {
     }
 }
 
+/// Opens and locks a file or block device, and says how many bytes it has.
+///
+/// # Errors
+/// See [`DiskError`].
+pub(super) fn open_locked(path: &Path, read_only: bool) -> Result<(File, u64), DiskError> {
+    let path = path.to_path_buf();
+    // A FIFO would block us without O_NONBLOCK.
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open(&path);
+    let mut file = match opened {
+        Ok(file) => file,
+        Err(e) if e.raw_os_error() == Some(libc::EISDIR) => {
+            return Err(DiskError::Kind { path, kind: "a directory" });
+        }
+        Err(source) => {
+            let remedy = remedy(&source, read_only);
+            return Err(DiskError::Open { path, source, remedy });
+        }
+    };
+    let host = |what, source| DiskError::Host { path: path.clone(), what, source };
+    let kind = file.metadata().map_err(|e| host("examine", e))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let kind = if kind.is_dir() { "a directory" } else { "a special file" };
+        return Err(DiskError::Kind { path, kind });
+    }
+    match lock_soon(&file, read_only) {
+        Ok(()) => {}
+        Err(e) if is_taken(&e) => return Err(DiskError::InUse { path, read_only }),
+        Err(e) => return Err(host("lock", e)),
+    }
+    let size = file.seek(SeekFrom::End(0)).map_err(|e| host("measure", e))?;
+    Ok((file, size))
+}
+
 pub(super) fn to_i64(value: u64) -> io::Result<i64> {
     i64::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
 
 /// Sets the status flags that can be set on an open file, and no others.
-fn set_flags(file: &File, flags: libc::c_int) -> io::Result<()> {
+pub(super) fn set_flags(file: &File, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: F_SETFL takes no pointer.
     match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) } {
         0 => Ok(()),

@@ -75,6 +75,9 @@ pub enum EngineError {
     /// The host has no io_uring, or not enough of it, or does not let us.
     #[error("io_uring cannot be used here: {0}; use engine=threads")]
     IoUring(io::Error),
+    /// An image that no system call can read.
+    #[error("engine=io_uring does not read qcow2 images; use engine=threads, or leave it out")]
+    Formatted,
     /// No event descriptor.
     #[error("disk engine: {0}")]
     Host(io::Error),
@@ -93,6 +96,8 @@ impl EngineChoice {
     /// See [`EngineError`].
     pub fn open(self, disk: &Disk, depth: u16) -> Result<Box<dyn Engine>, EngineError> {
         match self {
+            EngineChoice::IoUring if disk.is_formatted() => Err(EngineError::Formatted),
+            EngineChoice::Auto if disk.is_formatted() => Ok(Box::new(Threads::new(disk)?)),
             EngineChoice::Threads => Ok(Box::new(Threads::new(disk)?)),
             EngineChoice::IoUring => {
                 Ok(Box::new(Uring::new(disk, depth).map_err(EngineError::IoUring)?))

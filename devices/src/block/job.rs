@@ -3,10 +3,13 @@
 //! Short transfers go on, what lies behind the end of the file reads as zero, what the host cannot
 //! do by `fallocate` is done by writing or not at all. A step moves at most [`PIECE`] bytes, so that
 //! a request of any length can be held between two of them. No allocation but a bounce buffer, once.
+//! A disk with an overlay has two files: what is read is taken run by run from where it is.
 
 use std::io;
+use std::sync::Arc;
 
-use super::disk::{Cache, Disk, to_i64};
+use super::disk::{Disk, SECTOR, to_i64};
+use super::overlay::Overlay;
 use crate::iovec::{IovecBuffer, Segment};
 
 /// Bytes of one step of a read or write: what a stop may have to wait for.
@@ -33,16 +36,25 @@ pub enum Operation {
     },
 }
 
+/// Which of a disk's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The image itself.
+    Image,
+    /// The overlay's own file.
+    Layer,
+}
+
 /// A system call for an engine to make.
 #[derive(Clone, Copy)]
 pub(super) enum Step<'a> {
     /// `preadv` to these pieces.
-    Read { to: &'a [Segment], offset: i64 },
+    Read { part: Part, to: &'a [Segment], offset: i64 },
     /// `pwritev` from these pieces.
-    Write { from: &'a [Segment], offset: i64 },
+    Write { part: Part, from: &'a [Segment], offset: i64 },
     /// `fallocate`.
-    Allocate { mode: i32, offset: i64, len: i64 },
-    /// `fdatasync`.
+    Allocate { part: Part, mode: i32, offset: i64, len: i64 },
+    /// `fdatasync` of the image.
     Sync,
 }
 
@@ -66,12 +78,21 @@ pub struct Job {
     /// Bytes of a range not zeroed yet; a transfer's are in `data`.
     left: u64,
     size: u64,
+    /// Bytes of the image: what lies behind them, in a disk that is larger, is zero.
+    image: u64,
+    overlay: Option<Arc<Overlay>>,
+    /// The image is no plain file: its engine reads to and writes from the host's own memory, and
+    /// not past its end.
+    formatted: bool,
     durable: bool,
     result: io::Result<()>,
     data: IovecBuffer,
     /// The one piece of a step that is no whole number of pieces.
     part: [Segment; 1],
     bounce: Option<Bounce>,
+    /// The data's memory is not as the disk wants it.
+    unaligned: bool,
+    /// The step that is being made goes through the bounce buffer.
     bounced: bool,
 }
 
@@ -85,11 +106,15 @@ impl Job {
             at: 0,
             left: 0,
             size: 0,
+            image: 0,
+            overlay: None,
+            formatted: false,
             durable: false,
             result: Ok(()),
             data: IovecBuffer::default(),
             part: [Segment::EMPTY],
             bounce: None,
+            unaligned: false,
             bounced: false,
         }
     }
@@ -120,9 +145,10 @@ impl Job {
         durable: bool,
     ) {
         let writes = !matches!(operation, Operation::Read | Operation::Flush);
-        (self.operation, self.at, self.size) = (operation, offset, disk.size());
-        self.durable = durable && writes && disk.cache() != Cache::Unsafe;
-        (self.left, self.result, self.bounced) = (0, Ok(()), false);
+        (self.operation, self.at) = (operation, offset);
+        self.know(disk);
+        self.durable = durable && writes && disk.flushes();
+        (self.left, self.result) = (0, Ok(()));
         let checked = match operation {
             Operation::Read => Ok(()),
             Operation::Write => disk.check_writable(offset, self.data.len() as u64),
@@ -138,26 +164,42 @@ impl Job {
         self.phase = match operation {
             Operation::Read | Operation::Write if self.data.len() == 0 => Phase::Done,
             Operation::Read | Operation::Write => Phase::Transfer,
-            Operation::Flush if disk.read_only() || disk.cache() == Cache::Unsafe => Phase::Done,
+            Operation::Flush if !disk.flushes() => Phase::Done,
             Operation::Flush => Phase::Sync,
             Operation::Discard | Operation::WriteZeroes { .. } if self.left == 0 => Phase::Done,
             Operation::Discard | Operation::WriteZeroes { unmap: true } => Phase::Punch,
             Operation::WriteZeroes { unmap: false } => Phase::ZeroRange,
         };
-        if self.phase == Phase::Transfer && !self.data.is_aligned(disk.align()) {
-            self.bounced = true;
+        self.unaligned = self.phase == Phase::Transfer && !self.data.is_aligned(disk.align());
+        if self.phase == Phase::Done {
+            self.overlay = None;
         }
     }
 
-    /// For one that was held: whether what is left of it may still be written, as `disk` was last
-    /// measured. Ends it otherwise.
+    /// What of the disk matters for the steps.
+    fn know(&mut self, disk: &Disk) {
+        (self.size, self.image) = (disk.size(), disk.image_size());
+        (self.overlay, self.formatted) = (disk.overlay().cloned(), disk.is_formatted());
+    }
+
+    /// For one that was held: whether what is left of it still lies within `disk`, as it is now and was
+    /// last measured. Ends it otherwise.
     pub fn renew(&mut self, disk: &Disk) {
-        let left = match (self.phase, self.operation) {
-            (Phase::Transfer, Operation::Write) => self.data.len() as u64,
-            (Phase::ZeroByHand, _) => self.left,
-            _ => return,
+        if self.is_finished() {
+            return;
+        }
+        self.know(disk);
+        let fits = match self.phase {
+            Phase::Sync | Phase::Done => Ok(()),
+            Phase::Transfer if self.operation == Operation::Read => {
+                let end = self.at.checked_add(self.data.len() as u64);
+                let fits = end.is_some_and(|end| end <= disk.sectors() * SECTOR);
+                if fits { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOSPC)) }
+            }
+            Phase::Transfer => disk.check_writable(self.at, self.data.len() as u64),
+            _ => disk.check_writable(self.at, self.left),
         };
-        if let Err(e) = disk.check_writable(self.at, left) {
+        if let Err(e) = fits {
             self.finish(Err(e));
         }
     }
@@ -185,6 +227,12 @@ impl Job {
 
     /// The system call to make; `None` when there is nothing left to do.
     pub(super) fn step(&mut self) -> Option<Step<'_>> {
+        let reads = self.phase == Phase::Transfer && self.operation == Operation::Read;
+        let (part, most) = if reads {
+            self.source()
+        } else {
+            (if self.overlay.is_some() { Part::Layer } else { Part::Image }, PIECE)
+        };
         let offset = match to_i64(self.at) {
             Ok(offset) => offset,
             Err(e) => {
@@ -199,45 +247,73 @@ impl Job {
             Phase::Sync => Some(Step::Sync),
             Phase::Punch => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                Some(Step::Allocate { mode, offset, len })
+                Some(Step::Allocate { part, mode, offset, len })
             }
             Phase::ZeroRange => {
                 let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-                Some(Step::Allocate { mode, offset, len })
+                Some(Step::Allocate { part, mode, offset, len })
             }
             Phase::ZeroByHand => {
                 zeroes(&mut self.data, self.left);
-                Some(Step::Write { from: self.data.front(usize::MAX), offset })
+                Some(Step::Write { part, from: self.data.front(usize::MAX), offset })
             }
             Phase::Transfer => {
-                let write = self.operation == Operation::Write;
-                let pieces = self.pieces(write);
-                Some(if write {
-                    Step::Write { from: pieces, offset }
+                self.bounced = self.unaligned || self.formatted && part == Part::Image;
+                let to = self.pieces(!reads, most);
+                Some(if reads {
+                    Step::Read { part, to, offset }
                 } else {
-                    Step::Read { to: pieces, offset }
+                    Step::Write { part, from: to, offset }
                 })
             }
         }
     }
 
-    /// The pieces of the next step of a transfer.
-    fn pieces(&mut self, write: bool) -> &[Segment] {
+    /// Where the next bytes to read are, and how many of them at most. What is nowhere is zeroed on
+    /// the way.
+    fn source(&mut self) -> (Part, usize) {
+        if self.overlay.is_none() && !self.formatted {
+            return (Part::Image, PIECE);
+        }
+        while self.data.len() > 0 {
+            let most = self.data.len().min(PIECE);
+            let (written, run) = match &self.overlay {
+                Some(overlay) => overlay.run(self.at, most),
+                None => (false, most),
+            };
+            if written {
+                return (Part::Layer, run);
+            }
+            let there = self.image.saturating_sub(self.at);
+            if there > 0 {
+                let run = if self.formatted { run.min(to_usize(there)) } else { run };
+                return (Part::Image, run);
+            }
+            // SAFETY: the submitter vouches for the data's memory until the job is back.
+            unsafe { self.data.fill_zero(run) };
+            self.at += run as u64;
+        }
+        self.complete();
+        (Part::Image, 0)
+    }
+
+    /// The pieces of the next step of a transfer, of at most `most` bytes together.
+    fn pieces(&mut self, write: bool, most: usize) -> &[Segment] {
         if self.bounced {
             let bounce = self.bounce.get_or_insert_with(Bounce::default);
-            self.part = [bounce.piece(self.data.len())];
+            self.part = [bounce.piece(self.data.len().min(most))];
             if write {
                 // SAFETY: the submitter vouches for the data's memory until the job is back.
                 unsafe { self.data.copy_to(bounce.bytes()) };
             }
             return &self.part;
         }
-        if self.data.front(PIECE).is_empty() {
+        if self.data.front(most).is_empty() {
             let first = self.data.first().unwrap_or(Segment::EMPTY);
-            self.part = [first.cut(0, PIECE)];
+            self.part = [first.cut(0, most)];
             return &self.part;
         }
-        self.data.front(PIECE)
+        self.data.front(most)
     }
 
     /// Takes the answer to [`Job::step`]: the system call's value, or minus its `errno`.
@@ -249,7 +325,10 @@ impl Job {
             Phase::Done => {}
             Phase::Sync => self.finish(outcome(returned)),
             Phase::Punch | Phase::ZeroRange => match -returned {
-                0 => self.complete(),
+                0 => {
+                    self.written(self.left);
+                    self.complete();
+                }
                 // EINVAL: a block device wants its own, larger blocks.
                 libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL => {
                     match (self.phase, self.operation) {
@@ -263,6 +342,7 @@ impl Job {
             Phase::ZeroByHand => match returned {
                 0 => self.finish(Err(io::ErrorKind::WriteZero.into())),
                 1.. => {
+                    self.written(returned as u64);
                     self.at += returned as u64;
                     self.left = self.left.saturating_sub(returned as u64);
                     if self.left == 0 {
@@ -280,7 +360,7 @@ impl Job {
         match returned {
             0 if read && self.at >= self.size => {
                 // SAFETY: the submitter vouches for the data's memory until the job is back.
-                unsafe { self.data.fill_zero() };
+                unsafe { self.data.fill_zero(usize::MAX) };
                 self.complete();
             }
             0 if read => self.finish(Err(io::ErrorKind::UnexpectedEof.into())),
@@ -296,6 +376,9 @@ impl Job {
                     // SAFETY: the submitter vouches for the data's memory until the job is back.
                     unsafe { self.data.copy_from(filled) };
                 }
+                if !read {
+                    self.written(returned as u64);
+                }
                 self.data.advance(count);
                 self.at += returned as u64;
                 if self.data.len() == 0 {
@@ -306,15 +389,32 @@ impl Job {
         }
     }
 
+    /// The next `len` bytes are in the overlay now, if there is one.
+    fn written(&self, len: u64) {
+        if let Some(overlay) = &self.overlay {
+            overlay.mark(self.at, self.at.saturating_add(len), self.size);
+        }
+    }
+
     /// What was wanted is done, except that it may have to be made stable.
     fn complete(&mut self) {
-        self.phase = if self.durable { Phase::Sync } else { Phase::Done };
+        if self.durable {
+            self.phase = Phase::Sync;
+        } else {
+            self.finish(Ok(()));
+        }
     }
 
     fn finish(&mut self, result: io::Result<()>) {
         self.result = result;
         self.phase = Phase::Done;
+        // A job that waits for its next use keeps nothing.
+        self.overlay = None;
     }
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 fn outcome(returned: i32) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! Disks on the host: files and block devices, and the engines that work on them.
 //!
-//! Knows nothing of virtio. A [`Disk`] is opened and locked once. What is wanted of it is a [`Job`]:
+//! Knows nothing of virtio. A [`Disk`] is opened and locked once, and may have an overlay that takes
+//! what is written. What is wanted of it is a [`Job`]:
 //! a small state machine that says which system call comes next and takes its answer, so that every
 //! [`Engine`] means the same by a read, a short read, a cut file or a range of zeroes. An engine
 //! only carries steps to the kernel and back: [`threads`] by system calls in a few threads,
@@ -11,7 +12,16 @@
 
 mod disk;
 mod engine;
+mod error;
+mod format;
 mod job;
+mod overlay;
+#[cfg(feature = "qcow2")]
+mod qcow2;
+#[cfg(not(feature = "qcow2"))]
+#[path = "no_qcow2.rs"]
+mod qcow2;
+mod resize;
 mod threads;
 mod uring;
 
@@ -20,7 +30,10 @@ pub(crate) mod hanging;
 #[cfg(test)]
 mod tests;
 
-pub use disk::{Cache, Disk, DiskError, DiskOptions, SECTOR};
+pub use disk::{Cache, Disk, DiskOptions, SECTOR};
 pub(crate) use disk::{lock, remedy};
 pub use engine::{Engine, EngineChoice, EngineError, Keep};
+pub use error::DiskError;
+pub use format::DiskFormat;
 pub use job::{Job, Operation};
+pub use resize::ResizeError;

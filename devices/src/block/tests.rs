@@ -7,6 +7,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+mod overlay;
+#[cfg(feature = "qcow2")]
+mod qcow2;
+
 use super::*;
 use crate::iovec::Segment;
 use hanging::HangingFile;
@@ -30,6 +34,14 @@ fn image(len: usize) -> tempfile::NamedTempFile {
     file.write_all(&bytes).unwrap();
     file
 }
+
+/// Opened without a look at its first bytes, for which a host that hangs would be waited for.
+const UNREAD: DiskOptions = DiskOptions {
+    read_only: false,
+    cache: Cache::Writeback,
+    format: Some(DiskFormat::Raw),
+    backing: false,
+};
 
 struct Rig {
     disk: Disk,
@@ -389,7 +401,7 @@ fn an_unsafe_cache_flushes_nothing_and_loses_nothing_else() {
 fn jobs_at_a_host_that_hangs_hold_up_nobody() {
     for choice in engines() {
         let Some(hanging) = HangingFile::mount() else { return };
-        let mut rig = Rig::writable(hanging.path(), choice);
+        let mut rig = Rig::new(hanging.path(), choice, UNREAD);
         let mut data = [0; 4096];
         rig.submit(Operation::Read, 0, 0, &mut [&mut data]);
         hanging.wait_for_a_reader();
@@ -410,7 +422,7 @@ fn jobs_at_a_host_that_hangs_hold_up_nobody() {
 fn an_engine_that_is_dropped_keeps_memory_and_lock_until_the_host_is_done() {
     for choice in engines() {
         let Some(hanging) = HangingFile::mount() else { return };
-        let mut rig = Rig::writable(hanging.path(), choice);
+        let mut rig = Rig::new(hanging.path(), choice, UNREAD);
         let mut memory = Box::new([0u8; 4096]);
         let data = memory.as_mut_ptr();
         let memory: Keep = std::sync::Arc::new(memory);

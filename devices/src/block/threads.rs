@@ -5,7 +5,6 @@
 //! it is held for a push or a pop and never during a system call.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,13 +14,15 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::disk::Disk;
 use super::engine::{Engine, Keep, Kept};
-use super::job::{Job, Step};
+use super::job::{Job, Part, Step};
 use crate::iovec::Segment;
 
 /// As many requests of a queue as are at the host at once.
 const MAX_THREADS: usize = 4;
 /// Bytes of stack: a system call and little else.
 const STACK: usize = 128 << 10;
+/// Bytes of stack where an image has a format, and code to go through it.
+const FORMATTED_STACK: usize = 1 << 20;
 
 pub(super) struct Threads {
     shared: Arc<Shared>,
@@ -30,7 +31,7 @@ pub(super) struct Threads {
 }
 
 struct Shared {
-    file: Arc<File>,
+    disk: Disk,
     state: Mutex<State>,
     work: Condvar,
     /// Rung when `done` is no longer empty.
@@ -50,7 +51,7 @@ struct State {
 impl Threads {
     pub(super) fn new(disk: &Disk) -> io::Result<Threads> {
         let shared = Shared {
-            file: disk.file().clone(),
+            disk: disk.clone(),
             state: Mutex::default(),
             work: Condvar::new(),
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
@@ -60,7 +61,8 @@ impl Threads {
 
     fn spawn(&mut self) -> io::Result<()> {
         let shared = self.shared.clone();
-        let thread = std::thread::Builder::new().name("husk-disk-io".into()).stack_size(STACK);
+        let stack = if shared.disk.is_formatted() { FORMATTED_STACK } else { STACK };
+        let thread = std::thread::Builder::new().name("husk-disk-io".into()).stack_size(stack);
         self.threads.push(thread.spawn(move || shared.work())?);
         Ok(())
     }
@@ -181,7 +183,7 @@ impl Shared {
                 drop(state);
                 let more = match job.step() {
                     Some(step) => {
-                        let returned = make(&self.file, step);
+                        let returned = make(&self.disk, step);
                         job.answer(returned);
                         !job.is_finished()
                     }
@@ -198,23 +200,32 @@ impl Shared {
     }
 }
 
-/// Makes the system call.
-fn make(file: &File, step: Step<'_>) -> i32 {
-    let fd = file.as_fd().as_raw_fd();
+/// Makes the system call; an image that is no plain file has its own idea of it.
+fn make(disk: &Disk, step: Step<'_>) -> i32 {
+    let part = match step {
+        Step::Read { part, .. } | Step::Write { part, .. } | Step::Allocate { part, .. } => part,
+        Step::Sync => Part::Image,
+    };
+    if part == Part::Image
+        && let Some(image) = disk.formatted()
+    {
+        return image.make(step);
+    }
+    let fd = disk.part(part).as_fd().as_raw_fd();
     let returned = match step {
-        Step::Read { to, offset } => {
+        Step::Read { to, offset, .. } => {
             let (list, count) = raw(to);
             // SAFETY: `list` points to `count` pieces, which are mapped: who submitted the job
             // vouches for that.
             unsafe { libc::preadv(fd, list, count, offset) }
         }
-        Step::Write { from, offset } => {
+        Step::Write { from, offset, .. } => {
             let (list, count) = raw(from);
             // SAFETY: as above.
             unsafe { libc::pwritev(fd, list, count, offset) }
         }
         // SAFETY: takes no pointers.
-        Step::Allocate { mode, offset, len } => unsafe {
+        Step::Allocate { mode, offset, len, .. } => unsafe {
             libc::fallocate(fd, mode, offset, len) as isize
         },
         // SAFETY: takes no pointers.

@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fixed, FsyncFlags, Timespec};
@@ -18,10 +17,12 @@ use io_uring::{IoUring, Probe, opcode, squeue};
 
 use super::disk::Disk;
 use super::engine::{Engine, Keep, Kept};
-use super::job::{Job, Step};
+use super::job::{Job, Part, Step};
+use super::overlay::file_system;
 
-/// The registered disk.
-const DISK: Fixed = Fixed(0);
+/// The registered files: the image, and the overlay's.
+const IMAGE: Fixed = Fixed(0);
+const LAYER: Fixed = Fixed(1);
 /// How often a host that is short of memory is asked again, and how long after.
 const PATIENCE: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(1);
@@ -43,7 +44,7 @@ struct Ring {
     /// Nothing is tried by who submits.
     aside: bool,
     /// Keeps the lock as long as anything is at the host.
-    _file: Arc<File>,
+    _disk: Disk,
 }
 
 impl Uring {
@@ -68,7 +69,9 @@ impl Uring {
         {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        ring.submitter().register_files(&[disk.file().as_raw_fd()])?;
+        let files = [Some(disk.part(Part::Image)), disk.overlay().map(|o| &**o.layer())];
+        let fds: Vec<_> = files.into_iter().flatten().map(File::as_raw_fd).collect();
+        ring.submitter().register_files(&fds)?;
         let depth = usize::from(depth);
         let ring = Ring {
             ring,
@@ -76,8 +79,8 @@ impl Uring {
             free: (0..depth).rev().collect(),
             ready: Vec::new(),
             kept: Kept::default(),
-            aside: is_remote(disk.file()),
-            _file: disk.file().clone(),
+            aside: files.into_iter().flatten().any(is_remote),
+            _disk: disk.clone(),
         };
         Ok(Uring { ring: Some(ring), held: false })
     }
@@ -280,14 +283,7 @@ fn is_remote(file: &File) -> bool {
         0x517b,
         0xfe53_4d42,
     ];
-    // SAFETY: all zeroes is a statfs.
-    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: fstatfs fills the statfs, which lives through the call.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), &mut found) } != 0 {
-        return true;
-    }
-    // The numbers have 32 bits.
-    MAGICS.contains(&(found.f_type as u32))
+    file_system(file).is_none_or(|magic| MAGICS.contains(&magic))
 }
 
 /// The host has no memory just now, or completions wait to be taken.
@@ -296,19 +292,24 @@ fn is_shortage(error: &io::Error) -> bool {
 }
 
 fn entry(step: Step<'_>) -> squeue::Entry {
+    let file = |part| match part {
+        Part::Image => IMAGE,
+        Part::Layer => LAYER,
+    };
     // A Segment is a transparent iovec, and there are at most IOV_MAX; offsets are not negative.
     match step {
-        Step::Read { to, offset } => {
+        Step::Read { part, to, offset } => {
             let (list, count) = (to.as_ptr().cast(), to.len() as u32);
-            opcode::Readv::new(DISK, list, count).offset(offset as u64).build()
+            opcode::Readv::new(file(part), list, count).offset(offset as u64).build()
         }
-        Step::Write { from, offset } => {
+        Step::Write { part, from, offset } => {
             let (list, count) = (from.as_ptr().cast(), from.len() as u32);
-            opcode::Writev::new(DISK, list, count).offset(offset as u64).build()
+            opcode::Writev::new(file(part), list, count).offset(offset as u64).build()
         }
-        Step::Allocate { mode, offset, len } => {
-            opcode::Fallocate::new(DISK, len as u64).offset(offset as u64).mode(mode).build()
+        Step::Allocate { part, mode, offset, len } => {
+            let allocate = opcode::Fallocate::new(file(part), len as u64);
+            allocate.offset(offset as u64).mode(mode).build()
         }
-        Step::Sync => opcode::Fsync::new(DISK).flags(FsyncFlags::DATASYNC).build(),
+        Step::Sync => opcode::Fsync::new(IMAGE).flags(FsyncFlags::DATASYNC).build(),
     }
 }

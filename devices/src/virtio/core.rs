@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::device::{Activation, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
+use crate::block::ResizeError;
 
 /// What the core adds to every device's features.
 const RING_FEATURES: u64 =
@@ -319,6 +320,23 @@ impl Core {
     pub fn resume(&mut self) {
         self.paused = false;
         self.go();
+    }
+
+    /// Resizes what is behind the device, between two requests, and tells the driver.
+    ///
+    /// # Errors
+    /// As [`VirtioDevice::resize`]; the device goes on all the same.
+    pub fn resize(&mut self, size: Option<u64>) -> Result<u64, ResizeError> {
+        self.halt();
+        let resized = match self.device.is_busy() {
+            true => Err(ResizeError::Busy),
+            false => self.device.resize(size),
+        };
+        self.go();
+        if resized.is_ok() && self.status() & DRIVER_OK != 0 {
+            self.interrupt.signal_config();
+        }
+        resized
     }
 
     /// Whether the host may still touch guest memory for a device that is stopped.

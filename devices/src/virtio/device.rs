@@ -11,6 +11,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
+use crate::block::ResizeError;
 
 /// A virtio device, driven by the core.
 ///
@@ -70,6 +71,15 @@ pub trait VirtioDevice: Send {
     /// The driver has reset the device, which is stopped: whatever was between the two is forgotten,
     /// as after power-on. For devices that keep something beside their queues over a stop.
     fn reset(&mut self) {}
+
+    /// Makes what is behind the device `size` bytes large, or as large as it is by now, and gives its
+    /// size: the config space tells of it from then on. Called while the device is stopped.
+    ///
+    /// # Errors
+    /// Why it keeps its size.
+    fn resize(&mut self, _size: Option<u64>) -> Result<u64, ResizeError> {
+        Err(ResizeError::NoDisk)
+    }
 
     /// Whether the host still works on requests that were taken before the last stop, or on what a
     /// worker asked of it that hangs there, so that guest memory may be touched. A start without these

@@ -30,6 +30,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::core::{Area, Core, CoreState, RestoreError};
 use super::device::VirtioDevice;
 use super::interrupt::Interrupt;
+use crate::block::ResizeError;
 use crate::bus::BusDevice;
 use crate::counters::Counters;
 
@@ -118,6 +119,14 @@ impl MmioTransport {
     /// Goes on after a pause. Idempotent.
     pub fn resume(&self) {
         self.core().resume();
+    }
+
+    /// Resizes what is behind the device, between two requests, and tells the driver: for disks.
+    ///
+    /// # Errors
+    /// Why it keeps its size.
+    pub fn resize(&self, size: Option<u64>) -> Result<u64, ResizeError> {
+        self.core().resize(size)
     }
 
     /// As if the driver had written status 0: for a reboot in place.

@@ -1,7 +1,7 @@
 use super::super::{Cli, Command};
 use super::*;
 use clap::{CommandFactory, Parser};
-use husk::config::{DiskCache, DiskEngine, Size};
+use husk::config::{DiskCache, DiskEngine, DiskFormat, Size};
 
 fn config(args: &[&str]) -> Result<VmConfig, String> {
     let args = ["husk", "run", "--kernel", "k"].iter().chain(args);
@@ -31,9 +31,9 @@ fn every_option_reaches_the_configuration() {
         "--memory",
         "1G,shared",
         "--disk",
-        "path=d.img,ro,id=root,cache=direct,engine=io_uring,queues=2,bps=10M,iops=500",
+        "path=d.img,ro,id=root,format=qcow2,backing,cache=direct,engine=io_uring,queues=2,bps=10M,iops=500",
         "--disk",
-        "e.img",
+        "e.img,overlay,overlay_dir=/scratch",
         "--net",
         "tap=tap0,mac=52:54:00:00:00:01",
         "--net",
@@ -66,14 +66,23 @@ fn every_option_reaches_the_configuration() {
         DiskConfig {
             id: "root".into(),
             path: "d.img".into(),
+            format: Some(DiskFormat::Qcow2),
+            backing: true,
             readonly: true,
+            overlay: false,
+            overlay_dir: None,
             cache: DiskCache::Direct,
             engine: DiskEngine::IoUring,
             queues: Some(2),
             bytes_per_second: Some(Size::mib(10)),
             requests_per_second: Some(500),
         },
-        DiskConfig { path: "e.img".into(), ..DiskConfig::default() },
+        DiskConfig {
+            path: "e.img".into(),
+            overlay: true,
+            overlay_dir: Some("/scratch".into()),
+            ..DiskConfig::default()
+        },
     ];
     let mac = Some("52:54:00:00:00:01".into());
     wanted.nets = vec![
@@ -101,6 +110,8 @@ fn mistyped_values_are_refused_with_the_way_out() {
         (["--disk", "ro"], "path=FILE"),
         (["--disk", "x,readonly"], "the keys are path, ro, id"),
         (["--disk", "x,engine=magic"], "expected one of `auto`, `io_uring`, `threads`"),
+        (["--disk", "x,format=vmdk"], "expected `raw` or `qcow2`"),
+        (["--disk", "x,overlay=/dir"], "neither on nor off"),
         (["--disk", "x,queues=many"], "queues=many"),
         (["--net", "fd=x"], "descriptor"),
         (["--publish", "80:80"], "--net user"),

@@ -26,7 +26,20 @@ pub fn parse_memory(text: &str) -> Result<MemoryConfig, String> {
 
 /// `--disk`.
 pub fn parse_disk(text: &str) -> Result<DiskConfig, String> {
-    let known = ["path", "ro", "id", "cache", "engine", "queues", "bps", "iops"];
+    let known = [
+        "path",
+        "ro",
+        "id",
+        "format",
+        "backing",
+        "overlay",
+        "overlay_dir",
+        "cache",
+        "engine",
+        "queues",
+        "bps",
+        "iops",
+    ];
     let mut kv = KeyValues::parse("--disk", &known, text)?;
     let queues = kv.value("queues")?;
     let queues =
@@ -39,8 +52,12 @@ pub fn parse_disk(text: &str) -> Result<DiskConfig, String> {
         path: kv.value("path")?.ok_or("which file? --disk path=FILE")?.into(),
         readonly: kv.switch("ro")?,
         id: kv.value("id")?.unwrap_or_default(),
-        cache: choice(&mut kv, "cache")?,
-        engine: choice(&mut kv, "engine")?,
+        format: choice(&mut kv, "format")?,
+        backing: kv.switch("backing")?,
+        overlay: kv.switch("overlay")?,
+        overlay_dir: kv.value("overlay_dir")?.map(Into::into),
+        cache: choice(&mut kv, "cache")?.unwrap_or_default(),
+        engine: choice(&mut kv, "engine")?.unwrap_or_default(),
         queues: queues.transpose()?,
         bytes_per_second: bps.transpose()?,
         requests_per_second: iops.transpose()?,
@@ -48,10 +65,10 @@ pub fn parse_disk(text: &str) -> Result<DiskConfig, String> {
 }
 
 /// The value of `key`, one of those that the configuration knows by the same name.
-fn choice<T: DeserializeOwned + Default>(kv: &mut KeyValues, key: &str) -> Result<T, String> {
-    let Some(value) = kv.value(key)? else { return Ok(T::default()) };
+fn choice<T: DeserializeOwned>(kv: &mut KeyValues, key: &str) -> Result<Option<T>, String> {
+    let Some(value) = kv.value(key)? else { return Ok(None) };
     let name = IntoDeserializer::<serde::de::value::Error>::into_deserializer(value.as_str());
-    T::deserialize(name).map_err(|e| format!("{key}={value}: {e}"))
+    T::deserialize(name).map(Some).map_err(|e| format!("{key}={value}: {e}"))
 }
 
 /// `--vsock`.

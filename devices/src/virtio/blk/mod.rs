@@ -24,7 +24,7 @@ use virtio_bindings::bindings::virtio_blk::{
 use super::device::{Activation, StartError, VirtioDevice};
 use super::queue::QueueState;
 use super::seat::Seat;
-use crate::block::{Disk, EngineChoice, EngineError, SECTOR};
+use crate::block::{Disk, EngineChoice, EngineError, ResizeError, SECTOR};
 use crate::rate::Budget;
 use crate::worker::{self, OnBroken, Worker};
 use lane::{Hand, Serve, Server};
@@ -248,6 +248,12 @@ impl VirtioDevice for Blk {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         super::device::read_config_bytes(&self.config, offset, data);
+    }
+
+    fn resize(&mut self, size: Option<u64>) -> Result<u64, ResizeError> {
+        let size = self.disk.resize(size)?;
+        self.config = config(&self.disk, self.options.queues);
+        Ok(size)
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {

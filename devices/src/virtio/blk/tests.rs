@@ -1,4 +1,5 @@
 mod given_up;
+mod resize;
 
 use std::fs;
 use std::io::Write;
@@ -19,6 +20,12 @@ fn image(len: usize) -> tempfile::NamedTempFile {
 
 fn open(path: &Path, read_only: bool) -> Result<Disk, DiskError> {
     Disk::open(path, DiskOptions { read_only, ..DiskOptions::default() })
+}
+
+/// Opened without a look at its first bytes, for which a host that hangs would be waited for.
+fn open_unread(path: &Path) -> Disk {
+    let format = Some(crate::block::DiskFormat::Raw);
+    Disk::open(path, DiskOptions { format, ..DiskOptions::default() }).unwrap()
 }
 
 struct Rig {
@@ -237,7 +244,7 @@ fn hanging(mut f: impl FnMut(Rig, HangingFile, u16)) {
         let Some(file) = HangingFile::mount() else { return };
         let patience = Duration::from_millis(100);
         let options = BlkOptions { engine, patience, ..BlkOptions::default() };
-        let device = match Blk::new("slow", open(file.path(), false).unwrap(), options) {
+        let device = match Blk::new("slow", open_unread(file.path()), options) {
             Ok(device) => device,
             Err(e) => return eprintln!("not tested: {e}"),
         };

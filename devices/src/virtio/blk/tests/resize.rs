@@ -1,0 +1,76 @@
+//! A disk whose size changes while a driver has it.
+
+use super::*;
+use crate::block::ResizeError;
+
+fn capacity(rig: &Rig) -> u64 {
+    u64::from_le_bytes(rig.driver.config(0, 8).try_into().unwrap())
+}
+
+#[test]
+fn a_driver_is_told_of_a_new_size_and_has_it_at_once() {
+    let file = image(4096);
+    let mut rig = Rig::new(file.path(), false);
+    assert_eq!((capacity(&rig), rig.driver.get(0x60) & 2, rig.driver.get(0xfc)), (8, 0, 0));
+    assert_eq!(rig.ask(0, 8, &[Piece::In(BUFFER, 512)]), (1, 1));
+    rig.driver.set(0x64, 3);
+    assert_eq!(rig.driver.transport.resize(Some(1 << 20)).unwrap(), 1 << 20);
+    // A change of the configuration, and another generation of it.
+    assert_eq!((capacity(&rig), rig.driver.get(0x60) & 2, rig.driver.get(0xfc)), (2048, 2, 1));
+    rig.driver.write(BUFFER, &[0x77; 512]);
+    assert_eq!(rig.ask(1, 2047, &[Piece::Out(BUFFER, 512)]), (0, 1));
+    assert_eq!(fs::read(file.path()).unwrap()[(1 << 20) - 512..], [0x77; 512]);
+
+    rig.driver.transport.resize(Some(1024)).unwrap();
+    assert_eq!(capacity(&rig), 2);
+    assert_eq!(rig.ask(1, 2, &[Piece::Out(BUFFER, 512)]), (1, 1));
+    assert_eq!(rig.ask(0, 1, &[Piece::In(BUFFER, 512)]), (0, 513));
+    assert_eq!(fs::metadata(file.path()).unwrap().len(), 1024);
+
+    // Whoever made the file longer himself has husk look again.
+    file.as_file().set_len(8192).unwrap();
+    assert_eq!(rig.driver.transport.resize(None).unwrap(), 8192);
+    assert_eq!(capacity(&rig), 16);
+    assert!(matches!(rig.driver.transport.resize(Some(513)), Err(ResizeError::Sectors(513))));
+    assert_eq!(rig.ask(0, 15, &[Piece::In(BUFFER, 512)]), (0, 513));
+}
+
+#[test]
+fn a_driver_that_is_not_up_is_not_told_and_a_paused_disk_stays_paused() {
+    let file = image(4096);
+    let device = Blk::new("d", open(file.path(), false).unwrap(), BlkOptions::default()).unwrap();
+    let mut rig = Rig { driver: Driver::idle(Box::new(device)) };
+    rig.driver.transport.resize(Some(8192)).unwrap();
+    assert_eq!((capacity(&rig), rig.driver.get(0x60)), (16, 0));
+    rig.driver.bring_up(EVENT_IDX | 1 << VIRTIO_BLK_F_FLUSH, 64);
+    rig.driver.transport.pause();
+    let pieces = [Piece::Out(HEAD, 16), Piece::In(BUFFER, 512), Piece::In(STATUS, 1)];
+    let mut header = [0; 16];
+    header[8] = 31;
+    rig.driver.write(HEAD, &header);
+    rig.driver.send(0, &pieces);
+    rig.driver.transport.resize(Some(16384)).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert!(rig.driver.rings[0].used().is_empty(), "it has gone on");
+    rig.driver.transport.resume();
+    assert_eq!(rig.driver.wait_used(0, 1)[0].1, 513);
+    assert_eq!(rig.driver.read(STATUS, 1), [0]);
+}
+
+#[test]
+fn a_disk_whose_host_hangs_keeps_its_size_until_it_answers() {
+    let Some(hanging) = HangingFile::mount() else { return };
+    let disk = open_unread(hanging.path());
+    let patience = Duration::from_millis(50);
+    let options = BlkOptions { engine: EngineChoice::Threads, patience, ..BlkOptions::default() };
+    let mut rig = Rig::of(Blk::new("d", disk, options).unwrap());
+    let before = capacity(&rig);
+    rig.driver.write(HEAD, &[0; 16]);
+    let pieces = [Piece::Out(HEAD, 16), Piece::In(BUFFER, 512), Piece::In(STATUS, 1)];
+    rig.driver.send(0, &pieces);
+    hanging.wait_for_a_reader();
+    assert!(matches!(rig.driver.transport.resize(Some(512)), Err(ResizeError::Busy)));
+    assert_eq!(capacity(&rig), before);
+    hanging.answer();
+    assert_eq!(rig.driver.wait_used(0, 1)[0].1, 513);
+}

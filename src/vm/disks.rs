@@ -1,0 +1,107 @@
+//! Disks: opened as the configuration has them, and resized while the VM runs.
+
+use std::num::NonZeroU64;
+use std::sync::{Arc, Weak};
+
+use husk_devices::block::{Disk, DiskOptions, ResizeError};
+use husk_devices::virtio::blk::{Blk, BlkOptions};
+use husk_devices::virtio::mmio::MmioTransport;
+
+use super::devices::Devices;
+use super::error::VmError;
+use crate::config::{DiskConfig, VmConfig};
+
+/// Queues of a disk, unless the user says otherwise: one for each vCPU, but not more than this.
+const QUEUES: u32 = 4;
+
+/// A disk that keeps its size.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeDiskError {
+    /// No such disk.
+    #[error("the VM has no disk `{id}`; its disks are {known}")]
+    Unknown {
+        /// What was asked for.
+        id: String,
+        /// What there is.
+        known: String,
+    },
+    /// The VM has ended.
+    #[error(transparent)]
+    Ended(#[from] super::Ended),
+    /// It cannot be done.
+    #[error("disk {id}: {source}")]
+    Cannot {
+        /// The disk.
+        id: String,
+        /// Why not.
+        r#source: ResizeError,
+    },
+}
+
+/// Opens the disk for a VM of so many vCPUs.
+///
+/// # Errors
+/// Why it cannot be opened, by its path or id.
+pub(super) fn open(disk: &DiskConfig, cpus: u32) -> Result<Blk, VmError> {
+    let options = DiskOptions {
+        read_only: disk.readonly || disk.overlay,
+        cache: disk.cache,
+        format: disk.format,
+        backing: disk.backing,
+    };
+    let mut backend = Disk::open(&disk.path, options)?;
+    if disk.overlay {
+        backend = backend.with_overlay(disk.overlay_dir.as_deref())?;
+    }
+    // At most 4, so the cast keeps the number.
+    let queues = disk.queues.unwrap_or(cpus.min(QUEUES) as u16);
+    let options = BlkOptions {
+        engine: disk.engine,
+        queues,
+        bytes_per_second: disk.bytes_per_second.and_then(|size| NonZeroU64::new(size.0)),
+        requests_per_second: disk.requests_per_second.and_then(NonZeroU64::new),
+        ..BlkOptions::default()
+    };
+    Blk::new(&disk.id, backend, options)
+        .map_err(|source| VmError::DiskEngine { id: disk.id.clone(), source })
+}
+
+/// The disks of a running VM, which they do not outlive.
+#[derive(Default)]
+pub(super) struct Disks {
+    ids: Vec<String>,
+    transports: Vec<Weak<MmioTransport>>,
+}
+
+impl Disks {
+    /// Those of `config` among `devices`.
+    pub fn of(config: &VmConfig, devices: &Devices) -> Self {
+        let mut disks = Self::default();
+        for disk in &config.disks {
+            let placed = devices.virtio.iter().find(|placed| placed.transport.name() == disk.id);
+            if let Some(placed) = placed {
+                disks.ids.push(disk.id.clone());
+                disks.transports.push(Arc::downgrade(&placed.transport));
+            }
+        }
+        disks
+    }
+
+    /// Their ids.
+    pub fn ids(&self) -> &[String] {
+        &self.ids
+    }
+
+    /// See [`super::RunningVm::resize_disk`].
+    pub fn resize(&self, id: &str, bytes: Option<u64>) -> Result<u64, ResizeDiskError> {
+        let mut disks = self.ids.iter().zip(&self.transports);
+        let Some((_, transport)) = disks.find(|(known, _)| *known == id) else {
+            let known = self.ids.join(", ");
+            let known = if known.is_empty() { "none".to_owned() } else { known };
+            return Err(ResizeDiskError::Unknown { id: id.to_owned(), known });
+        };
+        let transport = transport.upgrade().ok_or(super::Ended)?;
+        let cannot = |source| ResizeDiskError::Cannot { id: id.to_owned(), source };
+        transport.resize(bytes).map_err(cannot)
+    }
+}
