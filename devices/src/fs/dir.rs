@@ -8,7 +8,7 @@ use vm_memory::ByteValued;
 use super::errno::{Errno, Result};
 use super::message::{Name, Words};
 use super::nodes::Nodes;
-use super::session::{Call, DATA_MAX, Outcome, Session};
+use super::session::{Call, Outcome, Session};
 use super::share::{Cache, Share};
 use super::sys;
 use super::wire::{
@@ -17,6 +17,8 @@ use super::wire::{
 
 /// The most bytes of entries that are asked of the host at a time.
 const ENTRIES: usize = 32 << 10;
+/// The most bytes of one reply: it is put together here, and the guest comes again.
+const REPLY_MAX: usize = 128 << 10;
 /// Bytes of the host's shortest entry, and of the longest one with a name of 255 bytes.
 const SHORTEST: usize = 24;
 const LONGEST: usize = 280;
@@ -69,7 +71,7 @@ impl Session {
         let (root, dir) = (id == ROOT, self.nodes.dir(id)?);
         let (own, device) = (sys::stat(dir.fd())?.st_ino, dir.device());
         let (fd, position) = self.handles.reading(id, wanted.fh)?;
-        let limit = (wanted.size as usize).min(call.room).min(DATA_MAX);
+        let limit = (wanted.size as usize).min(call.room).min(REPLY_MAX);
         let at = i64::try_from(wanted.offset).map_err(|_| Errno(libc::EINVAL))?;
         if at != *position {
             sys::lseek(fd, at, libc::SEEK_SET)?;

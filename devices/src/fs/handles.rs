@@ -69,6 +69,11 @@ impl Handles {
         Ok(())
     }
 
+    /// Closes all.
+    pub(super) fn clear(&mut self) {
+        self.by_id.clear();
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.by_id.len()

@@ -32,6 +32,11 @@ impl Locks {
         }
     }
 
+    /// Ends all locks.
+    pub(super) fn clear(&mut self) {
+        self.files.clear();
+    }
+
     /// Descriptors that they take.
     pub(super) fn len(&self) -> usize {
         self.files.len()
@@ -121,13 +126,11 @@ impl Session {
             self.locks.release(node, request.owner, flock);
             return Ok(());
         }
+        let mut opened = None;
         let fd = match self.locks.files.get(&key) {
             Some(fd) => fd,
             None if unlock => return Ok(()),
-            None => {
-                let fd = self.open_for_lock(node, request.fh, flock)?;
-                self.locks.files.entry(key).or_insert(fd)
-            }
+            None => opened.insert(self.open_for_lock(node, request.fh, flock)?),
         };
         let locked = if flock {
             let exclusive = i32::from(lock.l_type) == libc::F_WRLCK;
@@ -135,6 +138,12 @@ impl Session {
         } else {
             sys::ofd_lock(fd.as_fd(), libc::F_OFD_SETLK, &mut lock)
         };
+        // Who gets no lock keeps nothing open for it.
+        if locked.is_ok()
+            && let Some(fd) = opened
+        {
+            self.locks.files.insert(key, fd);
+        }
         if unlock {
             self.locks.given_up = self.locks.given_up.wrapping_add(1);
         }

@@ -8,7 +8,7 @@
 //! ```text
 //! session   one request: header, body, reply      message, wire   what it is made of
 //! tree, attr, file, dir, xattr, lock   the operations
-//! nodes, handles   the guest's numbers for files  owner   whose they are   sys   system calls
+//! nodes, handles   the guest's numbers for files  owner   whose they are   sys, proc   system calls
 //! ```
 
 mod attr;
@@ -20,6 +20,7 @@ mod lock;
 mod message;
 mod nodes;
 mod owner;
+mod proc;
 mod session;
 mod share;
 mod sys;

@@ -116,6 +116,12 @@ impl Nodes {
         }
     }
 
+    /// The guest forgets everything but the share's directory.
+    pub(super) fn clear(&mut self) {
+        self.by_id.retain(|id, _| *id == ROOT);
+        self.by_identity.retain(|_, id| *id == ROOT);
+    }
+
     /// How many there are, the share's directory not counted.
     pub(super) fn len(&self) -> usize {
         self.by_id.len().saturating_sub(1)

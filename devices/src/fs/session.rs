@@ -261,9 +261,10 @@ impl Session {
 
     /// Forgets everything but the directory itself.
     fn clear(&mut self) {
-        if let Ok(fresh) = self.share.session() {
-            *self = fresh;
-        }
+        self.mounted = false;
+        self.locks.clear();
+        self.handles.clear();
+        self.nodes.clear();
     }
 
     fn forget(&mut self, call: &mut Call<'_>) -> Result<()> {

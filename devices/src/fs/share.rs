@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::errno::{Errno, Result};
 use super::owner::Owner;
+use super::proc::{Proc, is_proc};
 use super::session::Session;
-use super::sys::{self, Proc};
+use super::sys;
 
 /// What the guest may believe of what it has seen, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -115,7 +116,7 @@ impl Share {
         let name = name.map_err(|_| refused(Errno(libc::EINVAL)))?;
         let root = sys::root(&name).map_err(refused)?;
         let open = sys::open_dir(root.as_fd(), true).map_err(refused)?;
-        if sys::is_proc(root.as_fd()).map_err(refused)? {
+        if is_proc(root.as_fd()).map_err(refused)? {
             return Err(ShareError::Proc(path.to_owned()));
         }
         let proc = Proc::open().map_err(host("/proc/self/fd"))?;
@@ -159,7 +160,7 @@ impl Share {
     pub(super) fn admit(&self, fd: BorrowedFd<'_>, above: u64) -> Result<libc::stat> {
         let stat = sys::stat(fd)?;
         // Another file system is mounted there.
-        if stat.st_dev != above && sys::is_proc(fd)? {
+        if stat.st_dev != above && is_proc(fd)? {
             return Err(Errno(libc::EACCES));
         }
         Ok(stat)
