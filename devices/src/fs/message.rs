@@ -30,6 +30,9 @@ pub trait Message {
     fn readable(&mut self, offset: usize, len: usize) -> Option<Iovecs<'_>>;
     /// Room of the reply, for a system call; `None` when there is less.
     fn writable(&mut self, offset: usize, len: usize) -> Option<Iovecs<'_>>;
+    /// Makes a call that may hang in the host and does not touch the message. False when the message
+    /// must not be touched any more: whose it was has given it up meanwhile.
+    fn away(&mut self, call: &mut dyn FnMut()) -> bool;
 }
 
 /// Reads an object of the request; `None` when it is shorter than that.

@@ -37,6 +37,8 @@ pub enum Served {
     Waits(Waiting),
     /// The request of that number need not wait any longer; this one has no reply.
     Interrupt(u64),
+    /// It was given up while the host worked on it: nothing of the message may be touched any more.
+    GivenUp,
 }
 
 /// One mount.
@@ -129,11 +131,12 @@ impl Session {
                         Ok(interrupt) => Served::Interrupt(interrupt.unique),
                         Err(_) => Served::Done(0),
                     },
-                    _ => match self.run(&mut call, message) {
-                        Ok(Outcome::Waits(waiting)) => Served::Waits(waiting),
-                        Ok(Outcome::Filled(len)) => finish(message, unique, Ok((len, &[]))),
-                        Ok(Outcome::Reply) => finish(message, unique, Ok((0, &reply))),
-                        Err(why) => finish(message, unique, Err(why)),
+                    _ => match self.attend(&mut call, message) {
+                        None => Served::GivenUp,
+                        Some(Ok(Outcome::Waits(waiting))) => Served::Waits(waiting),
+                        Some(Ok(Outcome::Filled(len))) => finish(message, unique, Ok((len, &[]))),
+                        Some(Ok(Outcome::Reply)) => finish(message, unique, Ok((0, &reply))),
+                        Some(Err(why)) => finish(message, unique, Err(why)),
                     },
                 }
             }
@@ -142,18 +145,33 @@ impl Session {
         served
     }
 
-    /// Does what a request asks for.
-    fn run(&mut self, call: &mut Call<'_>, message: &mut dyn Message) -> Result<Outcome> {
-        if message.writable_len() < REPLY_HEADER || call.room < reply_len(call.header.opcode) {
-            return Err(Errno(libc::EINVAL));
+    /// Does what a request asks for, if it may be done; `None` when it was given up meanwhile.
+    fn attend(
+        &mut self,
+        call: &mut Call<'_>,
+        message: &mut dyn Message,
+    ) -> Option<Result<Outcome>> {
+        let opcode = call.header.opcode;
+        if message.writable_len() < REPLY_HEADER || call.room < reply_len(opcode) {
+            return Some(Err(Errno(libc::EINVAL)));
         }
-        match call.header.opcode {
-            op::INIT => return self.init(call),
-            op::DESTROY => {
-                self.clear();
-                return Ok(Outcome::Reply);
-            }
-            _ if !self.mounted => return Err(Errno(libc::EIO)),
+        if let Err(why) = self.admit(opcode) {
+            return Some(Err(why));
+        }
+        match opcode {
+            op::READ => return Some(self.read(call, message)),
+            op::WRITE => return Some(self.write(call, message)),
+            _ => {}
+        }
+        let mut result = Err(Errno(libc::EIO));
+        message.away(&mut || result = self.run(call)).then_some(result)
+    }
+
+    /// Whether such a request may be made now.
+    fn admit(&self, opcode: u32) -> Result<()> {
+        match opcode {
+            op::INIT | op::DESTROY => Ok(()),
+            _ if !self.mounted => Err(Errno(libc::EIO)),
             op::SETATTR
             | op::SYMLINK
             | op::MKNOD
@@ -169,10 +187,19 @@ impl Session {
             | op::CREATE
             | op::TMPFILE
             | op::FALLOCATE
-            | op::COPY_FILE_RANGE => self.share.writable()?,
-            _ => {}
+            | op::COPY_FILE_RANGE => self.share.writable(),
+            _ => Ok(()),
         }
+    }
+
+    /// Does what a request asks for that has no file data.
+    fn run(&mut self, call: &mut Call<'_>) -> Result<Outcome> {
         match call.header.opcode {
+            op::INIT => self.init(call),
+            op::DESTROY => {
+                self.clear();
+                Ok(Outcome::Reply)
+            }
             op::LOOKUP => self.lookup(call),
             op::GETATTR => self.getattr(call),
             op::SETATTR => self.setattr(call),
@@ -186,8 +213,6 @@ impl Session {
             op::RENAME2 => self.rename(call, true),
             op::LINK => self.link(call),
             op::OPEN => self.open(call),
-            op::READ => self.read(call, message),
-            op::WRITE => self.write(call, message),
             op::STATFS => self.statfs(call),
             op::RELEASE | op::RELEASEDIR => self.release(call),
             op::FSYNC => self.fsync(call, false),

@@ -33,6 +33,10 @@ impl Message for Buffers {
     fn writable_len(&self) -> usize {
         self.reply.len()
     }
+    fn away(&mut self, call: &mut dyn FnMut()) -> bool {
+        call();
+        true
+    }
     fn copy_to(&self, offset: usize, data: &mut [u8]) -> bool {
         let Some(from) = self.request.get(offset..offset + data.len()) else { return false };
         data.copy_from_slice(from);

@@ -13,16 +13,17 @@ mod serve;
 mod tests;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use serde_json::{Value, json};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::device::{Activation, StartError, VirtioDevice, read_config_bytes, stateless};
 use super::queue::QueueState;
+use super::seat::Seat;
 use crate::fs::{Session, Share, own_umask};
 use crate::worker::{Task, WorkerError, WorkerHandle};
 use serve::Serve;
@@ -41,8 +42,7 @@ pub struct Fs {
     config: [u8; CONFIG_LEN],
     share: Arc<Share>,
     worker: WorkerHandle,
-    stopping: Arc<AtomicBool>,
-    task: Option<Task<Serve>>,
+    seat: Seat<Serve>,
     /// What the guest has of the share, while the device is stopped.
     session: Option<Session>,
     grave: Arc<Grave>,
@@ -66,8 +66,7 @@ impl Fs {
             config,
             share: Arc::new(share),
             worker,
-            stopping: Arc::default(),
-            task: None,
+            seat: Seat::default(),
             session: None,
             grave,
             _sweeper: sweeper,
@@ -93,6 +92,10 @@ impl VirtioDevice for Fs {
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
+        // One that hung in the host and has come back has the files of a driver that was reset.
+        if let Some(late) = self.seat.reclaim() {
+            self.grave.bury(late.end().0);
+        }
         let session = match self.session.take() {
             Some(session) => session,
             None => self
@@ -100,16 +103,13 @@ impl VirtioDevice for Fs {
                 .session()
                 .map_err(|source| StartError::Host { what: "shared directory", source })?,
         };
-        self.stopping.store(false, Ordering::Release);
-        let serve = Serve::new(activation, session, self.stopping.clone())
-            .map_err(|source| StartError::Host { what: "timer", source })?;
-        self.task = Some(self.worker.add(serve)?);
-        Ok(())
+        let timer = TimerFd::new().map_err(io::Error::from);
+        let timer = timer.map_err(|source| StartError::Host { what: "timer", source })?;
+        self.seat.start(&self.worker, |lease| Serve::new(activation, session, timer, lease))
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        self.stopping.store(true, Ordering::Release);
-        let Some(serve) = self.task.take().and_then(Task::take) else { return Vec::new() };
+        let Some(serve) = self.seat.stop() else { return Vec::new() };
         let (session, states) = serve.end();
         self.session = Some(session);
         states
@@ -128,6 +128,10 @@ impl VirtioDevice for Fs {
              again; have it unmount the directory before"
                 .to_owned()
         })
+    }
+
+    fn is_busy(&mut self) -> bool {
+        self.seat.may_touch()
     }
 
     fn reset(&mut self) {

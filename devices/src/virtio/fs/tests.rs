@@ -1,16 +1,19 @@
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 use vm_memory::ByteValued;
 
 use super::*;
+use crate::block::hanging::HangingFile;
 use crate::fs::ShareOptions;
 use crate::fs::tests::{init_body, name, object, request};
 use crate::fs::wire::{
-    CreateIn, CreateOut, EntryOut, FileLock, ForgetIn, InterruptIn, LkIn, OutHeader, ROOT, ReadIn,
-    WriteIn, op,
+    CreateIn, CreateOut, EntryOut, FileLock, ForgetIn, FsyncIn, InterruptIn, LkIn, OpenIn, OpenOut,
+    OutHeader, ROOT, ReadIn, WriteIn, op,
 };
 use crate::virtio::testing::{DATA, Driver, EVENT_IDX, Piece, wait_until};
 use crate::worker::Worker;
@@ -26,15 +29,17 @@ struct Rig {
 }
 
 fn rig() -> Rig {
-    let (worker, dir) = (Worker::spawn("fs").unwrap(), TempDir::new().unwrap());
-    let share = Share::open(dir.path(), ShareOptions::default()).unwrap();
+    let dir = TempDir::new().unwrap();
+    let place = dir.path().to_owned();
+    rig_on(&place, dir, Worker::spawn("fs").unwrap())
+}
+
+/// With a share at `place`.
+fn rig_on(place: &Path, dir: TempDir, worker: Worker) -> Rig {
+    let share = Share::open(place, ShareOptions::default()).unwrap();
     let device = Fs::new("work", share, worker.handle()).unwrap();
-    let mut rig = Rig {
-        driver: Driver::start(Box::new(device), EVENT_IDX, 64),
-        dir,
-        sent: 0,
-        _worker: worker,
-    };
+    let driver = Driver::start(Box::new(device), EVENT_IDX, 64);
+    let mut rig = Rig { driver, dir, sent: 0, _worker: worker };
     rig.call(op::INIT, 0, &init_body()).unwrap();
     rig
 }
@@ -205,6 +210,46 @@ fn so_many_wait_for_a_lock_that_the_queue_has_room_for_who_gives_it_up() {
     rig.put(1, &lock(file, 41, op::SETLK, 1, libc::F_UNLCK), 16);
     rig.driver.wait_used(1, 9);
     rig.driver.transport.reset();
+}
+
+#[test]
+fn a_host_that_hangs_holds_up_no_reset_and_the_next_driver_is_served_when_it_answers() {
+    for opcode in [op::FSYNC, op::READ] {
+        let Some(file) = HangingFile::mount() else { return };
+        let worker = Worker::spawn("fs").unwrap().with_patience(Duration::from_secs(1));
+        let place = file.path().parent().unwrap();
+        let mut rig = rig_on(place, TempDir::new().unwrap(), worker);
+        let entry: EntryOut = object(&rig.call(op::LOOKUP, ROOT, &name("disk")).unwrap());
+        let open = rig.call(op::OPEN, entry.nodeid, OpenIn::default().as_slice()).unwrap();
+        let fh = object::<OpenOut>(&open).fh;
+        let body = match opcode {
+            op::FSYNC => FsyncIn { fh, ..FsyncIn::default() }.as_slice().to_vec(),
+            _ => ReadIn { fh, size: 1000, ..ReadIn::default() }.as_slice().to_vec(),
+        };
+        rig.put(1, &request(opcode, entry.nodeid, 9, &body), 4096);
+        file.wait_for_a_reader();
+        let begin = Instant::now();
+        rig.driver.set(0x70, 0);
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        // Only what reads into guest memory keeps a reboot from it.
+        assert_eq!(rig.driver.transport.is_busy(), opcode == op::READ);
+        rig.driver.bring_up(EVENT_IDX, 64);
+        assert_ne!(rig.driver.status() & 0x40, 0, "started while its worker hangs");
+        let used = rig.driver.rings[1].used;
+        rig.driver.write(used, &[0xaa; 16]);
+        let before = rig.driver.read(used, 16);
+        file.answer();
+        wait_until("return of the worker", || {
+            let untouched = opcode == op::READ || rig.driver.read(used, 16) == before;
+            assert!(untouched, "a reply to who was reset");
+            rig.driver.bring_up(EVENT_IDX, 64);
+            rig.driver.write(used, &[0xaa; 16]);
+            rig.driver.status() & 0x40 == 0
+        });
+        rig.driver.bring_up(EVENT_IDX, 64);
+        assert_eq!(rig.call(op::LOOKUP, ROOT, &name("disk")), Err(libc::EIO));
+        rig.call(op::INIT, 0, &init_body()).unwrap();
+    }
 }
 
 proptest! {
