@@ -13,7 +13,7 @@ impl Share {
     /// Attributes as the guest sees them.
     pub(super) fn attr(&self, stat: &libc::stat) -> Attr {
         Attr {
-            ino: stat.st_ino,
+            ino: self.inode(stat.st_dev, stat.st_ino),
             // Sizes and times keep their bits; the guest reads them as signed ones where they are.
             size: stat.st_size as u64,
             blocks: stat.st_blocks as u64,

@@ -110,6 +110,7 @@ impl Session {
                 }
                 // What lies above the share is nobody's business.
                 let ino = if root && name == b".." { own } else { entry.ino };
+                let ino = self.share.inode(device, ino);
                 let dirent = Dirent {
                     ino,
                     off: entry.next,

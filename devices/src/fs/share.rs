@@ -97,6 +97,8 @@ pub struct Share {
     root: OwnedFd,
     /// The same, open.
     open: OwnedFd,
+    /// The device it lies on.
+    device: u64,
     pub(super) proc: Proc,
     pub(super) owner: Owner,
     pub(super) options: ShareOptions,
@@ -121,8 +123,9 @@ impl Share {
         }
         let proc = Proc::open().map_err(host("/proc/self/fd"))?;
         sys::reference(root.as_fd(), c".").map_err(host("openat2"))?;
+        let device = sys::stat(root.as_fd()).map_err(refused)?.st_dev;
         let owner = Owner::current();
-        Ok(Share { path: path.to_owned(), root, open, proc, owner, options })
+        Ok(Share { path: path.to_owned(), root, open, device, proc, owner, options })
     }
 
     /// What the user gave.
@@ -148,6 +151,17 @@ impl Share {
     /// The open directory.
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.open.as_fd()
+    }
+
+    /// An inode number for the guest, to which everything lies on one device: those of other file
+    /// systems that are mounted below are told apart, or two files would be taken for one.
+    pub(super) fn inode(&self, device: u64, inode: u64) -> u64 {
+        if device == self.device {
+            return inode;
+        }
+        // Fibonacci hashing; file systems hardly use the highest 16 bits.
+        let mark = device.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 << 48;
+        inode ^ (mark & 0xffff << 48)
     }
 
     /// # Errors

@@ -1,7 +1,7 @@
 //! Guests that want out, and guests that want husk to fall.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -76,6 +76,14 @@ fn a_proc_is_no_share_and_none_is_entered() {
     guest.call(op::INIT, 0, &init_body()).unwrap();
     assert_eq!(guest.lookup(ROOT, "proc"), Err(libc::EACCES));
     guest.lookup(ROOT, "etc").unwrap();
+    // Other file systems are entered, and their files are not taken for those of this one.
+    let here = fs::metadata("/").unwrap().dev();
+    for place in ["dev", "sys", "run", "etc"] {
+        let meta = fs::metadata(Path::new("/").join(place)).unwrap();
+        let ino = guest.lookup(ROOT, place).unwrap().attr.ino;
+        assert_eq!(ino == meta.ino(), meta.dev() == here, "{place}");
+        assert_eq!(ino << 16, meta.ino() << 16, "{place}");
+    }
     for (path, wanted) in [("/no/such", "No such file"), ("/etc/passwd", "Not a directory")] {
         let error = Share::open(Path::new(path), options).unwrap_err().to_string();
         assert!(error.contains(path) && error.contains(wanted), "{error}");

@@ -96,6 +96,9 @@ impl VirtioDevice for Fs {
         if let Some(late) = self.seat.reclaim() {
             self.grave.bury(late.end().0);
         }
+        if self.seat.is_late() {
+            return Err(StartError::Hangs);
+        }
         let session = match self.session.take() {
             Some(session) => session,
             None => self
