@@ -36,6 +36,7 @@ mount -t 9p -o "cache=mmap,$share" results "/new$results" || die "no 9p share fo
 mount -t proc proc /new/proc
 mount --move /sys /new/sys
 mount --move /dev /new/dev
+chmod 666 /new/dev/kvm # as distributions have it
 mkdir -p /new/dev/pts /new/dev/shm
 mount -t devpts -o mode=620,ptmxmode=666 devpts /new/dev/pts
 mount -t tmpfs -o mode=1777 shm /new/dev/shm

@@ -152,6 +152,25 @@ fn ports_that_cannot_be_had_are_refused_by_name() {
 }
 
 #[test]
+fn volumes_that_cannot_be_shared_are_refused_by_name() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    std::fs::create_dir(sandbox.path().join("dir")).unwrap();
+    let run = |volume: &str, words: &[&str]| {
+        refuses_run(&sandbox, &["--kernel", "kernel", "--volume", volume], words);
+    };
+    run("dir", &["--volume", "PATH:TAG"]);
+    run("no/such:t", &["volume t", "no/such", "No such file"]);
+    run("kernel:t:ro", &["volume t", "kernel", "Not a directory"]);
+    run("/proc/self:t", &["volume t", "/proc/self", "the host's processes"]);
+    run("dir:a/b", &["`a/b` is no tag"]);
+    run("dir:t,cache=some", &["cache=some", "auto"]);
+    let finished =
+        sandbox.run(&["run", "--kernel", "kernel", "--volume", "dir:t", "--print-config"]);
+    assert!(finished.stdout.contains(r#""tag": "t""#), "{finished:?}");
+}
+
+#[test]
 fn a_guest_that_writes_to_the_debug_exit_port_gives_husk_its_status() {
     needs_kvm!();
     for (value, status) in [(0, 1), (0x10, 0x21), (0xff, 0xff)] {

@@ -305,6 +305,20 @@ impl<'a> Iovecs<'a> {
         check(unsafe { libc::writev(fd.as_raw_fd(), list, count) })
     }
 
+    /// One `preadv` from byte `offset` on; the count is not passed over.
+    pub fn preadv(&self, fd: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
+        let (list, count) = self.raw();
+        // SAFETY: `list` points to `count` pieces that stay mapped for 'a (see the constructors).
+        check(unsafe { libc::preadv(fd.as_raw_fd(), list, count, offset) })
+    }
+
+    /// One `pwritev` from byte `offset` on; the count is not passed over.
+    pub fn pwritev(&self, fd: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
+        let (list, count) = self.raw();
+        // SAFETY: `list` points to `count` pieces that stay mapped for 'a (see the constructors).
+        check(unsafe { libc::pwritev(fd.as_raw_fd(), list, count, offset) })
+    }
+
     /// One `sendmsg` on a socket, which neither waits nor raises SIGPIPE; the count is not passed
     /// over.
     pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {

@@ -8,6 +8,7 @@ pub mod block;
 pub mod bus;
 mod complaints;
 pub mod counters;
+pub mod fs;
 mod iovec;
 pub mod panics;
 pub mod platform;

@@ -195,7 +195,7 @@ fn register(subject: &Subject, script: &mut Script<'_>) {
 }
 
 /// All kinds of devices there are.
-pub const KINDS: [Kind; 9] = [
+pub const KINDS: [Kind; 10] = [
     Kind::Rng,
     Kind::Blk,
     Kind::Net,
@@ -205,4 +205,5 @@ pub const KINDS: [Kind; 9] = [
     Kind::Ports,
     Kind::Balloon,
     Kind::Pmem,
+    Kind::Fs,
 ];

@@ -17,7 +17,7 @@ pub fn remedy(words: &str) -> Option<&'static str> {
 }
 
 /// Lets this process have as many descriptors as it is allowed at most: each connection of the
-/// guest's sockets takes one, and the usual limit of 1024 is for programs that use select(2), which
+/// guest's sockets takes one, and each file it knows of a shared directory, and the usual limit of 1024 is for programs that use select(2), which
 /// husk does not. What husk starts with is kept when the host refuses.
 pub fn raise_descriptors() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use husk::config::{
     BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig,
-    OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VsockConfig,
+    OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VolumeConfig, VsockConfig,
 };
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
@@ -23,7 +23,7 @@ use super::{Error, footprint, limits, logging, metrics, net, terminal};
 use values::{
     parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,
     parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_seconds, parse_switch,
-    parse_vsock,
+    parse_volume, parse_vsock,
 };
 
 /// Exit status: the time given with --timeout ran out.
@@ -70,6 +70,10 @@ pub struct Run {
     /// A file as persistent memory, /dev/pmem0: path=FILE[,ro][,id=NAME]; may be repeated
     #[arg(long, value_name = "PMEM", value_parser = parse_pmem)]
     pmem: Vec<PmemConfig>,
+    /// A directory of the host's, which the guest mounts by its tag (`mount -t virtiofs TAG /mnt`):
+    /// PATH:TAG[:ro] [,cache=auto|always|never]; may be repeated
+    #[arg(long, value_name = "VOLUME", value_parser = parse_volume)]
+    volume: Vec<VolumeConfig>,
     /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,mac=MAC] [,mtu=BYTES]
     /// [,queues=N] [,vhost=on|off|auto] [,rx_bandwidth=SIZE] [,tx_bandwidth=SIZE] [,rx_ops=N]
     /// [,tx_ops=N] [,id=NAME]; may be repeated
@@ -200,7 +204,7 @@ impl Run {
             return Ok(0);
         }
 
-        if config.vsock.is_some() {
+        if config.vsock.is_some() || !config.volumes.is_empty() {
             limits::raise_descriptors();
         }
         let _restore = terminal::Restore;
@@ -275,6 +279,9 @@ impl Run {
         }
         if !self.pmem.is_empty() {
             config.pmem = self.pmem;
+        }
+        if !self.volume.is_empty() {
+            config.volumes = self.volume;
         }
         if !self.net.is_empty() {
             config.nets = self.net;

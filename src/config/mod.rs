@@ -9,6 +9,7 @@ mod memory;
 mod nearest;
 mod net;
 mod validate;
+mod volume;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ pub use nearest::nearest;
 pub(crate) use net::parse_mac;
 pub use net::{NetConfig, NetHost, Publish, PublishError, RateLimiter, TokenBucket, Vhost};
 pub use validate::{CPUS_MAX, ConfigError, VIRTIO_DEVICES_MAX};
+pub use volume::{VolumeCache, VolumeConfig};
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +55,9 @@ pub struct VmConfig {
     /// Files the guest has as persistent memory, in order (`/dev/pmem0`, `/dev/pmem1`…).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<PmemConfig>,
+    /// Directories of the host's that the guest mounts by their tags (virtio-fs).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeConfig>,
     /// Network interfaces, in the order in which the guest finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<NetConfig>,
@@ -109,6 +114,7 @@ impl VmConfig {
             memory: MemoryConfig::default(),
             disks: Vec::new(),
             pmem: Vec::new(),
+            volumes: Vec::new(),
             nets: Vec::new(),
             rng: true,
             balloon: None,
@@ -138,6 +144,7 @@ impl VmConfig {
             paths.push(("console file".to_owned(), path));
         }
         paths.extend(self.pmem.iter().map(|p| (format!("pmem {}", p.id), p.path.as_path())));
+        paths.extend(self.volumes.iter().map(|v| (format!("volume {}", v.tag), v.path.as_path())));
         for port in &self.ports {
             let path = port.socket.iter().chain(&port.file);
             paths.extend(path.map(|path| (format!("port {}", port.name), path.as_path())));

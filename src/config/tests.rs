@@ -8,6 +8,35 @@ fn net(id: &str) -> NetConfig {
     NetConfig { id: id.to_owned(), tap: Some("tap0".to_owned()), ..NetConfig::default() }
 }
 
+fn volume(tag: &str) -> VolumeConfig {
+    VolumeConfig {
+        id: String::new(),
+        tag: tag.to_owned(),
+        path: "/x".into(),
+        readonly: true,
+        cache: VolumeCache::Auto,
+    }
+}
+
+#[test]
+fn volumes_have_a_tag_of_their_own_that_a_guest_can_type() {
+    let mut config = VmConfig::new("k");
+    config.volumes = vec![volume("src"), volume(&"x".repeat(36))];
+    config.name_devices();
+    assert_eq!(config.volumes[1].id, "fs1");
+    assert_eq!(config.validate(), Ok(()));
+    for tag in ["", "a b", "a/b", "ä", &"x".repeat(37)] {
+        config.volumes[1].tag = tag.to_owned();
+        assert_eq!(config.validate(), Err(ConfigError::VolumeTag(tag.to_owned())));
+    }
+    config.volumes[1].tag = "src".to_owned();
+    assert_eq!(config.validate(), Err(ConfigError::DuplicateTag("src".to_owned())));
+    config.volumes[1] = VolumeConfig { path: "".into(), id: "v".to_owned(), ..volume("b") };
+    assert!(config.validate().unwrap_err().to_string().contains("volume b: its path is empty"));
+    let json = r#"{"kernel": "k", "volumes": [{"tag": "t", "path": "p", "cache": "sometimes"}]}"#;
+    assert!(VmConfig::from_json(json).unwrap_err().contains("sometimes"));
+}
+
 #[test]
 fn a_configuration_reads_back_as_it_was_written() {
     let mut config = VmConfig::new("/boot/vmlinuz");
@@ -23,6 +52,7 @@ fn a_configuration_reads_back_as_it_was_written() {
         vhost: Some(Vhost::Off),
         ..net("wan")
     });
+    config.volumes.push(VolumeConfig { cache: VolumeCache::Never, ..volume("src") });
     config.vsock = Some(VsockConfig { cid: 7, socket: "/run/v.sock".into() });
     config.console = ConsoleConfig::File("/tmp/log".into());
     config.on_reboot = OnReboot::Exit;

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use husk_devices::virtio::blk::QUEUES_MAX;
+use husk_devices::virtio::fs::TAG_MAX;
 use husk_devices::virtio::net::tap::INTERFACE_NAME;
 use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
 
@@ -132,6 +133,12 @@ pub enum ConfigError {
     /// More ports than the device has.
     #[error("{0} ports, but a VM has at most {PORTS_MAX}")]
     TooManyPorts(usize),
+    /// A volume's tag that cannot be used.
+    #[error("`{0}` is no tag for a volume: 1 to {TAG_MAX} letters, digits, `-`, `_` or `.`")]
+    VolumeTag(String),
+    /// Two volumes share a tag.
+    #[error("two volumes have the tag `{0}`; give one of them another")]
+    DuplicateTag(String),
     /// A MAC address that cannot be used.
     #[error(
         "`{0}` is no MAC address for a guest: six hex bytes such as 52:54:00:12:34:56, the first one even"
@@ -164,6 +171,11 @@ impl VmConfig {
                 pmem.id = format!("pmem{n}");
             }
         }
+        for (n, volume) in self.volumes.iter_mut().enumerate() {
+            if volume.id.is_empty() {
+                volume.id = format!("fs{n}");
+            }
+        }
         for (n, net) in self.nets.iter_mut().enumerate() {
             if net.id.is_empty() {
                 net.id = format!("net{n}");
@@ -186,6 +198,7 @@ impl VmConfig {
         self.validate_balloon()?;
         let ids = self.disks.iter().map(|d| &d.id).chain(self.nets.iter().map(|n| &n.id));
         let ids = ids.chain(self.pmem.iter().map(|p| &p.id));
+        let ids = ids.chain(self.volumes.iter().map(|v| &v.id));
         let mut seen = HashSet::new();
         let single = self.single_devices();
         seen.extend(&single);
@@ -198,7 +211,8 @@ impl VmConfig {
                 return Err(ConfigError::DuplicateId(id.clone()));
             }
         }
-        let devices = self.disks.len() + self.pmem.len() + self.nets.len() + single.len();
+        let lists = [self.disks.len(), self.pmem.len(), self.volumes.len(), self.nets.len()];
+        let devices = lists.iter().sum::<usize>() + single.len();
         if devices > VIRTIO_DEVICES_MAX {
             return Err(ConfigError::TooManyDevices(devices));
         }
@@ -217,6 +231,7 @@ impl VmConfig {
             net.validate()?;
         }
         self.validate_ports()?;
+        super::volume::validate(&self.volumes)?;
         if let Some(vsock) = &self.vsock {
             if !GUEST_CIDS.contains(&vsock.cid) {
                 return Err(ConfigError::VsockCid(vsock.cid));

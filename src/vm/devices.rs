@@ -244,6 +244,7 @@ fn open_virtio(
         let device = super::disks::open(disk, config.cpus)?;
         devices.push((disk.id.clone(), Box::new(device.watched(on_broken.clone()))));
     }
+    super::volumes::open(&config.volumes, &mut devices, workers, on_broken)?;
     for net in &config.nets {
         let card = super::net::open(net, config.cpus, worker, workers, on_broken)?;
         devices.push((net.id.clone(), Box::new(card)));

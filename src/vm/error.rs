@@ -53,6 +53,8 @@ pub enum VmError {
     Vsock(#[from] husk_devices::virtio::vsock::VsockError),
     #[error(transparent)]
     Pmem(#[from] husk_devices::virtio::pmem::PmemError),
+    #[error("volume {tag}: {source}")]
+    Volume { tag: String, r#source: husk_devices::fs::ShareError },
     #[error(transparent)]
     Port(#[from] husk_devices::virtio::console::endpoint::EndpointError),
     #[error(transparent)]

@@ -27,6 +27,7 @@ mod outcome;
 mod panic;
 mod pmem;
 mod running;
+mod volumes;
 
 use std::path::Path;
 use std::sync::{Arc, Once};

@@ -1,6 +1,7 @@
 //! A `husk run`, put together word by word and then started.
 
 use std::ffi::OsString;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,6 +20,7 @@ pub struct Builder<'a> {
     append: Vec<String>,
     args: Vec<OsString>,
     inherit: Vec<i32>,
+    user: Option<(u32, u32)>,
     reading: bool,
 }
 
@@ -33,6 +35,7 @@ impl<'a> Builder<'a> {
             append: Vec::new(),
             args: Vec::new(),
             inherit: Vec::new(),
+            user: None,
             reading: true,
         }
     }
@@ -78,6 +81,18 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Another user and group runs husk, in the lab's directory, which all may enter then. For root's
+    /// tests.
+    pub fn user(mut self, uid: u32, gid: u32) -> Self {
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(self.lab.path("."), open).unwrap();
+        let cache = self.lab.path("cache");
+        std::fs::create_dir_all(&cache).unwrap();
+        chown(&cache, Some(uid), Some(gid)).unwrap();
+        self.user = Some((uid, gid));
+        self
+    }
+
     /// Nobody reads husk's standard output.
     pub fn unread(mut self) -> Self {
         self.reading = false;
@@ -89,6 +104,9 @@ impl<'a> Builder<'a> {
         let mut command = Command::new(husk());
         super::process::with_ordinary_signals(&mut command);
         command.env("XDG_CACHE_HOME", kernel_cache()).env("XDG_DATA_HOME", self.lab.path("data"));
+        if let Some((uid, gid)) = self.user {
+            command.env("XDG_CACHE_HOME", self.lab.path("cache")).uid(uid).gid(gid);
+        }
         command.arg("run").arg("--kernel").arg(&self.kernel);
         let initrd = self.initrd.as_ref().map(|name| match &self.script {
             Some(script) => self.lab.initrd_with(name, script),

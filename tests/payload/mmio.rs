@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 
 use husk::config::{
     BalloonConfig, ConsoleDevice, DiskConfig, NetConfig, PmemConfig, PortConfig, Size, VmConfig,
-    VsockConfig,
+    VolumeCache, VolumeConfig, VsockConfig,
 };
 use iced_x86::code_asm::*;
 
@@ -326,5 +326,22 @@ fn the_window_of_persistent_memory_answers_every_width_and_alignment_and_is_harm
         let path = kernel.directory().join("pmem");
         File::create(&path).unwrap().set_len(2 << 20).unwrap();
         machine.pmem = vec![PmemConfig { id: "p".to_owned(), path, readonly: false }];
+    });
+}
+
+#[test]
+fn the_window_of_a_shared_directory_answers_every_width_and_alignment_and_is_harmed_by_none() {
+    needs_kvm!();
+    let mut config = b"tag".to_vec();
+    config.resize(36, 0);
+    config.extend(1u32.to_le_bytes());
+    a_window_answers(26, &config, |kernel, machine| {
+        machine.volumes = vec![VolumeConfig {
+            id: "fs0".to_owned(),
+            tag: "tag".to_owned(),
+            path: kernel.directory().to_owned(),
+            readonly: true,
+            cache: VolumeCache::Auto,
+        }];
     });
 }

@@ -17,7 +17,7 @@ use crate::bus::BusDevice;
 
 fn kinds() -> impl Strategy<Value = Kind> {
     use Kind::*;
-    prop::sample::select(vec![Rng, Blk, Net, NetStream, Vsock, Tty, Ports, Balloon, Pmem])
+    prop::sample::select(vec![Rng, Blk, Net, NetStream, Vsock, Tty, Ports, Balloon, Pmem, Fs])
 }
 
 #[derive(Debug, Clone)]

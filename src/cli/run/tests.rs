@@ -1,7 +1,7 @@
 use super::super::{Cli, Command};
 use super::*;
 use clap::{CommandFactory, Parser};
-use husk::config::{DiskCache, DiskEngine, DiskFormat, Size};
+use husk::config::{DiskCache, DiskEngine, DiskFormat, Size, VolumeCache};
 
 fn config(args: &[&str]) -> Result<VmConfig, String> {
     let args = ["husk", "run", "--kernel", "k"].iter().chain(args);
@@ -144,4 +144,24 @@ fn a_port_has_a_name_and_a_host_side_and_mistakes_are_named() {
     assert!(parse_pmem("ro").unwrap_err().contains("path=FILE"));
     assert!(parse_console_device("tty").is_err());
     assert_eq!(parse_console_device("virtio"), Ok(ConsoleDevice::Virtio));
+}
+
+#[test]
+fn a_volume_is_a_path_a_tag_and_what_the_guest_may_do() {
+    let volume = |text: &str| {
+        let VolumeConfig { tag, path, readonly, cache, .. } = parse_volume(text)?;
+        Ok::<_, String>((path.to_str().unwrap().to_owned(), tag, readonly, cache))
+    };
+    let made = |path: &str, tag: &str, readonly, cache| {
+        Ok((path.to_owned(), tag.to_owned(), readonly, cache))
+    };
+    assert_eq!(volume("/src:work"), made("/src", "work", false, VolumeCache::Auto));
+    assert_eq!(volume("src:work:ro"), made("src", "work", true, VolumeCache::Auto));
+    assert_eq!(volume("./a,b:c:d:rw,cache=never"), made("./a,b:c", "d", false, VolumeCache::Never));
+    assert_eq!(volume("/a,b/c:d,cache=always"), made("/a,b/c", "d", false, VolumeCache::Always));
+    for bad in ["", "/src", "/src:", ":work", "/src:ro"] {
+        assert!(volume(bad).unwrap_err().contains("PATH:TAG"), "{bad}");
+    }
+    assert!(volume("/src:t,cahce=auto").unwrap_err().contains("did you mean `cache`"));
+    assert!(volume("/src:t,cache=some").unwrap_err().contains("some"));
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use husk::config::{
     BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, OnReboot,
-    PmemConfig, PortConfig, Size, VsockConfig,
+    PmemConfig, PortConfig, Size, VolumeConfig, VsockConfig,
 };
 use serde::de::{DeserializeOwned, IntoDeserializer};
 
@@ -118,6 +118,34 @@ pub fn parse_pmem(text: &str) -> Result<PmemConfig, String> {
         readonly: kv.switch("ro")?,
         id: kv.value("id")?.unwrap_or_default(),
     })
+}
+
+/// `--volume`: what is behind the last commas is options, and between the last colons tag and `ro`;
+/// the path is what remains.
+pub fn parse_volume(text: &str) -> Result<VolumeConfig, String> {
+    let mut place = text;
+    let mut options = Vec::new();
+    while let Some((before, option)) = place.rsplit_once(',')
+        && !option.contains([':', '/'])
+    {
+        options.insert(0, option);
+        place = before;
+    }
+    let options = options.join(",");
+    let mut kv = KeyValues::parse("--volume", &["cache"], &options)?;
+    let cache = if options.is_empty() { Ok(Default::default()) } else { choice(&mut kv, "cache") }?;
+    let (place, readonly) = match place.rsplit_once(':') {
+        Some((place, "ro")) => (place, true),
+        Some((place, "rw")) => (place, false),
+        _ => (place, false),
+    };
+    let wanted = "which directory, and which tag? --volume PATH:TAG";
+    let (path, tag) = place.rsplit_once(':').ok_or(wanted)?;
+    if path.is_empty() || tag.is_empty() {
+        return Err(wanted.to_owned());
+    }
+    let (path, tag) = (path.into(), tag.to_owned());
+    Ok(VolumeConfig { id: String::new(), tag, path, readonly, cache })
 }
 
 /// `--port`.

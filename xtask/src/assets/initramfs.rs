@@ -12,8 +12,11 @@ use crate::{cache, cargo};
 const INIT: &str = include_str!("../../../resources/guest-init.sh");
 const BUTTON: &str = include_str!("../../../resources/guest-power-button.sh");
 
-/// The source of `/bin/vsock`.
-const VSOCK: &str = include_str!("../bin/guest-vsock.rs");
+/// The programs in `/bin`, and their sources.
+const PROGRAMS: &[(&str, &str, &str)] = &[
+    ("vsock", "guest-vsock.rs", include_str!("../bin/guest-vsock.rs")),
+    ("files", "guest-files.rs", include_str!("../bin/guest-files.rs")),
+];
 
 /// What a guest on husk needs of its kernel.
 const MODULES: &[&str] = &[
@@ -40,6 +43,9 @@ const IF_PRESENT: &[&str] = &[
     "nd_pmem",
 ];
 
+/// What /init does not load: it costs every start, and few want it. They are named in `/lib/modules.more`, in order.
+const ON_DEMAND: &[&str] = &["virtiofs", "overlay"];
+
 /// busybox's acpid runs this at the press of the power button.
 const POWER_BUTTON: &str = "etc/acpi/PWRF/00000080";
 
@@ -55,14 +61,10 @@ pub fn full(name: &str, kernel: &Kernel) -> Result<PathBuf> {
 
 fn make(name: &str, kernel: Option<&Kernel>) -> Result<PathBuf> {
     let release = kernel.map_or("", |k| k.release.as_str());
-    let wanted = [MODULES, IF_PRESENT].concat();
-    let version = cache::fingerprint(&[
-        INIT.as_bytes(),
-        BUTTON.as_bytes(),
-        VSOCK.as_bytes(),
-        release.as_bytes(),
-        wanted.join(" ").as_bytes(),
-    ]);
+    let wanted = [MODULES, IF_PRESENT, &["-"], ON_DEMAND].concat().join(" ");
+    let mut parts = vec![INIT.as_bytes(), BUTTON.as_bytes(), release.as_bytes(), wanted.as_bytes()];
+    parts.extend(PROGRAMS.iter().map(|(_, _, source)| source.as_bytes()));
+    let version = cache::fingerprint(&parts);
     // "full." is not how "full-std." begins.
     let prefix = format!("initrd.{name}.");
     let file = format!("{prefix}{version}.cpio");
@@ -86,11 +88,23 @@ fn make(name: &str, kernel: Option<&Kernel>) -> Result<PathBuf> {
                 order.push('\n');
             }
             cpio.file("lib/modules.order", 0o644, order.as_bytes());
-            let source = cache::workspace().join("xtask/src/bin/guest-vsock.rs");
-            let program = fresh.with_extension("vsock");
-            cargo::static_program(&source, &program)?;
-            cpio.executable("bin/vsock", &program)?;
-            cache::remove(&program)?;
+            let (mut more, loaded) = (String::new(), order);
+            let names = [&names, modules.present(ON_DEMAND).as_slice()].concat();
+            for (name, data) in modules.closure(&names)? {
+                if !loaded.lines().any(|other| other == name) {
+                    cpio.file(&format!("lib/{name}"), 0o644, &data);
+                    more.push_str(&name);
+                    more.push('\n');
+                }
+            }
+            cpio.file("lib/modules.more", 0o644, more.as_bytes());
+            for (name, source, _) in PROGRAMS {
+                let source = cache::workspace().join("xtask/src/bin").join(source);
+                let program = fresh.with_extension(name);
+                cargo::static_program(&source, &program)?;
+                cpio.executable(&format!("bin/{name}"), &program)?;
+                cache::remove(&program)?;
+            }
         }
         Ok(std::fs::write(fresh, cpio.finish())?)
     })?;

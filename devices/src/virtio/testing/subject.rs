@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::{DATA, Driver, MEMORY, Piece, guarded_memory, release, wait_until};
 use crate::block::{Disk, DiskOptions};
+use crate::fs::{Share, ShareOptions};
 use crate::serial::{Line, Uart};
 use crate::virtio::balloon::ram::Plain;
 use crate::virtio::balloon::{Balloon, BalloonDevice};
@@ -17,6 +18,7 @@ use crate::virtio::console::endpoint::Endpoint;
 use crate::virtio::console::ports::Ports;
 use crate::virtio::console::tty::{Tty, TtyDevice};
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::fs::Fs;
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::net::{Card, Net, Plain as PlainWire, Stream};
 use crate::virtio::pmem::{ALIGNMENT, Pmem, PmemFile};
@@ -59,13 +61,14 @@ pub enum Kind {
     Ports,
     Balloon,
     Pmem,
+    Fs,
 }
 
 impl Kind {
     /// What a driver of it accepts beside what is every device's.
     pub fn features(self) -> u64 {
         match self {
-            Kind::Rng | Kind::Blk | Kind::Pmem | Kind::Vsock => 0,
+            Kind::Rng | Kind::Blk | Kind::Pmem | Kind::Vsock | Kind::Fs => 0,
             Kind::Net | Kind::NetStream => 1 << 15,
             Kind::Tty => 1,
             Kind::Ports => 2,
@@ -137,6 +140,11 @@ impl Subject {
                 let open = PmemFile::open(file.path(), true).unwrap();
                 image = Some(file);
                 Box::new(Pmem::new(open.into(), 1 << 32, worker.handle()))
+            }
+            Kind::Fs => {
+                let place = dir.insert(tempfile::tempdir().unwrap());
+                let share = Share::open(place.path(), ShareOptions::default()).unwrap();
+                Box::new(Fs::new("share", share, worker.handle()).unwrap())
             }
         };
         let transport = MmioTransport::new("subject", device, memory.clone()).unwrap();
@@ -219,6 +227,11 @@ impl Subject {
                 driver.write(DATA, &[0; 4]);
                 driver.send(0, &[Piece::Out(DATA, 4), Piece::In(DATA + 8, 4)]);
                 assert_eq!(driver.wait_used(0, 1), [(0, 4)]);
+            }
+            Kind::Fs => {
+                // Too short for anything, and answered all the same.
+                driver.send(1, &[Piece::Out(DATA, 8), Piece::In(DATA + 64, 16)]);
+                assert_eq!(driver.wait_used(1, 1), [(0, 16)]);
             }
         }
         assert_eq!(driver.status() & 0x40, 0);

@@ -1,0 +1,189 @@
+//! Locks that processes of the guest and of the host see of each other.
+//!
+//! A lock belongs to an owner in the guest, and on the host to an open file: each owner that locks a
+//! file has that file open once more, and gives its locks up when that is closed. Nothing here waits:
+//! who has to is told so, and asks again.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::errno::{Errno, Result};
+use super::message::REPLY_HEADER;
+use super::session::{Call, Outcome, Session, reply_header};
+use super::sys;
+use super::wire::{FileLock, LK_FLOCK, LkIn};
+
+/// Who has a lock: node, owner in the guest, and whether it is one of flock(2).
+type Key = (u64, u64, bool);
+
+/// All locks of a guest.
+#[derive(Default)]
+pub(super) struct Locks {
+    files: HashMap<Key, OwnedFd>,
+    /// Counts what was given up.
+    given_up: u64,
+}
+
+impl Locks {
+    /// Ends the locks of `owner` on `node`.
+    pub(super) fn release(&mut self, node: u64, owner: u64, flock: bool) {
+        if self.files.remove(&(node, owner, flock)).is_some() {
+            self.given_up = self.given_up.wrapping_add(1);
+        }
+    }
+
+    /// Ends all locks.
+    pub(super) fn clear(&mut self) {
+        self.files.clear();
+    }
+
+    /// Descriptors that they take.
+    pub(super) fn len(&self) -> usize {
+        self.files.len()
+    }
+}
+
+/// A request that waits for a lock.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting {
+    unique: u64,
+    node: u64,
+    request: LkIn,
+}
+
+impl Waiting {
+    /// The request's number.
+    pub fn unique(&self) -> u64 {
+        self.unique
+    }
+
+    /// The reply when it is interrupted.
+    pub fn interrupted(&self) -> [u8; REPLY_HEADER] {
+        reply_header(REPLY_HEADER as u32, -libc::EINTR, self.unique)
+    }
+
+    /// The reply when there are too many that wait.
+    pub fn refused(&self) -> [u8; REPLY_HEADER] {
+        reply_header(REPLY_HEADER as u32, -libc::ENOLCK, self.unique)
+    }
+}
+
+/// A range of a file as fcntl(2) has it.
+fn range(lock: &FileLock) -> Result<libc::flock> {
+    let invalid = Errno(libc::EINVAL);
+    let start = i64::try_from(lock.start).map_err(|_| invalid)?;
+    let end = i64::try_from(lock.end).map_err(|_| invalid)?;
+    let kind = i16::try_from(lock.kind).map_err(|_| invalid)?;
+    if end < start || !matches!(i32::from(kind), libc::F_RDLCK | libc::F_WRLCK | libc::F_UNLCK) {
+        return Err(invalid);
+    }
+    // SAFETY: all zeroes is a lock from the beginning to the end.
+    let mut flock: libc::flock = unsafe { std::mem::zeroed() };
+    flock.l_type = kind;
+    flock.l_whence = libc::SEEK_SET as i16;
+    flock.l_start = start;
+    // 0 is to the end, whatever that will be.
+    flock.l_len = if end == i64::MAX { 0 } else { end - start + 1 };
+    Ok(flock)
+}
+
+impl Session {
+    /// How often locks were given up here, for whoever asks again.
+    pub fn given_up(&self) -> u64 {
+        self.locks.given_up
+    }
+
+    pub(super) fn setlk(&mut self, call: &mut Call<'_>, wait: bool) -> Result<Outcome> {
+        let request: LkIn = call.words.object()?;
+        let (unique, node) = (call.header.unique, call.header.nodeid);
+        match self.lock(node, &request) {
+            Err(Errno(libc::EAGAIN | libc::EACCES)) if wait => {
+                Ok(Outcome::Waits(Waiting { unique, node, request }))
+            }
+            Err(Errno(libc::EACCES)) => Err(Errno(libc::EAGAIN)),
+            done => done.map(|()| Outcome::Reply),
+        }
+    }
+
+    /// The reply to a request that waited, if it need not wait any longer.
+    pub fn try_again(&mut self, waiting: &Waiting) -> Option<[u8; REPLY_HEADER]> {
+        let error = match self.lock(waiting.node, &waiting.request) {
+            Err(Errno(libc::EAGAIN | libc::EACCES)) => return None,
+            Err(Errno(why)) => -why,
+            Ok(()) => 0,
+        };
+        Some(reply_header(REPLY_HEADER as u32, error, waiting.unique))
+    }
+
+    fn lock(&mut self, node: u64, request: &LkIn) -> Result<()> {
+        // Who may only read must not hold up who may write.
+        self.share.writable().map_err(|_| Errno(libc::ENOSYS))?;
+        let flock = request.lk_flags & LK_FLOCK != 0;
+        let mut lock = range(&request.lock)?;
+        let key = (node, request.owner, flock);
+        let unlock = i32::from(lock.l_type) == libc::F_UNLCK;
+        if unlock && (flock || (lock.l_start, lock.l_len) == (0, 0)) {
+            self.locks.release(node, request.owner, flock);
+            return Ok(());
+        }
+        let mut opened = None;
+        let fd = match self.locks.files.get(&key) {
+            Some(fd) => fd,
+            None if unlock => return Ok(()),
+            None => opened.insert(self.open_for_lock(node, request.fh, flock)?),
+        };
+        let locked = if flock {
+            let exclusive = i32::from(lock.l_type) == libc::F_WRLCK;
+            sys::flock(fd.as_fd(), if exclusive { libc::LOCK_EX } else { libc::LOCK_SH })
+        } else {
+            sys::ofd_lock(fd.as_fd(), libc::F_OFD_SETLK, &mut lock)
+        };
+        // Who gets no lock keeps nothing open for it.
+        if locked.is_ok()
+            && let Some(fd) = opened
+        {
+            self.locks.files.insert(key, fd);
+        }
+        if unlock {
+            self.locks.given_up = self.locks.given_up.wrapping_add(1);
+        }
+        locked
+    }
+
+    /// The file or directory once more, for an owner's locks.
+    fn open_for_lock(&self, node: u64, fh: u64, flock: bool) -> Result<OwnedFd> {
+        self.has_room()?;
+        if flock && self.handles.dir(node, fh).is_ok() {
+            return sys::open_dir(self.nodes.dir(node)?.fd(), false);
+        }
+        self.handles.file(node, fh)?;
+        let fd = self.nodes.get(node)?.file()?.fd();
+        self.share
+            .proc
+            .reopen(fd, libc::O_RDWR)
+            .or_else(|_| self.share.proc.reopen(fd, libc::O_RDONLY))
+    }
+
+    pub(super) fn getlk(&mut self, call: &mut Call<'_>) -> Result<Outcome> {
+        self.share.writable().map_err(|_| Errno(libc::ENOSYS))?;
+        let request: LkIn = call.words.object()?;
+        let node = call.header.nodeid;
+        let mut lock = range(&request.lock)?;
+        let opened;
+        let fd = match self.locks.files.get(&(node, request.owner, false)) {
+            Some(fd) => fd,
+            None => {
+                opened = self.open_for_lock(node, request.fh, false)?;
+                &opened
+            }
+        };
+        sys::ofd_lock(fd.as_fd(), libc::F_OFD_GETLK, &mut lock)?;
+        let start = u64::try_from(lock.l_start).unwrap_or_default();
+        let end = match u64::try_from(lock.l_len) {
+            Ok(0) | Err(_) => i64::MAX as u64,
+            Ok(len) => start.saturating_add(len - 1),
+        };
+        // Whose it is has a number on the host only.
+        call.answer(&FileLock { start, end, kind: lock.l_type as u32, pid: 0 })
+    }
+}

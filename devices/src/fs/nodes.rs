@@ -1,0 +1,129 @@
+//! What the guest knows of: every file it has looked up, by a number of ours.
+//!
+//! A node is a descriptor that refers to a file (`O_PATH`), not a path: whatever is renamed meanwhile,
+//! a number means the same file, and that was found below the share's directory. Numbers are never
+//! used twice, so one that the guest made up, or has forgotten, is nothing.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::errno::{Errno, Result};
+use super::wire::ROOT;
+
+/// A file that the guest knows.
+pub(super) struct Node {
+    fd: OwnedFd,
+    /// Device and inode number on the host.
+    identity: (u64, u64),
+    /// `S_IFREG`, `S_IFDIR`…; a file's kind never changes.
+    kind: u32,
+    /// How often the guest was told this number, and has not forgotten it.
+    lookups: u64,
+}
+
+impl Node {
+    /// The reference.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The device it lies on.
+    pub(super) fn device(&self) -> u64 {
+        self.identity.0
+    }
+
+    /// The same, if it is a regular file.
+    pub(super) fn file(&self) -> Result<&Node> {
+        match self.kind {
+            libc::S_IFREG => Ok(self),
+            libc::S_IFDIR => Err(Errno(libc::EISDIR)),
+            libc::S_IFLNK => Err(Errno(libc::ELOOP)),
+            // The guest's kernel opens its own devices, FIFOs and sockets.
+            _ => Err(Errno(libc::ENXIO)),
+        }
+    }
+
+    /// Whether it is a symbolic link.
+    pub(super) fn is_symlink(&self) -> bool {
+        self.kind == libc::S_IFLNK
+    }
+}
+
+/// All nodes of a guest.
+pub(super) struct Nodes {
+    by_id: HashMap<u64, Node>,
+    by_identity: HashMap<(u64, u64), u64>,
+    next: u64,
+    max: usize,
+}
+
+impl Nodes {
+    /// Only the share's directory, and at most `max` others at a time.
+    pub(super) fn new(root: OwnedFd, stat: &libc::stat, max: usize) -> Nodes {
+        let mut nodes =
+            Nodes { by_id: HashMap::new(), by_identity: HashMap::new(), next: ROOT, max };
+        nodes.insert(root, stat, 1);
+        nodes
+    }
+
+    /// The node of that number.
+    pub(super) fn get(&self, id: u64) -> Result<&Node> {
+        self.by_id.get(&id).ok_or(Errno(libc::ENOENT))
+    }
+
+    /// The node of that number, if it is a directory.
+    pub(super) fn dir(&self, id: u64) -> Result<&Node> {
+        let node = self.get(id)?;
+        if node.kind == libc::S_IFDIR { Ok(node) } else { Err(Errno(libc::ENOTDIR)) }
+    }
+
+    /// The number of the file that `fd` refers to, which the guest is told once more.
+    ///
+    /// # Errors
+    /// `ENFILE` when the guest knows too many.
+    pub(super) fn know(&mut self, fd: OwnedFd, stat: &libc::stat) -> Result<u64> {
+        let identity = (stat.st_dev, stat.st_ino);
+        if let Some(id) = self.by_identity.get(&identity)
+            && let Some(node) = self.by_id.get_mut(id)
+        {
+            node.lookups = node.lookups.saturating_add(1);
+            return Ok(*id);
+        }
+        if self.by_id.len() > self.max {
+            return Err(Errno(libc::ENFILE));
+        }
+        Ok(self.insert(fd, stat, 1))
+    }
+
+    fn insert(&mut self, fd: OwnedFd, stat: &libc::stat, lookups: u64) -> u64 {
+        let (id, identity) = (self.next, (stat.st_dev, stat.st_ino));
+        // One a nanosecond are used up after 584 years.
+        self.next = self.next.wrapping_add(1);
+        let kind = stat.st_mode & libc::S_IFMT;
+        self.by_id.insert(id, Node { fd, identity, kind, lookups });
+        self.by_identity.insert(identity, id);
+        id
+    }
+
+    /// The guest forgets that it was told the number so often.
+    pub(super) fn forget(&mut self, id: u64, lookups: u64) {
+        let Some(node) = self.by_id.get_mut(&id).filter(|_| id != ROOT) else { return };
+        node.lookups = node.lookups.saturating_sub(lookups);
+        if node.lookups == 0 {
+            let identity = node.identity;
+            self.by_id.remove(&id);
+            self.by_identity.remove(&identity);
+        }
+    }
+
+    /// The guest forgets everything but the share's directory.
+    pub(super) fn clear(&mut self) {
+        self.by_id.retain(|id, _| *id == ROOT);
+        self.by_identity.retain(|_, id| *id == ROOT);
+    }
+
+    /// How many there are, the share's directory not counted.
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len().saturating_sub(1)
+    }
+}
