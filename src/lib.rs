@@ -19,12 +19,14 @@ pub mod config;
 pub mod doctor;
 pub mod error;
 mod files;
+mod guest;
 #[cfg(test)]
 #[path = "../tests/fixture/hugepages.rs"]
 mod hugepages;
 mod hypervisor;
 pub mod kernels;
 mod memory;
+mod outcome;
 mod size;
 #[cfg(test)]
 #[path = "../tests/fixture/skipped.rs"]
@@ -38,6 +40,7 @@ pub use husk_devices::counters::Counts;
 pub use husk_devices::serial::{ConsoleStreams, Escape};
 pub use husk_devices::virtio::balloon::stats::MemoryStatistics;
 pub use husk_devices::virtio::console::tty::WindowSize;
+pub use guest::{ChildInput, ChildOutput, GuestChild, GuestCommand, Output, Status};
 pub use hypervisor::Cause;
 pub use vcpu::report::CrashReport;
 pub use vm::{

@@ -4,6 +4,7 @@
 //! `--print-config` writes, and what an embedder fills in. [`VmConfig::validate`] finds what can be
 //! found without opening anything; the rest is found by [`crate::Vm::new`].
 
+mod guest;
 mod json;
 mod memory;
 mod nearest;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::size::{Size, SizeError};
 pub use husk_devices::block::{Cache as DiskCache, EngineChoice as DiskEngine};
+pub use guest::{GuestConfig, RootConfig};
 pub use json::{ConfigFileError, FILE_MAX, ToJsonError};
 pub use memory::MemoryConfig;
 pub use nearest::nearest;
@@ -65,6 +67,9 @@ pub struct VmConfig {
     /// Sockets between guest and host (virtio-vsock).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
+    /// A guest that runs commands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestConfig>,
     /// What the console is connected to.
     #[serde(default)]
     pub console: ConsoleConfig,
@@ -113,6 +118,7 @@ impl VmConfig {
             rng: true,
             balloon: None,
             vsock: None,
+            guest: None,
             console: ConsoleConfig::default(),
             console_device: ConsoleDevice::default(),
             ports: Vec::new(),
@@ -138,6 +144,8 @@ impl VmConfig {
             let path = port.socket.iter().chain(&port.file);
             paths.extend(path.map(|path| (format!("port {}", port.name), path.as_path())));
         }
+        let modules = self.guest.iter().filter_map(|guest| guest.modules.as_deref());
+        paths.extend(modules.map(|path| ("kernel modules".to_owned(), path)));
         paths.extend(self.vsock.iter().map(|v| ("vsock socket".to_owned(), v.socket.as_path())));
         paths
     }

@@ -21,7 +21,7 @@ use super::firmware::Software;
 use super::machine::{Machine, Parts};
 use super::mailbox::{Command, Mailbox, Message};
 use super::making::Making;
-use super::outcome::Outcome;
+use crate::outcome::Outcome;
 use super::panic;
 use crate::config::{OnReboot, VmConfig};
 use crate::hypervisor::Hypervisor;
@@ -167,6 +167,10 @@ impl Controller {
                 }
                 Message::Guest(GuestEvent::Marker) => {
                     self.timeline.mark(Phase::UserSpaceMarker);
+                }
+                // Its agent, and what it ran, do not come back.
+                Message::Guest(GuestEvent::Reset) if self.config.guest.is_some() => {
+                    return Next::End(Outcome::Reboot);
                 }
                 Message::Guest(GuestEvent::Reset) => match (self.config.on_reboot, &life) {
                     (OnReboot::Exit, _) => return Next::End(Outcome::Reboot),

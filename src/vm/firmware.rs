@@ -10,6 +10,7 @@ use super::VmError;
 use crate::boot::params::{self, BootInfo, E820_RAM, E820_RESERVED, E820Entry};
 use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded};
 use crate::config::{BootProtocol, ConsoleDevice, VmConfig};
+use crate::guest;
 use crate::memory;
 use crate::x86_64::acpi::{self, VirtioSlot};
 use crate::x86_64::entry::Protocol;
@@ -113,6 +114,10 @@ impl Firmware<'_> {
         let default = default_cmdline(self.config.console_device);
         let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(default))?;
         cmdline.append(&self.config.append)?;
+        if self.config.guest.is_some() {
+            // What is said on the console before a failure is of no use to anybody, and costs.
+            cmdline.append(&format!("rdinit={} quiet", guest::INIT))?;
+        }
         // A panic must end the VM, not stop it: the reset is how we learn of it.
         if !cmdline.has("panic=") {
             cmdline.append("panic=-1")?;
@@ -121,6 +126,7 @@ impl Firmware<'_> {
         let pmem = self.config.pmem.first().map(|pmem| ("pmem0", pmem.readonly));
         if let Some((root, readonly)) = disk.or(pmem)
             && self.config.cmdline.is_none()
+            && self.config.guest.is_none()
             && !cmdline.has("root=")
         {
             let how = if readonly { "ro" } else { "rw" };

@@ -14,6 +14,7 @@ mod controller;
 mod devices;
 mod ending;
 mod error;
+mod exec;
 mod firmware;
 mod generation;
 mod handles;
@@ -22,7 +23,6 @@ mod mailbox;
 mod making;
 mod metrics;
 mod net;
-mod outcome;
 mod panic;
 mod pmem;
 mod running;
@@ -36,6 +36,7 @@ use husk_devices::virtio::net::tap::Tap;
 use husk_devices::worker::OnBroken;
 use kvm_bindings::CpuId;
 
+use crate::guest::image;
 use crate::boot::{Cache, Initrd, Kernel};
 use crate::config::{self, VmConfig};
 use crate::hypervisor::Hypervisor;
@@ -54,7 +55,7 @@ use running::Verdict;
 pub use console::stdio_streams;
 pub use error::VmError;
 pub use metrics::{DeviceMetrics, Metrics};
-pub use outcome::Outcome;
+pub use crate::outcome::Outcome;
 pub use running::{BalloonError, Ended, RunningVm};
 
 /// Bytes of stack of the threads of this floor.
@@ -124,7 +125,10 @@ impl Vm {
         check_reach(config.memory.size, &cpuid)?;
         let software = Software {
             kernel: Kernel::open(&config.kernel, cache)?,
-            initrd: config.initrd.as_deref().map(Initrd::open).transpose()?,
+            initrd: match &config.guest {
+                Some(_) => Some(Initrd::of(image::make(&config)?, image::name())?),
+                None => config.initrd.as_deref().map(Initrd::open).transpose()?,
+            },
             unshared: Once::new(),
         };
         if software.needs_timer(&config) {
@@ -170,6 +174,7 @@ impl Vm {
             tty: controller.devices.handles.tty.clone(),
             balloon: controller.devices.handles.balloon.clone(),
             memory_size: controller.config.memory.size.0,
+            agent: controller.devices.handles.agent.clone(),
             metrics: metrics::Collector::new(&controller.devices),
             console_path: controller.devices.console_path().map(Path::to_owned),
             controller: None,

@@ -117,8 +117,8 @@ impl Inside {
         }
     }
 
-    /// The device has ended: nobody waits for it any more.
-    pub(super) fn close(&self) {
+    /// The device has ended, or is about to: nobody waits for it any more.
+    pub fn close(&self) {
         let mut state = self.state();
         *state = State { closed: true, ..State::default() };
     }
