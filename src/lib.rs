@@ -37,7 +37,7 @@ mod vm;
 mod x86_64;
 
 pub use husk_devices::counters::Counts;
-pub use husk_devices::serial::{ConsoleStreams, Escape};
+pub use husk_devices::serial::{ConsoleStreams, Escape, EscapeFilter};
 pub use husk_devices::virtio::balloon::stats::MemoryStatistics;
 pub use husk_devices::virtio::console::tty::WindowSize;
 pub use guest::{ChildInput, ChildOutput, GuestChild, GuestCommand, Output, Status};

@@ -12,6 +12,7 @@ macro_rules! tell {
 
 mod awaited;
 mod doctor;
+mod exec;
 mod footprint;
 mod kernel;
 mod keyvalue;

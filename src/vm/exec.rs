@@ -77,6 +77,14 @@ impl RunningVm {
         guest::get(self.dial()?, &self.explain(), from, to)
     }
 
+    /// Asks the agent to end all processes of the guest, write everything to the disks and turn the
+    /// machine off.
+    pub fn ask_to_shut_down(&self) {
+        if let Some(agent) = &self.agent {
+            agent.shut_down();
+        }
+    }
+
     /// Has the agent end all processes of the guest, write everything to the disks and turn the machine
     /// off; turns it off after `grace` if it has not.
     pub fn shut_down(&self, grace: Duration) -> Outcome {
