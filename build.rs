@@ -40,7 +40,8 @@ fn rustc_agent(guest: &Path, protocol: &Path, agent: &Path) -> Result<Command, B
     rustc.arg("--extern").arg(dependency);
     // A program that the kernel can start as it is: no C library, no loader, nothing to relocate.
     rustc.args(["-C", "relocation-model=static", "-C", "target-feature=+crt-static"]);
-    for argument in ["-nostartfiles", "-nodefaultlibs", "-static", "-no-pie", "-Wl,--build-id=none"] {
+    for argument in ["-nostartfiles", "-nodefaultlibs", "-static", "-no-pie", "-Wl,--build-id=none"]
+    {
         rustc.arg("-C").arg(format!("link-arg={argument}"));
     }
     Ok(rustc)

@@ -36,11 +36,11 @@ mod vcpu;
 mod vm;
 mod x86_64;
 
+pub use guest::{ChildInput, ChildOutput, GuestChild, GuestCommand, Output, Status};
 pub use husk_devices::counters::Counts;
 pub use husk_devices::serial::{ConsoleStreams, Escape, EscapeFilter};
 pub use husk_devices::virtio::balloon::stats::MemoryStatistics;
 pub use husk_devices::virtio::console::tty::WindowSize;
-pub use guest::{ChildInput, ChildOutput, GuestChild, GuestCommand, Output, Status};
 pub use hypervisor::Cause;
 pub use vcpu::report::CrashReport;
 pub use vm::{

@@ -78,15 +78,18 @@ impl Exec {
             ];
             return match alone.into_iter().find(|(_, given)| *given) {
                 Some((option, _)) => {
-                    Err(format!("{option} is for a command: end with `-- CMD`, or give --root").into())
+                    Err(format!("{option} is for a command: end with `-- CMD`, or give --root")
+                        .into())
                 }
                 None => Ok(None),
             };
         }
         if console == Some(&ConsoleConfig::Stdio) {
-            return Err("--console stdio: the standard streams are the command's; name a file to see \
+            return Err(
+                "--console stdio: the standard streams are the command's; name a file to see \
                         what the kernel says"
-                .into());
+                    .into(),
+            );
         }
         if config.console == ConsoleConfig::Stdio {
             config.console = ConsoleConfig::None;
@@ -109,7 +112,9 @@ impl Exec {
         for variable in &self.env {
             let bytes = variable.as_bytes();
             match bytes.iter().position(|byte| *byte == b'=') {
-                Some(0) => return Err(format!("--env {}: it has no name", variable.display()).into()),
+                Some(0) => {
+                    return Err(format!("--env {}: it has no name", variable.display()).into());
+                }
                 Some(at) => {
                     let (name, value) = bytes.split_at(at);
                     let value = value.get(1..).unwrap_or_default();

@@ -220,6 +220,7 @@ impl Run {
             if let (Some(file), Some(asked)) = (metrics.clone(), asked) {
                 attend_metrics(file, asked, &vm)?;
             }
+            footprint::release();
             let limits = exec::Limits { timeout, grace };
             let status = exec::run(&vm, command, &signals, resized, &limits)?;
             report(show, metrics.as_ref(), &vm);

@@ -17,8 +17,8 @@ use husk_devices::virtio::vsock::GUEST_CIDS;
 use serde::{Deserialize, Serialize};
 
 pub use crate::size::{Size, SizeError};
-pub use husk_devices::block::{Cache as DiskCache, EngineChoice as DiskEngine};
 pub use guest::{GuestConfig, RootConfig};
+pub use husk_devices::block::{Cache as DiskCache, EngineChoice as DiskEngine};
 pub use json::{ConfigFileError, FILE_MAX, ToJsonError};
 pub use memory::MemoryConfig;
 pub use nearest::nearest;

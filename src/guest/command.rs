@@ -189,7 +189,8 @@ impl GuestCommand {
         explain: Explain,
     ) -> Result<Output, ExecError> {
         let mut child = self.spawn_on(socket, explain)?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let max = self.collected_max;
         std::thread::scope(|scope| {
             let child = &child;

@@ -24,12 +24,7 @@ const PIECE: usize = 64 << 10;
 ///
 /// # Errors
 /// What cannot be read here or written there.
-pub fn put(
-    socket: UnixStream,
-    explain: &Explain,
-    from: &Path,
-    to: &Path,
-) -> Result<(), ExecError> {
+pub fn put(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Result<(), ExecError> {
     let failed = |source| ExecError::HostFile { path: from.to_owned(), source };
     let mut file = File::open(from).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
@@ -69,12 +64,7 @@ pub fn put(
 ///
 /// # Errors
 /// What cannot be read there or written here.
-pub fn get(
-    socket: UnixStream,
-    explain: &Explain,
-    from: &Path,
-    to: &Path,
-) -> Result<(), ExecError> {
+pub fn get(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Result<(), ExecError> {
     let session = begin(socket, explain, Action::Get, 0, from)?;
     let mut ended = Ok(());
     let written = files::write_renamed(to, None, |file| {

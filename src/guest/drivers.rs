@@ -40,9 +40,8 @@ pub fn of(config: &VmConfig) -> Drivers {
                 "the way between husk and its agent",
             ),
         ],
-        // The first two are asked for by ext4 and by libcrc32c, by a name that modules.dep does not
-        // know.
-        wished: vec!["crc32c_generic", "crc32c_intel", "virtio_rng", "button", "evdev"],
+        // The first is asked for by ext4 and by libcrc32c, by a name that modules.dep does not know.
+        wished: vec!["crc32c_generic", "virtio_rng", "button", "evdev"],
     };
     if !config.disks.is_empty() {
         drivers.needed.push(driver("virtio_blk", "CONFIG_VIRTIO_BLK", "disks"));
@@ -79,7 +78,11 @@ pub fn of(config: &VmConfig) -> Drivers {
 /// File systems by the bytes at a place of theirs.
 const FILE_SYSTEMS: [(u64, &[u8], Driver); 5] = [
     (0x438, b"\x53\xef", driver("ext4", "CONFIG_EXT4_FS", "the root's file system, ext4")),
-    (0x400, b"\xe2\xe1\xf5\xe0", driver("erofs", "CONFIG_EROFS_FS", "the root's file system, erofs")),
+    (
+        0x400,
+        b"\xe2\xe1\xf5\xe0",
+        driver("erofs", "CONFIG_EROFS_FS", "the root's file system, erofs"),
+    ),
     (0, b"hsqs", driver("squashfs", "CONFIG_SQUASHFS", "the root's file system, squashfs")),
     (0, b"XFSB", driver("xfs", "CONFIG_XFS_FS", "the root's file system, xfs")),
     (0x1_0040, b"_BHRfS_M", driver("btrfs", "CONFIG_BTRFS_FS", "the root's file system, btrfs")),
@@ -114,7 +117,8 @@ mod tests {
         let mut config = VmConfig::new("k");
         config.guest = Some(GuestConfig::default());
         assert_eq!(names(&config), ["virtio_mmio", "vmw_vsock_virtio_transport"]);
-        config.disks = vec![DiskConfig { id: "root".into(), path: path.clone(), ..Default::default() }];
+        config.disks =
+            vec![DiskConfig { id: "root".into(), path: path.clone(), ..Default::default() }];
         let root = RootConfig { disk: "root".into(), writable: false };
         config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
         assert_eq!(names(&config)[2..], ["virtio_blk", "ext4", "overlay"]);

@@ -45,7 +45,7 @@ pub fn make(config: &VmConfig) -> Result<File, ImageError> {
         // An archive begins on a boundary of four bytes.
         let padding = bytes.len().next_multiple_of(4) - bytes.len();
         file.write_all(&bytes).map_err(failed)?;
-        file.write_all(&[0; 4][..padding]).map_err(failed)?;
+        file.write_all(&vec![0; padding]).map_err(failed)?;
     }
     file.write_all(&cpio.finish()).map_err(failed)?;
     Ok(file)
@@ -135,7 +135,7 @@ mod tests {
         let mut file = make(&config).unwrap();
         file.rewind().unwrap();
         file.read_to_end(&mut bytes).unwrap();
-        assert!(bytes.starts_with(b"mine!\0\0\0070701"));
+        assert!(bytes.starts_with(b"mine!\x00\x00\x00070701"));
         let has = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
         assert!(has(b"virtio\nvirtio_mmio\n"));
         assert!(has(b"husk/init\0") && !has(b"unused"));

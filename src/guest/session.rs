@@ -10,9 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use husk_guest_protocol::{
-    Begin, Frame, HEADER_LEN, Header, PAYLOAD_MAX, Stage, WINDOW, stream,
-};
+use husk_guest_protocol::{Begin, Frame, HEADER_LEN, Header, PAYLOAD_MAX, Stage, WINDOW, stream};
 
 use super::pipe::Pipe;
 

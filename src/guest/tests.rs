@@ -149,7 +149,8 @@ fn ten_thousand_lines_on_both_streams_arrive_whole() {
 
 #[test]
 fn megabytes_pass_through_a_command_unchanged() {
-    let bytes: Vec<u8> = (0..8u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let bytes: Vec<u8> =
+        (0..8u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let output = output(&GuestCommand::new(["cat"]).input(bytes.clone()).timeout(LONG)).unwrap();
     assert!(output.stdout == bytes);
     // And a command that does not read its input has an end all the same.
@@ -221,7 +222,9 @@ fn a_command_that_never_ends_is_killed_in_time_with_all_it_started() {
     let id: i32 = std::fs::read_to_string(id).unwrap().trim().parse().unwrap();
     let deadline = Instant::now() + LONG;
     // A zombie, if nobody waits for it here, or gone.
-    while std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z")) {
+    while std::fs::read_to_string(format!("/proc/{id}/stat"))
+        .is_ok_and(|stat| !stat.contains(") Z"))
+    {
         assert!(Instant::now() < deadline, "process {id} is still there");
         std::thread::sleep(Duration::from_millis(10));
     }

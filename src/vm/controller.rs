@@ -21,11 +21,11 @@ use super::firmware::Software;
 use super::machine::{Machine, Parts};
 use super::mailbox::{Command, Mailbox, Message};
 use super::making::Making;
-use crate::outcome::Outcome;
 use super::panic;
 use crate::config::{OnReboot, VmConfig};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
+use crate::outcome::Outcome;
 use crate::timeline::{Phase, Timeline};
 use crate::vcpu::{Failure, OnFailure};
 

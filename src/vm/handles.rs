@@ -16,11 +16,11 @@ use husk_devices::worker::{OnBroken, Worker};
 use vm_memory::{GuestMemoryMmap, GuestMemoryRegion};
 
 use super::devices::{Named, watched};
-use crate::guest::control::Agent;
-use husk_devices::virtio::vsock::{Inside, Vsock};
 use super::error::{VmError, host};
 use super::pmem::{self, PmemRegion};
 use crate::config::{ConsoleDevice, PortConfig, VmConfig, VsockConfig};
+use crate::guest::control::Agent;
+use husk_devices::virtio::vsock::{Inside, Vsock};
 
 /// The host's side of these devices.
 pub(super) struct Handles {

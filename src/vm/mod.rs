@@ -36,9 +36,9 @@ use husk_devices::virtio::net::tap::Tap;
 use husk_devices::worker::OnBroken;
 use kvm_bindings::CpuId;
 
-use crate::guest::image;
 use crate::boot::{Cache, Initrd, Kernel};
 use crate::config::{self, VmConfig};
+use crate::guest::image;
 use crate::hypervisor::Hypervisor;
 use crate::memory;
 use crate::size::Size;
@@ -52,10 +52,10 @@ use mailbox::{Mailbox, Message};
 use making::Making;
 use running::Verdict;
 
+pub use crate::outcome::Outcome;
 pub use console::stdio_streams;
 pub use error::VmError;
 pub use metrics::{DeviceMetrics, Metrics};
-pub use crate::outcome::Outcome;
 pub use running::{BalloonError, Ended, RunningVm};
 
 /// Bytes of stack of the threads of this floor.

@@ -14,8 +14,8 @@ use husk_devices::virtio::console::tty::{Tty, WindowSize};
 
 use super::mailbox::{Command, Mailbox, Message};
 use super::metrics::{Collector, Metrics};
-use crate::outcome::Outcome;
 use crate::guest::control::Agent;
+use crate::outcome::Outcome;
 use crate::timeline::Timeline;
 
 /// The VM has ended, and cannot do what was asked.

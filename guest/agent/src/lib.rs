@@ -10,7 +10,10 @@
 
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(husk_guest, no_main)]
-#![cfg_attr(not(husk_guest), allow(dead_code, reason = "the program's start is not in the library"))]
+#![cfg_attr(
+    not(husk_guest),
+    allow(dead_code, reason = "the program's start is not in the library")
+)]
 
 mod init;
 mod modules;

@@ -141,9 +141,7 @@ impl<'a> Frame<'a> {
             (21, &[a, b, c, d]) => {
                 Frame::Resize(u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
             }
-            (22, &[stream, a, b, c, d]) => {
-                Frame::Credit(stream, u32::from_le_bytes([a, b, c, d]))
-            }
+            (22, &[stream, a, b, c, d]) => Frame::Credit(stream, u32::from_le_bytes([a, b, c, d])),
             (23, &[stream]) => Frame::Close(stream),
             (32, []) => Frame::Started,
             (33, &[stage, a, b, c, d]) => {

@@ -2,10 +2,10 @@
 
 use husk_guest_protocol::{Begin, Frame, Stage, stream};
 
+use super::Cannot;
 use super::launch::{self, Running};
 use super::pump::{Forwarded, Input, Output};
 use super::request::Request;
-use super::Cannot;
 use crate::serve::forget;
 use crate::sys::file::{Poll, poll};
 use crate::sys::process::{End, SIGHUP, SIGKILL};

@@ -82,7 +82,11 @@ impl Input {
                     // Nobody reads it any more.
                     self.len = 0;
                     // A terminal's descriptor is the output's as well, which closes it.
-                    if self.is_terminal { self.to = Fd::NONE } else { self.to.close() }
+                    if self.is_terminal {
+                        self.to = Fd::NONE
+                    } else {
+                        self.to.close()
+                    }
                     wire.send(Frame::Close(stream::STDIN))?;
                 }
             }

@@ -44,7 +44,8 @@ impl Request {
             user: None,
             file: None,
         };
-        let (argument_places, variable_places) = (pointers(arguments + 1)?, pointers(variables + 1)?);
+        let (argument_places, variable_places) =
+            (pointers(arguments + 1)?, pointers(variables + 1)?);
         let (mut next_argument, mut next_variable) =
             (argument_places.iter_mut(), variable_places.iter_mut());
         for record in Records(bytes) {

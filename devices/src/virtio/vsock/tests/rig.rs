@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::{Inside, Vsock};
 use super::super::packet::{HEADER_LEN, HOST_CID, Header, STREAM, op, shut};
+use super::super::{Inside, Vsock};
 use crate::virtio::testing::{DATA, Driver, Piece, wait_until};
 use crate::worker::Worker;
 
