@@ -111,7 +111,9 @@ impl Subject {
             Kind::Vsock => {
                 let place = dir.insert(tempfile::tempdir().unwrap());
                 let socket = door.insert(place.path().join("v.sock"));
-                Box::new(Vsock::new(3, Some(socket), Inside::new().unwrap(), worker.handle()).unwrap())
+                Box::new(
+                    Vsock::new(3, Some(socket), Inside::new().unwrap(), worker.handle()).unwrap(),
+                )
             }
             Kind::Tty => {
                 let tty = Tty::beside(Uart::new().unwrap()).unwrap();
