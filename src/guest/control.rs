@@ -60,7 +60,7 @@ impl Agent {
         });
         let this = agent.clone();
         let thread = std::thread::Builder::new().name("husk-agent".to_owned()).stack_size(STACK);
-        thread.spawn(move || this.attend(&arriving, &config))?;
+        thread.spawn(move || this.attend(arriving, &config))?;
         Ok(agent)
     }
 
@@ -74,9 +74,12 @@ impl Agent {
         self.changed.notify_all();
     }
 
-    fn attend(&self, arriving: &Receiver<UnixStream>, config: &GuestConfig) {
+    fn attend(&self, arriving: Receiver<UnixStream>, config: &GuestConfig) {
         // An error: the VM has ended.
-        let end = match arriving.recv() {
+        let arrived = arriving.recv();
+        // Whoever else connects to that port is not the agent.
+        drop(arriving);
+        let end = match arrived {
             Ok(connection) => self.converse(connection, config).unwrap_or(Known::Gone),
             Err(_) => Known::Gone,
         };
