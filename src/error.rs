@@ -26,6 +26,7 @@ pub use crate::config::ConfigError;
 pub use crate::guest::error::{ExecError, ImageError};
 pub use crate::hypervisor::HypervisorError;
 pub use crate::memory::MemoryError;
+pub use crate::named::NameError;
 pub use crate::x86_64::acpi::AcpiError;
 pub use crate::x86_64::entry::Protocol;
 

@@ -26,6 +26,7 @@ mod hugepages;
 mod hypervisor;
 pub mod kernels;
 mod memory;
+pub mod named;
 mod outcome;
 mod size;
 #[cfg(test)]

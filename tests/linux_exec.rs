@@ -206,16 +206,21 @@ fn husk_run_is_the_command_and_a_writable_root_keeps_what_it_wrote() {
 }
 
 #[test]
-fn husk_run_ends_a_command_in_time_and_passes_signals_on() {
+fn husk_run_passes_signals_on_and_others_reach_its_guest_by_name() {
     let Some(lab) = Lab::open() else { return };
     let initrd = lab.asset(TINY);
     let script = "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.1; done";
-    let args = ["--initrd", initrd.to_str().unwrap(), "--", "/bin/busybox", "sh", "-c", script];
-    let mut command = cli(&lab, &args);
+    let busybox = ["--", "/bin/busybox"];
+    let args = ["--name", "one", "--initrd", initrd.to_str().unwrap()];
+    let mut command = cli(&lab, &[&args[..], &busybox, &["sh", "-c", script]].concat());
+    let runtime = lab.path("runtime");
+    std::fs::create_dir(&runtime).unwrap();
+    command.env("XDG_RUNTIME_DIR", &runtime);
     let mut child = command.spawn().unwrap();
     let mut line = [0; 3];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
     assert_eq!(&line, b"up\n");
+    others_reach_it_by_its_name(&lab, &runtime);
     let pid = libc::pid_t::try_from(child.id()).unwrap();
     // SAFETY: kill touches no memory; the child has not been waited for, so the id is its own.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
@@ -223,6 +228,33 @@ fn husk_run_ends_a_command_in_time_and_passes_signals_on() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(9), "{stderr}");
     assert_eq!(output.stdout, b"caught\n", "{stderr}");
+    assert_eq!(runtime.join("husk").read_dir().unwrap().count(), 0, "its name is still there");
+}
+
+/// `husk ps`, `exec` and `cp` for the VM called `one`, in which there is busybox.
+fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
+    let call = |args: &[&str]| {
+        let mut command = Command::new(husk());
+        command.env("XDG_RUNTIME_DIR", runtime).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        finish(command, b"some input\n")
+    };
+    let (status, listed, stderr) = call(&["ps"]);
+    assert!(status == 0 && listed.contains("one "), "{listed}{stderr}");
+    let script = "/bin/busybox cat; echo told >&2; exit 5";
+    let done = call(&["exec", "one", "--", "/bin/busybox", "sh", "-c", script]);
+    assert_eq!(done, (5, "some input\n".to_owned(), "told\n".to_owned()));
+    let (status, _, stderr) = call(&["exec", "one", "--", "there-is-none"]);
+    assert_eq!(status, 127, "{stderr}");
+    let (from, back) = (lab.path("cp-from"), lab.path("cp-back"));
+    std::fs::write(&from, "copied").unwrap();
+    let copy = |from: &str, to: &str| {
+        let (status, _, stderr) = call(&["cp", from, to]);
+        assert_eq!(status, 0, "{stderr}");
+    };
+    copy(from.to_str().unwrap(), "one:/tmp/");
+    copy("one:/tmp/cp-from", back.to_str().unwrap());
+    assert_eq!(std::fs::read(back).unwrap(), b"copied");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `husk run … -- CMD`: the options that make a guest which runs a command, as a configuration and a
 //! command of the library's.
 
+mod attach;
 mod forward;
 mod run;
 mod streams;
@@ -14,8 +15,24 @@ use husk::GuestCommand;
 use husk::config::{ConsoleConfig, DiskConfig, GuestConfig, RootConfig, VmConfig};
 
 use super::Error;
+pub use attach::{attach, for_terminal};
 pub use forward::Forward;
-pub use run::{Limits, run};
+pub use run::{Limits, run, status_of, status_of_error};
+
+/// What a command runs in.
+#[derive(Args)]
+pub struct Surroundings {
+    /// A variable of the command's environment, NAME=VALUE, or NAME to take husk's own; may be
+    /// repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<OsString>,
+    /// Whom the command runs as: USER[:GROUP], names or numbers [default: root]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// The directory the command runs in [default: /]
+    #[arg(long, value_name = "DIR")]
+    workdir: Option<OsString>,
+}
 
 /// The id of the disk that `--root` makes.
 const ROOT: &str = "root";
@@ -30,16 +47,8 @@ pub struct Exec {
     /// without a command a shell is run. Without --root the guest has what --initrd brings
     #[arg(long, value_name = "IMAGE[:ro|rw]")]
     root: Option<OsString>,
-    /// A variable of the command's environment, NAME=VALUE, or NAME to take husk's own; may be
-    /// repeated
-    #[arg(long, value_name = "NAME=VALUE")]
-    env: Vec<OsString>,
-    /// Whom the command runs as: USER[:GROUP], names or numbers [default: root]
-    #[arg(long, value_name = "USER[:GROUP]")]
-    user: Option<String>,
-    /// The directory the command runs in [default: /]
-    #[arg(long, value_name = "DIR")]
-    workdir: Option<OsString>,
+    #[command(flatten)]
+    surroundings: Surroundings,
     /// What a guest that runs a command is called [default: husk]
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
@@ -70,9 +79,9 @@ impl Exec {
     ) -> Result<Option<GuestCommand>, Error> {
         if !self.is_wanted() && config.guest.is_none() {
             let alone = [
-                ("--env", !self.env.is_empty()),
-                ("--user", self.user.is_some()),
-                ("--workdir", self.workdir.is_some()),
+                ("--env", !self.surroundings.env.is_empty()),
+                ("--user", self.surroundings.user.is_some()),
+                ("--workdir", self.surroundings.workdir.is_some()),
                 ("--hostname", self.hostname.is_some()),
                 ("--modules", self.modules.is_some()),
             ];
@@ -101,13 +110,19 @@ impl Exec {
         guest.modules = self.modules.clone().or(guest.modules);
         guest.host_name = self.hostname.clone().unwrap_or(guest.host_name);
         config.guest = Some(GuestConfig { ..guest });
-        self.into_command().map(Some)
+        self.surroundings.command(&self.command).map(Some)
     }
+}
 
-    fn into_command(self) -> Result<GuestCommand, Error> {
-        let mut command = match self.command.is_empty() {
+impl Surroundings {
+    /// The command of these words, or a shell.
+    ///
+    /// # Errors
+    /// What cannot be.
+    pub fn command(self, words: &[OsString]) -> Result<GuestCommand, Error> {
+        let mut command = match words.is_empty() {
             true => GuestCommand::new([SHELL]),
-            false => GuestCommand::new(&self.command),
+            false => GuestCommand::new(words),
         };
         for variable in &self.env {
             let bytes = variable.as_bytes();

@@ -21,10 +21,10 @@ use super::awaited::Awaited;
 use super::exec::{self, Exec, Forward};
 use super::signals::{self, Signals};
 use super::{Error, footprint, limits, logging, metrics, net, terminal};
+pub use values::parse_seconds;
 use values::{
     parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,
-    parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_seconds, parse_switch,
-    parse_vsock,
+    parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_switch, parse_vsock,
 };
 
 /// Exit status: the time given with --timeout ran out.
@@ -114,6 +114,9 @@ pub struct Run {
     /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew
     #[arg(long)]
     share_kernel: bool,
+    /// What the VM is called, for `husk ps`, `exec`, `cp`, `logs`, `stop` and `kill`
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
     #[command(flatten)]
     exec: Exec,
     /// On SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds between the power button, or the command's
@@ -193,6 +196,14 @@ impl Run {
         let (grace, timeout, show) = (self.grace, self.timeout, self.timeline);
         let (print_config, config_file) = (self.print_config, self.config.clone());
         let metrics_path = self.metrics.clone();
+        let name = self.name.clone();
+        if let Some(name) = &name {
+            husk::named::check(name)?;
+            // Before anything is started; who is first of two at the same time is found out later.
+            if husk::named::find(name).is_ok() {
+                return Err(husk::error::NameError::InUse(name.clone()).into());
+            }
+        }
         let (mut config, command) = self.into_config()?;
         config.name_devices();
         config.validate()?;
@@ -213,6 +224,7 @@ impl Run {
         let signals = Signals::block()?;
         if let Some(command) = command {
             let signals = Forward::attend(signals, grace)?;
+            let kernel = config.kernel.display().to_string();
             let vm = Vm::with(config, None, timeline.clone())?;
             let metrics = metrics_path.as_deref().map(metrics::File::make).transpose()?;
             let timeout = timeout.map(|limit| (limit, Instant::now()));
@@ -221,6 +233,7 @@ impl Run {
                 attend_metrics(file, asked, &vm)?;
             }
             footprint::release();
+            let _name = name.map(|name| husk::named::serve(&name, &vm, kernel)).transpose()?;
             let limits = exec::Limits { timeout, grace };
             let status = exec::run(&vm, command, &signals, resized, &limits)?;
             report(show, metrics.as_ref(), &vm);
@@ -228,12 +241,14 @@ impl Run {
         }
         let ending = Ending::attend(signals, grace)?;
         let (console, escapes) = console(&config)?;
+        let kernel = config.kernel.display().to_string();
         let vm = Vm::with(config, console, timeline.clone())?;
         let metrics = metrics_path.as_deref().map(metrics::File::make).transpose()?;
         if escapes.is_some() {
             terminal::make_raw();
         }
         let vm = Arc::new(vm.start()?);
+        let _name = name.map(|name| husk::named::serve(&name, &vm, kernel)).transpose()?;
         if let Some(path) = vm.console_path() {
             tell!("husk: the console is at {}\n", path.display());
         }

@@ -103,7 +103,13 @@ impl RunningVm {
         self.agent.as_ref().ok_or(ExecError::NoAgent)
     }
 
-    fn dial(&self) -> Result<UnixStream, ExecError> {
+    /// Whether its configuration has a `guest`.
+    pub(crate) fn has_agent(&self) -> bool {
+        self.agent.is_some()
+    }
+
+    /// A connection for a session, when the guest is ready.
+    pub(crate) fn dial(&self) -> Result<UnixStream, ExecError> {
         self.wait_ready(BOOT_PATIENCE)?;
         self.agent()?.dial().map_err(|_| self.explain()())
     }

@@ -1,17 +1,16 @@
 //! A command's life on the command line: from the guest's start to husk's exit status.
 
-use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use husk::error::ExecError;
-use husk::{Escape, GuestChild, GuestCommand, Outcome, RunningVm, Status, WindowSize};
+use husk::{Escape, GuestCommand, Outcome, RunningVm, Status};
 
+use super::attach;
 use super::forward::Forward;
-use super::streams::{self, To};
 use crate::cli::awaited::Awaited;
-use crate::cli::run::{TIMED_OUT, conclude, end, kill, report_console, watch};
+use crate::cli::run::{TIMED_OUT, conclude, end, kill, report_console};
 use crate::cli::{CANNOT, Error, terminal};
 
 /// Exit statuses of a shell for a command that cannot be run.
@@ -21,8 +20,6 @@ const NOT_FOUND: u8 = 127;
 const BOOT: Duration = Duration::from_secs(120);
 /// Lines of the console that are shown when something failed.
 const CONSOLE_LINES: usize = 40;
-/// How long what the command wrote is waited for after its end without --timeout: for ever, nearly.
-const EVER: Duration = Duration::from_secs(1 << 32);
 
 /// How long things may take.
 pub struct Limits {
@@ -51,67 +48,38 @@ pub fn run(
     limits: &Limits,
 ) -> Result<u8, Error> {
     signals.has_vm(vm.clone());
-    let interactive = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let size = terminal::size().unwrap_or(WindowSize { columns: 80, rows: 24 });
-    let command = match interactive {
-        true => {
-            let command = command.terminal(size);
-            match std::env::var_os("TERM") {
-                Some(kind) => command.env("TERM", kind),
-                None => command,
-            }
-        }
-        false => command,
-    };
+    let (command, interactive) = attach::for_terminal(command);
     let started = vm
         .wait_ready(limits.left().map_or(BOOT, |left| left.min(BOOT)))
         .and_then(|()| vm.spawn(&command));
-    let mut child = match started {
+    let child = match started {
         Ok(child) => child,
         Err(e) => return Ok(failed(&e, vm, signals, limits)),
     };
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let child = Arc::new(child);
-    signals.has_child(child.clone());
-    let mut escapes = None;
-    if interactive {
-        terminal::make_raw();
-        attend_window(resized, &child)?;
-        escapes = Some(attend_escapes(vm.clone())?);
-    }
-    let (done, all_done) = channel();
-    let mut shown = 0;
-    for (from, to) in [(stdout, To::Stdout), (stderr, To::Stderr)] {
-        if let Some(from) = from {
-            streams::show(from, to, done.clone())?;
-            shown += 1;
-        }
-    }
-    if let Some(stdin) = stdin {
-        streams::feed(stdin, escapes)?;
-    }
-
-    let status = match limits.left() {
-        None => child.wait().map(Some),
-        Some(left) => child.wait_timeout(left),
-    };
-    let deadline = limits.left();
-    let in_time = !matches!(status, Ok(None))
-        && (0..shown).all(|_| all_done.recv_timeout(deadline.unwrap_or(EVER)).is_ok());
+    let escapes = interactive.then(|| attend_escapes(vm.clone())).transpose()?;
+    let attached = attach::attach(child, interactive.then_some(resized), escapes)?;
+    signals.has_child(attached.child.clone());
+    let ended = attached.wait(|| limits.left());
     terminal::restore();
-    let status = match status {
-        Ok(Some(status)) if in_time => status,
+    let status = match ended {
+        Ok(Some(status)) => status,
+        Ok(None) => return Ok(timed_out(vm, limits)),
         Err(e) => return Ok(failed(&e, vm, signals, limits)),
-        Ok(_) => return Ok(timed_out(vm, limits)),
     };
+    let status = status_of(status);
+    conclude_vm(vm, limits.grace);
+    Ok(status)
+}
+
+/// The exit status for a command's end, and a word about one that needs it.
+pub fn status_of(status: Status) -> u8 {
     if let Status::Signaled { out_of_memory: true, .. } = status {
         tell!(
             "husk: the guest ran out of memory, and its kernel killed the command: give the guest more \
              with --memory\n"
         );
     }
-    conclude_vm(vm, limits.grace);
-    Ok(status.code())
+    status.code()
 }
 
 /// Turns the VM off in good order; at once if that takes too long.
@@ -120,6 +88,15 @@ fn conclude_vm(vm: &Arc<RunningVm>, grace: Duration) {
     if vm.wait_timeout(grace).is_none() {
         tell!("husk: the guest did not turn itself off after the command, and is turned off\n");
         kill(vm);
+    }
+}
+
+/// The exit status for a command that did not run.
+pub fn status_of_error(error: &ExecError) -> u8 {
+    match error {
+        ExecError::NotFound(_) => NOT_FOUND,
+        ExecError::NotExecutable { .. } => NOT_EXECUTABLE,
+        _ => CANNOT,
     }
 }
 
@@ -140,9 +117,7 @@ fn failed(error: &ExecError, vm: &Arc<RunningVm>, signals: &Forward, limits: &Li
             outcome => return conclude(outcome, signals.signal()),
         },
         ExecError::NotReady(_) if limits.left().is_some_and(|left| left.is_zero()) => TIMED_OUT,
-        ExecError::NotFound(_) => NOT_FOUND,
-        ExecError::NotExecutable { .. } => NOT_EXECUTABLE,
-        _ => CANNOT,
+        error => status_of_error(error),
     };
     tell!("husk: {error}\n");
     let is_commands = matches!(
@@ -162,21 +137,6 @@ fn failed(error: &ExecError, vm: &Arc<RunningVm>, signals: &Forward, limits: &Li
     }
     end(vm, status.into());
     status
-}
-
-/// Tells the command's terminal its size whenever that changes, as long as there is a command.
-fn attend_window(resized: Awaited, child: &Arc<GuestChild>) -> std::io::Result<()> {
-    let child = Arc::downgrade(child);
-    watch(move || {
-        loop {
-            resized.wait();
-            let Some(child) = child.upgrade() else { return };
-            if let Some(size) = terminal::size() {
-                // After its end it has none.
-                let _ = child.resize(size);
-            }
-        }
-    })
 }
 
 fn attend_escapes(vm: Arc<RunningVm>) -> std::io::Result<std::sync::mpsc::Sender<Escape>> {
