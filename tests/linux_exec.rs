@@ -19,10 +19,15 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use guest::tools::{fsck, host, read_from, sha256};
-use guest::{DEBIAN, Lab, PATIENCE, TINY, VMLINUZ_CLOUD, husk, kernel_cache};
+use guest::{DEBIAN, Lab, MODULES_CLOUD, PATIENCE, TINY, VMLINUZ_CLOUD, husk, kernel_cache};
 use husk::config::{DiskConfig, GuestConfig, MemoryConfig, RootConfig, Size, VmConfig};
 use husk::error::ExecError;
 use husk::{GuestCommand, Outcome, Output, RunningVm, Status, Vm};
+
+/// The kernel's modules, where husk does not find them by itself: it is a copy then.
+fn modules(lab: &Lab) -> Option<PathBuf> {
+    Some(lab.asset(MODULES_CLOUD)).filter(|modules| modules.is_dir())
+}
 
 /// A machine with the Debian root below an overlay.
 fn debian(lab: &Lab) -> VmConfig {
@@ -36,7 +41,8 @@ fn debian(lab: &Lab) -> VmConfig {
     config.disks =
         vec![DiskConfig { id: "root".into(), path, readonly: true, ..Default::default() }];
     let root = Some(RootConfig { disk: "root".into(), writable: false });
-    config.guest = Some(GuestConfig { root, ..GuestConfig::default() });
+    let modules = modules(lab);
+    config.guest = Some(GuestConfig { root, modules, ..GuestConfig::default() });
     config
 }
 
@@ -161,7 +167,11 @@ fn cli(lab: &Lab, args: &[&str]) -> Command {
     let mut command = Command::new(husk());
     guest::process::with_ordinary_signals(&mut command);
     command.env("XDG_CACHE_HOME", kernel_cache()).env("XDG_DATA_HOME", lab.path("data"));
-    command.arg("run").arg("--kernel").arg(lab.asset(VMLINUZ_CLOUD)).args(args);
+    command.arg("run").arg("--kernel").arg(lab.asset(VMLINUZ_CLOUD));
+    if let Some(modules) = modules(lab).filter(|_| !args.contains(&"--modules")) {
+        command.arg("--modules").arg(modules);
+    }
+    command.args(args);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -115,8 +115,11 @@ impl Firmware<'_> {
         let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(default))?;
         cmdline.append(&self.config.append)?;
         if self.config.guest.is_some() {
+            cmdline.append(&format!("rdinit={}", guest::INIT))?;
             // What is said on the console before a failure is of no use to anybody, and costs.
-            cmdline.append(&format!("rdinit={} quiet", guest::INIT))?;
+            if !cmdline.has("loglevel=") {
+                cmdline.append("quiet")?;
+            }
         }
         // A panic must end the VM, not stop it: the reset is how we learn of it.
         if !cmdline.has("panic=") {
@@ -164,7 +167,7 @@ mod tests {
     use vm_memory::GuestAddress;
 
     use super::*;
-    use crate::config::{DiskConfig, PmemConfig};
+    use crate::config::{DiskConfig, GuestConfig, PmemConfig};
 
     fn firmware(config: &VmConfig) -> String {
         let slots = [VirtioSlot { base: 0xd000_0000, gsi: 6 }];
@@ -196,6 +199,17 @@ mod tests {
         assert!(firmware(&config).ends_with("root=/dev/pmem0 ro"));
         config.append = "root=/dev/vdb".to_owned();
         assert!(!firmware(&config).contains("pmem"));
+    }
+
+    #[test]
+    fn a_guest_that_runs_commands_begins_with_the_agent_and_is_quiet_unless_it_is_to_talk() {
+        let mut config = VmConfig::new("k");
+        config.guest = Some(GuestConfig::default());
+        config.disks = vec![DiskConfig::default()];
+        let begin = "console=ttyS0 pci=off";
+        assert_eq!(firmware(&config), format!("{begin} rdinit=/husk/init quiet panic=-1"));
+        config.append = "loglevel=7".to_owned();
+        assert_eq!(firmware(&config), format!("{begin} loglevel=7 rdinit=/husk/init panic=-1"));
     }
 
     #[test]
