@@ -23,8 +23,10 @@ pub use crate::boot::params::ParamsError;
 pub use crate::boot::unpack::{Compression, UnpackError};
 pub use crate::boot::{CmdlineError, InitrdError, KernelError};
 pub use crate::config::ConfigError;
+pub use crate::guest::error::{ExecError, ImageError};
 pub use crate::hypervisor::HypervisorError;
 pub use crate::memory::MemoryError;
+pub use crate::named::NameError;
 pub use crate::x86_64::acpi::AcpiError;
 pub use crate::x86_64::entry::Protocol;
 

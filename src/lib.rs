@@ -19,12 +19,15 @@ pub mod config;
 pub mod doctor;
 pub mod error;
 mod files;
+mod guest;
 #[cfg(test)]
 #[path = "../tests/fixture/hugepages.rs"]
 mod hugepages;
 mod hypervisor;
 pub mod kernels;
 mod memory;
+pub mod named;
+mod outcome;
 mod size;
 #[cfg(test)]
 #[path = "../tests/fixture/skipped.rs"]
@@ -34,8 +37,9 @@ mod vcpu;
 mod vm;
 mod x86_64;
 
+pub use guest::{ChildInput, ChildOutput, GuestChild, GuestCommand, Output, Status};
 pub use husk_devices::counters::Counts;
-pub use husk_devices::serial::{ConsoleStreams, Escape};
+pub use husk_devices::serial::{ConsoleStreams, Escape, EscapeFilter};
 pub use husk_devices::virtio::balloon::stats::MemoryStatistics;
 pub use husk_devices::virtio::console::tty::WindowSize;
 pub use hypervisor::Cause;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use fixture::assembly::RESET;
 use fixture::guest::config;
 use fixture::{Console, Emit, Guest, Kernel};
-use husk::config::{VolumeCache, VolumeConfig, VsockConfig};
+use husk::config::{GuestConfig, VolumeCache, VolumeConfig, VsockConfig};
 use husk::{Outcome, Vm};
 
 /// What a process has.
@@ -84,6 +84,8 @@ fn two_hundred_vms_and_a_hundred_reboots_leak_no_descriptor_thread_or_mapping() 
                 readonly: false,
                 cache: VolumeCache::Auto,
             });
+            // One that husk waits for in vain.
+            config.guest = (round % 3 == 0).then(GuestConfig::default);
         });
         if round % 4 == 0 {
             guest.console.wait_for("up", 1);

@@ -78,6 +78,19 @@ impl Initrd {
         }
     }
 
+    /// An initrd in a file that is open, called `name` in messages.
+    ///
+    /// # Errors
+    /// When it is empty, or the host does not tell.
+    pub fn of(file: File, name: &Path) -> Result<Initrd, InitrdError> {
+        let path = name.to_owned();
+        match file.metadata() {
+            Ok(metadata) if metadata.len() == 0 => Err(InitrdError::Empty { path }),
+            Ok(metadata) => Ok(Initrd { path, file, len: metadata.len() }),
+            Err(source) => Err(InitrdError::Read { path, source }),
+        }
+    }
+
     /// Where it goes, page-aligned: as high as possible below `low_ram_end` (the end of the memory
     /// below the 32-bit hole), its last byte not above `initrd_max`, and not below `kernel_end`.
     ///

@@ -12,12 +12,14 @@ macro_rules! tell {
 
 mod awaited;
 mod doctor;
+mod exec;
 mod footprint;
 mod kernel;
 mod keyvalue;
 mod limits;
 mod logging;
 mod metrics;
+mod named;
 mod net;
 mod run;
 mod signals;
@@ -46,6 +48,12 @@ enum Command {
     Run(Box<run::Run>),
     Doctor(doctor::Doctor),
     Kernel(kernel::Kernel),
+    Ps(named::Ps),
+    Exec(named::ExecIn),
+    Cp(named::Cp),
+    Logs(named::Logs),
+    Stop(named::Stop),
+    Kill(named::Kill),
 }
 
 /// Runs the command line and returns the process' exit status.
@@ -70,6 +78,12 @@ pub fn main() -> ExitCode {
         Command::Run(run) => run.execute(started),
         Command::Doctor(doctor) => doctor.execute(),
         Command::Kernel(kernel) => kernel.execute(),
+        Command::Ps(ps) => ps.execute(),
+        Command::Exec(exec) => exec.execute(),
+        Command::Cp(cp) => cp.execute(),
+        Command::Logs(logs) => logs.execute(),
+        Command::Stop(stop) => stop.execute(),
+        Command::Kill(kill) => kill.execute(),
     };
     match result {
         Ok(status) => ExitCode::from(status),

@@ -14,27 +14,31 @@ use husk::config::{
     OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VolumeConfig, VsockConfig,
 };
 use husk::timeline::{Phase, Timeline};
-use husk::{ConsoleStreams, Escape, Outcome, RunningVm, Vm};
+use husk::{ConsoleStreams, Escape, GuestCommand, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
 use super::awaited::Awaited;
+use super::exec::{self, Exec, Forward};
 use super::signals::{self, Signals};
 use super::{Error, footprint, limits, logging, metrics, net, terminal};
+pub use values::parse_seconds;
 use values::{
     parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,
-    parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_seconds, parse_switch,
-    parse_volume, parse_vsock,
+    parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_switch, parse_volume,
+    parse_vsock,
 };
 
 /// Exit status: the time given with --timeout ran out.
-const TIMED_OUT: u8 = 124;
+pub const TIMED_OUT: u8 = 124;
 /// Exit status: kernel panic, triple fault, KVM internal error.
 const GUEST_DIED: u8 = 134;
 
 /// What `husk run --help` ends with.
 pub const AFTER_HELP: &str = "\
 Exit status: 0 the guest turned itself off, 124 --timeout, 125 husk could not, 134 the guest's
-kernel died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps.";
+kernel died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. Of a command: its own, 126
+it cannot be executed, 127 there is none, 128+n it ended by signal n. On a terminal: Ctrl-a x ends the
+VM, Ctrl-a h helps.";
 
 /// Boot a Linux kernel in a VM
 #[derive(Args)]
@@ -117,7 +121,13 @@ pub struct Run {
     /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew
     #[arg(long)]
     share_kernel: bool,
-    /// On SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds between the power button and a hard stop
+    /// What the VM is called, for `husk ps`, `exec`, `cp`, `logs`, `stop` and `kill`
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    exec: Exec,
+    /// On SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds between the power button, or the command's
+    /// signal, and a hard stop
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     grace: Duration,
     /// End the VM after this many seconds, with status 124
@@ -193,7 +203,15 @@ impl Run {
         let (grace, timeout, show) = (self.grace, self.timeout, self.timeline);
         let (print_config, config_file) = (self.print_config, self.config.clone());
         let metrics_path = self.metrics.clone();
-        let mut config = self.into_config()?;
+        let name = self.name.clone();
+        if let Some(name) = &name {
+            husk::named::check(name)?;
+            // Before anything is started; who is first of two at the same time is found out later.
+            if husk::named::find(name).is_ok() {
+                return Err(husk::error::NameError::InUse(name.clone()).into());
+            }
+        }
+        let (mut config, command) = self.into_config()?;
         config.name_devices();
         config.validate()?;
         if let Some(file) = &config_file {
@@ -211,14 +229,35 @@ impl Run {
         let resized = Awaited::block(libc::SIGWINCH)?;
         let asked = metrics_path.as_ref().map(|_| Awaited::block(libc::SIGUSR1)).transpose()?;
         let larger = Awaited::block(libc::SIGUSR2)?;
-        let ending = Ending::attend(Signals::block()?, grace)?;
+        let signals = Signals::block()?;
+        if let Some(command) = command {
+            let signals = Forward::attend(signals, grace)?;
+            let kernel = config.kernel.display().to_string();
+            let vm = Vm::with(config, None, timeline.clone())?;
+            let metrics = metrics_path.as_deref().map(metrics::File::make).transpose()?;
+            let timeout = timeout.map(|limit| (limit, Instant::now()));
+            let vm = Arc::new(vm.start()?);
+            if let (Some(file), Some(asked)) = (metrics.clone(), asked) {
+                attend_metrics(file, asked, &vm)?;
+            }
+            attend_disks(larger, &vm)?;
+            footprint::release();
+            let _name = name.map(|name| husk::named::serve(&name, &vm, kernel)).transpose()?;
+            let limits = exec::Limits { timeout, grace };
+            let status = exec::run(&vm, command, &signals, resized, &limits)?;
+            report(show, metrics.as_ref(), &vm);
+            return Ok(status);
+        }
+        let ending = Ending::attend(signals, grace)?;
         let (console, escapes) = console(&config)?;
+        let kernel = config.kernel.display().to_string();
         let vm = Vm::with(config, console, timeline.clone())?;
         let metrics = metrics_path.as_deref().map(metrics::File::make).transpose()?;
         if escapes.is_some() {
             terminal::make_raw();
         }
         let vm = Arc::new(vm.start()?);
+        let _name = name.map(|name| husk::named::serve(&name, &vm, kernel)).transpose()?;
         if let Some(path) = vm.console_path() {
             tell!("husk: the console is at {}\n", path.display());
         }
@@ -230,10 +269,7 @@ impl Run {
         if let (Some(file), Some(asked)) = (metrics.clone(), asked) {
             attend_metrics(file, asked, &vm)?;
         }
-
-        if !vm.disks().is_empty() {
-            attend_disks(larger, &vm)?;
-        }
+        attend_disks(larger, &vm)?;
 
         footprint::release();
         let outcome = match timeout {
@@ -258,7 +294,7 @@ impl Run {
         Ok(status)
     }
 
-    fn into_config(self) -> Result<VmConfig, Error> {
+    fn into_config(self) -> Result<(VmConfig, Option<GuestCommand>), Error> {
         let mut config = match &self.config {
             Some(path) => VmConfig::from_file(path)?,
             None => VmConfig::new(""),
@@ -294,7 +330,7 @@ impl Run {
         config.rng = self.rng.unwrap_or(config.rng);
         config.balloon = self.balloon.or(config.balloon);
         config.vsock = self.vsock.or(config.vsock);
-        config.console = self.console.unwrap_or(config.console);
+        config.console = self.console.clone().unwrap_or(config.console);
         config.console_device = self.console_device.unwrap_or(config.console_device);
         if !self.port.is_empty() {
             config.ports = self.port;
@@ -304,7 +340,8 @@ impl Run {
         config.acpi = config.acpi && !self.no_acpi && !blind;
         config.boot_protocol = self.boot_protocol.unwrap_or(config.boot_protocol);
         config.share_kernel = config.share_kernel || self.share_kernel;
-        Ok(config)
+        let command = self.exec.apply(&mut config, self.console.as_ref())?;
+        Ok((config, command))
     }
 }
 
@@ -345,7 +382,7 @@ fn console(config: &VmConfig) -> Result<(Option<ConsoleStreams>, Option<Escapes>
 }
 
 /// Starts a thread that mostly sleeps: with a small stack, which no huge page backs.
-fn watch(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+pub fn watch(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     const STACK: usize = 128 << 10;
     std::thread::Builder::new().stack_size(STACK).spawn(work).map(drop)
 }
@@ -383,6 +420,9 @@ fn attend_metrics(file: metrics::File, asked: Awaited, vm: &Arc<RunningVm>) -> s
 
 /// Looks at the sizes of all disks whenever it is asked to, as long as there is a VM.
 fn attend_disks(asked: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
+    if vm.disks().is_empty() {
+        return Ok(());
+    }
     let vm = Arc::downgrade(vm);
     watch(move || {
         loop {
@@ -398,7 +438,8 @@ fn attend_disks(asked: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
     })
 }
 
-fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<()> {
+/// Does what is asked of husk on its terminal.
+pub fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<()> {
     watch(move || {
         for escape in escapes {
             match escape {
@@ -414,7 +455,7 @@ fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<()> {
 
 /// Ends the VM at once. False when it has not ended after a while: something of it waits for the host,
 /// a disk that does not answer, and only the end of the process can end it.
-fn kill(vm: &Arc<RunningVm>) -> bool {
+pub fn kill(vm: &Arc<RunningVm>) -> bool {
     const LIMIT: Duration = Duration::from_secs(6);
     let killer = vm.clone();
     // In a thread, for even the controller may be waiting. An error means that it has ended.
@@ -432,7 +473,7 @@ fn kill(vm: &Arc<RunningVm>) -> bool {
 }
 
 /// Ends the VM at once, and, if it does not end, the process with `status`.
-fn end(vm: &Arc<RunningVm>, status: i32) {
+pub fn end(vm: &Arc<RunningVm>, status: i32) {
     if !kill(vm) {
         terminal::restore();
         std::process::exit(status);
@@ -501,7 +542,7 @@ impl Ending {
 }
 
 /// Says what has to be said about the end, and returns the exit status.
-fn conclude(outcome: &Outcome, signal: i32) -> u8 {
+pub fn conclude(outcome: &Outcome, signal: i32) -> u8 {
     match outcome {
         Outcome::PowerOff | Outcome::Reboot => 0,
         Outcome::Exit(status) => *status,
@@ -525,7 +566,7 @@ fn conclude(outcome: &Outcome, signal: i32) -> u8 {
     }
 }
 
-fn report_console(console: &str) {
+pub fn report_console(console: &str) {
     if !console.is_empty() {
         tell!("husk: the last lines of its console:\n{console}\n");
     }

@@ -4,6 +4,7 @@
 //! `--print-config` writes, and what an embedder fills in. [`VmConfig::validate`] finds what can be
 //! found without opening anything; the rest is found by [`crate::Vm::new`].
 
+mod guest;
 mod json;
 mod memory;
 mod nearest;
@@ -17,6 +18,7 @@ use husk_devices::virtio::vsock::GUEST_CIDS;
 use serde::{Deserialize, Serialize};
 
 pub use crate::size::{Size, SizeError};
+pub use guest::{GuestConfig, RootConfig};
 pub use husk_devices::block::{Cache as DiskCache, DiskFormat, EngineChoice as DiskEngine};
 pub use json::{ConfigFileError, FILE_MAX, ToJsonError};
 pub use memory::MemoryConfig;
@@ -70,6 +72,9 @@ pub struct VmConfig {
     /// Sockets between guest and host (virtio-vsock).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
+    /// A guest that runs commands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestConfig>,
     /// What the console is connected to.
     #[serde(default)]
     pub console: ConsoleConfig,
@@ -119,6 +124,7 @@ impl VmConfig {
             rng: true,
             balloon: None,
             vsock: None,
+            guest: None,
             console: ConsoleConfig::default(),
             console_device: ConsoleDevice::default(),
             ports: Vec::new(),
@@ -149,6 +155,8 @@ impl VmConfig {
             let path = port.socket.iter().chain(&port.file);
             paths.extend(path.map(|path| (format!("port {}", port.name), path.as_path())));
         }
+        let modules = self.guest.iter().filter_map(|guest| guest.modules.as_deref());
+        paths.extend(modules.map(|path| ("kernel modules".to_owned(), path)));
         paths.extend(self.vsock.iter().map(|v| ("vsock socket".to_owned(), v.socket.as_path())));
         paths
     }

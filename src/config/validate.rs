@@ -147,6 +147,15 @@ pub enum ConfigError {
     /// A context id that is reserved.
     #[error("vsock cid {0}: a guest has one of {first} to {last}", first = GUEST_CIDS.start(), last = GUEST_CIDS.end())]
     VsockCid(u32),
+    /// A host name that Linux or others would refuse.
+    #[error("`{0}` is no host name: 1 to 64 letters, digits, `-` or `.`")]
+    HostName(String),
+    /// The root is on no disk of the VM's.
+    #[error("the guest's root is to be on the disk `{0}`, and there is none of that id")]
+    NoRootDisk(String),
+    /// The root is to be written to and cannot.
+    #[error("the guest's root is to be written to, and its disk `{0}` is read-only")]
+    RootReadOnly(String),
     /// A path that cannot be a socket's.
     #[error(
         "vsock socket {path}: a path of 1 to {PATH_MAX} bytes is needed, so that `_PORT` has room behind it",
@@ -232,6 +241,7 @@ impl VmConfig {
         }
         self.validate_ports()?;
         super::volume::validate(&self.volumes)?;
+        self.validate_guest()?;
         if let Some(vsock) = &self.vsock {
             if !GUEST_CIDS.contains(&vsock.cid) {
                 return Err(ConfigError::VsockCid(vsock.cid));
@@ -268,7 +278,7 @@ impl VmConfig {
             (self.console_device == ConsoleDevice::Virtio, "tty"),
             (!self.ports.is_empty(), "ports"),
             (self.balloon.is_some(), "balloon"),
-            (self.vsock.is_some(), "vsock"),
+            (self.vsock.is_some() || self.guest.is_some(), "vsock"),
         ];
         let there = devices.into_iter().filter(|(there, _)| *there);
         there.map(|(_, name)| name.to_owned()).collect()

@@ -21,11 +21,11 @@ use super::firmware::Software;
 use super::machine::{Machine, Parts};
 use super::mailbox::{Command, Mailbox, Message};
 use super::making::Making;
-use super::outcome::Outcome;
 use super::panic;
 use crate::config::{OnReboot, VmConfig};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
+use crate::outcome::Outcome;
 use crate::timeline::{Phase, Timeline};
 use crate::vcpu::{Failure, OnFailure};
 
@@ -171,6 +171,10 @@ impl Controller {
                 }
                 Message::Guest(GuestEvent::Marker) => {
                     self.timeline.mark(Phase::UserSpaceMarker);
+                }
+                // Its agent, and what it ran, do not come back.
+                Message::Guest(GuestEvent::Reset) if self.config.guest.is_some() => {
+                    return Next::End(Outcome::Reboot);
                 }
                 Message::Guest(GuestEvent::Reset) => match (self.config.on_reboot, &life) {
                     (OnReboot::Exit, _) => return Next::End(Outcome::Reboot),

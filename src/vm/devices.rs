@@ -19,7 +19,6 @@ use husk_devices::serial::{Line, UART_LEN, Uart};
 use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::rng::Rng;
-use husk_devices::virtio::vsock::Vsock;
 use husk_devices::worker::{OnBroken, Worker, WorkerError};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -214,6 +213,10 @@ impl Devices {
 
     /// Stops the devices for good and writes what is left of the console's output.
     pub fn close(&mut self) {
+        // Nobody waits for the guest any more.
+        if let Some(inside) = &self.handles.inside {
+            inside.close();
+        }
         self.recall();
         self.virtio.iter().for_each(|placed| placed.transport.reset());
         if let Some(console) = self.console.take() {
@@ -251,10 +254,6 @@ fn open_virtio(
     }
     if config.rng {
         devices.push(("rng".to_owned(), Box::new(Rng::new(worker.handle()))));
-    }
-    if let Some(vsock) = &config.vsock {
-        let device = Vsock::new(vsock.cid, &vsock.socket, worker.handle())?;
-        devices.push(("vsock".to_owned(), Box::new(device)));
     }
     Ok(devices)
 }

@@ -52,6 +52,8 @@ pub enum VmError {
     #[error(transparent)]
     Vsock(#[from] husk_devices::virtio::vsock::VsockError),
     #[error(transparent)]
+    Image(#[from] crate::guest::error::ImageError),
+    #[error(transparent)]
     Pmem(#[from] husk_devices::virtio::pmem::PmemError),
     #[error("volume {tag}: {source}")]
     Volume { tag: String, r#source: husk_devices::fs::ShareError },

@@ -10,6 +10,7 @@ use super::VmError;
 use crate::boot::params::{self, BootInfo, E820_RAM, E820_RESERVED, E820Entry};
 use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded};
 use crate::config::{BootProtocol, ConsoleDevice, VmConfig};
+use crate::guest;
 use crate::memory;
 use crate::x86_64::acpi::{self, VirtioSlot};
 use crate::x86_64::entry::Protocol;
@@ -113,6 +114,13 @@ impl Firmware<'_> {
         let default = default_cmdline(self.config.console_device);
         let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(default))?;
         cmdline.append(&self.config.append)?;
+        if self.config.guest.is_some() {
+            cmdline.append(&format!("rdinit={}", guest::INIT))?;
+            // What is said on the console before a failure is of no use to anybody, and costs.
+            if !cmdline.has("loglevel=") {
+                cmdline.append("quiet")?;
+            }
+        }
         // A panic must end the VM, not stop it: the reset is how we learn of it.
         if !cmdline.has("panic=") {
             cmdline.append("panic=-1")?;
@@ -121,6 +129,7 @@ impl Firmware<'_> {
         let pmem = self.config.pmem.first().map(|pmem| ("pmem0", pmem.readonly));
         if let Some((root, readonly)) = disk.or(pmem)
             && self.config.cmdline.is_none()
+            && self.config.guest.is_none()
             && !cmdline.has("root=")
         {
             let how = if readonly { "ro" } else { "rw" };
@@ -158,7 +167,7 @@ mod tests {
     use vm_memory::GuestAddress;
 
     use super::*;
-    use crate::config::{DiskConfig, PmemConfig};
+    use crate::config::{DiskConfig, GuestConfig, PmemConfig};
 
     fn firmware(config: &VmConfig) -> String {
         let slots = [VirtioSlot { base: 0xd000_0000, gsi: 6 }];
@@ -190,6 +199,17 @@ mod tests {
         assert!(firmware(&config).ends_with("root=/dev/pmem0 ro"));
         config.append = "root=/dev/vdb".to_owned();
         assert!(!firmware(&config).contains("pmem"));
+    }
+
+    #[test]
+    fn a_guest_that_runs_commands_begins_with_the_agent_and_is_quiet_unless_it_is_to_talk() {
+        let mut config = VmConfig::new("k");
+        config.guest = Some(GuestConfig::default());
+        config.disks = vec![DiskConfig::default()];
+        let begin = "console=ttyS0 pci=off";
+        assert_eq!(firmware(&config), format!("{begin} rdinit=/husk/init quiet panic=-1"));
+        config.append = "loglevel=7".to_owned();
+        assert_eq!(firmware(&config), format!("{begin} loglevel=7 rdinit=/husk/init panic=-1"));
     }
 
     #[test]

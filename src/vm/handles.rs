@@ -18,13 +18,19 @@ use vm_memory::{GuestMemoryMmap, GuestMemoryRegion};
 use super::devices::{Named, watched};
 use super::error::{VmError, host};
 use super::pmem::{self, PmemRegion};
-use crate::config::{ConsoleDevice, PortConfig, VmConfig};
+use crate::config::{ConsoleDevice, PortConfig, VmConfig, VsockConfig};
+use crate::guest::control::Agent;
+use husk_devices::virtio::vsock::{Inside, Vsock};
 
 /// The host's side of these devices.
 pub(super) struct Handles {
     /// The console, where it is not the UART.
     pub tty: Option<Arc<Tty>>,
     pub balloon: Option<Arc<Balloon>>,
+    /// The agent of a guest that runs commands.
+    pub agent: Option<Arc<Agent>>,
+    /// This process' own end of the sockets between guest and host.
+    pub inside: Option<Arc<Inside>>,
     /// Files in the guest's address space.
     pub pmem: Vec<PmemRegion>,
 }
@@ -54,7 +60,25 @@ impl Handles {
         workers: &mut Vec<Worker>,
     ) -> Result<Self, VmError> {
         let Place { ram, not_ram, uart, worker, on_broken } = place;
-        let mut handles = Self { tty: None, balloon: None, pmem: pmem::open(&config.pmem, ram)? };
+        let mut handles = Self {
+            tty: None,
+            balloon: None,
+            agent: None,
+            inside: None,
+            pmem: pmem::open(&config.pmem, ram)?,
+        };
+        if config.vsock.is_some() || config.guest.is_some() {
+            let inside = Inside::new().map_err(host("vsock"))?;
+            let cid = config.vsock.as_ref().map_or_else(VsockConfig::default_cid, |v| v.cid);
+            let socket = config.vsock.as_ref().map(|vsock| vsock.socket.as_path());
+            let device = Vsock::new(cid, socket, inside.clone(), worker.handle())?;
+            devices.push(("vsock".to_owned(), Box::new(device)));
+            if let Some(guest) = &config.guest {
+                let agent = Agent::expect(inside.clone(), guest.clone());
+                handles.agent = Some(agent.map_err(host("the thread of the guest's agent"))?);
+            }
+            handles.inside = Some(inside);
+        }
         if config.console_device == ConsoleDevice::Virtio {
             let tty = Tty::beside(uart.clone()).map_err(host("console"))?;
             let device = TtyDevice::new(tty.clone(), worker.handle());

@@ -15,6 +15,7 @@ mod devices;
 mod disks;
 mod ending;
 mod error;
+mod exec;
 mod firmware;
 mod generation;
 mod handles;
@@ -23,7 +24,6 @@ mod mailbox;
 mod making;
 mod metrics;
 mod net;
-mod outcome;
 mod panic;
 mod pmem;
 mod running;
@@ -40,6 +40,7 @@ use kvm_bindings::CpuId;
 
 use crate::boot::{Cache, Initrd, Kernel};
 use crate::config::{self, VmConfig};
+use crate::guest::image;
 use crate::hypervisor::Hypervisor;
 use crate::memory;
 use crate::size::Size;
@@ -54,11 +55,11 @@ use mailbox::{Mailbox, Message};
 use making::Making;
 use running::Verdict;
 
+pub use crate::outcome::Outcome;
 pub use console::stdio_streams;
 pub use disks::ResizeDiskError;
 pub use error::VmError;
 pub use metrics::{DeviceMetrics, Metrics};
-pub use outcome::Outcome;
 pub use running::{BalloonError, Ended, RunningVm};
 
 /// Bytes of stack of the threads of this floor.
@@ -128,7 +129,10 @@ impl Vm {
         check_reach(config.memory.size, &cpuid)?;
         let software = Software {
             kernel: Kernel::open(&config.kernel, cache)?,
-            initrd: config.initrd.as_deref().map(Initrd::open).transpose()?,
+            initrd: match &config.guest {
+                Some(_) => Some(Initrd::of(image::make(&config)?, image::name())?),
+                None => config.initrd.as_deref().map(Initrd::open).transpose()?,
+            },
             unshared: Once::new(),
         };
         if software.needs_timer(&config) {
@@ -175,6 +179,7 @@ impl Vm {
             balloon: controller.devices.handles.balloon.clone(),
             memory_size: controller.config.memory.size.0,
             disks: Disks::of(&controller.config, &controller.devices),
+            agent: controller.devices.handles.agent.clone(),
             metrics: metrics::Collector::new(&controller.devices),
             console_path: controller.devices.console_path().map(Path::to_owned),
             controller: None,

@@ -15,7 +15,8 @@ use husk_devices::virtio::console::tty::{Tty, WindowSize};
 use super::disks::{Disks, ResizeDiskError};
 use super::mailbox::{Command, Mailbox, Message};
 use super::metrics::{Collector, Metrics};
-use super::outcome::Outcome;
+use crate::guest::control::Agent;
+use crate::outcome::Outcome;
 use crate::timeline::Timeline;
 
 /// The VM has ended, and cannot do what was asked.
@@ -69,7 +70,7 @@ impl Verdict {
         }
     }
 
-    fn wait_timeout(&self, limit: Duration) -> Option<Outcome> {
+    pub fn wait_timeout(&self, limit: Duration) -> Option<Outcome> {
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.known.wait_timeout_while(outcome, limit, |outcome| outcome.is_none());
         waited.unwrap_or_else(PoisonError::into_inner).0.clone()
@@ -88,6 +89,7 @@ pub struct RunningVm {
     pub(super) metrics: Collector,
     pub(super) tty: Option<Arc<Tty>>,
     pub(super) balloon: Option<Arc<Balloon>>,
+    pub(super) agent: Option<Arc<Agent>>,
     /// Bytes.
     pub(super) memory_size: u64,
     pub(super) disks: Disks,

@@ -114,6 +114,7 @@ fn a_controller_that_panics_has_given_its_verdict_and_answers_nobody() {
         console: controller.devices.uart.output().clone(),
         tty: None,
         balloon: None,
+        agent: None,
         memory_size: controller.config.memory.size.0,
         disks: Disks::default(),
         metrics: metrics::Collector::new(&controller.devices),

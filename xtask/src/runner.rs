@@ -87,6 +87,7 @@ fn into_ram(plan: Plan) -> Result<Plan> {
     let names = assets::names_in(&plan.assets)?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     assets::copy_to_ram(&plan.assets, &names, &ram.join("assets"))?;
+    assets::link_modules(&plan.assets, &ram.join("assets"))?;
     let copy = |from: &Path, name: &str| -> Result<PathBuf> {
         let to = ram.join(name);
         fs::copy(from, &to).with_context(|| format!("copying {}", from.display()))?;

@@ -132,8 +132,12 @@ pub fn parse_volume(text: &str) -> Result<VolumeConfig, String> {
         place = before;
     }
     let options = options.join(",");
-    let mut kv = KeyValues::parse("--volume", &["cache"], &options)?;
-    let cache = if options.is_empty() { Ok(Default::default()) } else { choice(&mut kv, "cache") }?;
+    let cache = if options.is_empty() {
+        None
+    } else {
+        choice(&mut KeyValues::parse("--volume", &["cache"], &options)?, "cache")?
+    };
+    let cache = cache.unwrap_or_default();
     let (place, readonly) = match place.rsplit_once(':') {
         Some((place, "ro")) => (place, true),
         Some((place, "rw")) => (place, false),

@@ -89,6 +89,20 @@ pub fn copy_to_ram(from: &Path, names: &[&str], to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Links the modules of the cloud kernel in `from` into `to`, where its copy is, as [`MODULES_CLOUD`]:
+/// a guest needs a few of them only.
+pub fn link_modules(from: &Path, to: &Path) -> Result<()> {
+    let kernel = from.join(VMLINUZ_CLOUD);
+    let kernel = kernel.canonicalize().with_context(|| format!("finding {}", kernel.display()))?;
+    let name = kernel.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let release =
+        name.strip_prefix("vmlinuz-").with_context(|| format!("{name} has no release"))?;
+    let root = kernel.parent().and_then(Path::parent).context("it is in no directory")?;
+    let modules = root.join("lib/modules").join(release);
+    symlink(&modules, to.join(MODULES_CLOUD))
+        .with_context(|| format!("linking {}", modules.display()))
+}
+
 /// The names of all assets in `dir`; not what is being put there.
 pub fn names_in(dir: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;

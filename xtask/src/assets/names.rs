@@ -6,6 +6,9 @@ pub const VMLINUZ_CLOUD: &str = "vmlinuz-cloud";
 pub const VMLINUZ_STD: &str = "vmlinuz-std";
 /// The cloud kernel's ELF image, with a PVH note.
 pub const VMLINUX_CLOUD: &str = "vmlinux-cloud";
+/// The directory of the cloud kernel's modules, beside copies of the assets; otherwise it is where the
+/// kernel's link leads.
+pub const MODULES_CLOUD: &str = "modules-cloud";
 /// busybox and an init: for every kernel.
 pub const TINY: &str = "initrd-tiny.cpio";
 /// The same with the cloud kernel's modules.

@@ -23,7 +23,7 @@ use crate::virtio::mmio::MmioTransport;
 use crate::virtio::net::{Card, Net, Plain as PlainWire, Stream};
 use crate::virtio::pmem::{ALIGNMENT, Pmem, PmemFile};
 use crate::virtio::rng::Rng;
-use crate::virtio::vsock::Vsock;
+use crate::virtio::vsock::{Inside, Vsock};
 use crate::worker::Worker;
 
 /// Entries of each queue.
@@ -114,7 +114,9 @@ impl Subject {
             Kind::Vsock => {
                 let place = dir.insert(tempfile::tempdir().unwrap());
                 let socket = door.insert(place.path().join("v.sock"));
-                Box::new(Vsock::new(3, socket, worker.handle()).unwrap())
+                Box::new(
+                    Vsock::new(3, Some(socket), Inside::new().unwrap(), worker.handle()).unwrap(),
+                )
             }
             Kind::Tty => {
                 let tty = Tty::beside(Uart::new().unwrap()).unwrap();

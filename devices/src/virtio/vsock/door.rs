@@ -7,12 +7,14 @@ use std::fmt::Display;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, Events};
 use vmm_sys_util::epoll::EventSet;
 
 use super::handshake::{Handshake, MAX_HANDSHAKES, Said};
+use super::inside::Inside;
 use super::serve::Token;
 use super::socket::Listener;
 use super::stream;
@@ -28,9 +30,10 @@ enum Waiting {
     ForMeans,
 }
 
-/// The listening socket and those in front of it.
+/// The listening socket, if there is one, the process' own end, and those in front of it.
 pub struct Door {
-    listener: Listener,
+    listener: Option<Listener>,
+    inside: Arc<Inside>,
     handshakes: Vec<Option<Handshake>>,
     waiting: Waiting,
     patience: Duration,
@@ -39,9 +42,10 @@ pub struct Door {
 
 impl Door {
     /// Nobody stands there yet. A peer gets `patience` for its line.
-    pub fn new(listener: Listener, patience: Duration) -> Door {
+    pub fn new(listener: Option<Listener>, inside: Arc<Inside>, patience: Duration) -> Door {
         Door {
             listener,
+            inside,
             handshakes: std::iter::repeat_with(|| None).take(MAX_HANDSHAKES).collect(),
             waiting: Waiting::Nobody,
             patience,
@@ -52,7 +56,11 @@ impl Door {
     /// Registers everything there is with an event loop.
     pub fn watch(&mut self, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
         let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        ops.add(Events::with_data(&self.listener, Token::Listener.data(), events))?;
+        // The bell is never read: each ring is an event.
+        ops.add(Events::with_data(&*self.inside, Token::Listener.data(), events))?;
+        if let Some(listener) = &self.listener {
+            ops.add(Events::with_data(listener, Token::Listener.data(), events))?;
+        }
         for (place, n) in self.handshakes.iter().zip(0..) {
             if let Some(handshake) = place {
                 ops.add(watched(&handshake.socket, Token::Handshake(n)))?;
@@ -72,7 +80,7 @@ impl Door {
         while let Some((place, n)) =
             self.handshakes.iter_mut().zip(0..).find(|(place, _)| place.is_none())
         {
-            match self.listener.accept() {
+            match next_peer(&self.inside, self.listener.as_ref()) {
                 Ok(socket) => match ops.add(watched(&socket, Token::Handshake(n))) {
                     Ok(()) => {
                         *place = Some(Handshake::new(socket, Instant::now() + self.patience));
@@ -142,7 +150,11 @@ impl Door {
     /// # Errors
     /// The host's.
     pub fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        self.listener.connect(port)
+        match (self.inside.connect(port), &self.listener) {
+            (Some(connected), _) => connected,
+            (None, Some(listener)) => listener.connect(port),
+            (None, None) => Err(io::ErrorKind::ConnectionRefused.into()),
+        }
     }
 
     /// Says that something failed, if it is not said too often.
@@ -150,6 +162,15 @@ impl Door {
         if let Some(silent) = self.complaints.admit() {
             log::warn!("vsock: a connection has to wait or is lost: {error} (not said: {silent})");
         }
+    }
+}
+
+/// The next one who wants in; `WouldBlock` when there is none.
+fn next_peer(inside: &Inside, listener: Option<&Listener>) -> io::Result<UnixStream> {
+    match (inside.next(), listener) {
+        (Some(own), _) => Ok(own),
+        (None, Some(listener)) => listener.accept(),
+        (None, None) => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
 

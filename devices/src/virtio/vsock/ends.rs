@@ -17,7 +17,6 @@ use super::door::{Door, dismiss, watched};
 use super::muxer::{Id, Incoming, Muxer, Next};
 use super::packet::{HEADER_LEN, Header, shut};
 use super::serve::Token;
-use super::socket::Listener;
 use super::stream::{Goes, Pool, Stream};
 use crate::virtio::queue::{Answer, Chain};
 
@@ -52,13 +51,13 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Without any connection. A peer gets `patience` for its line, and the guest for its answer.
-    pub fn new(cid: u64, listener: Listener, timer: TimerFd, patience: Duration) -> Ends {
+    /// Without any connection. The guest gets `patience` for its answer.
+    pub fn new(cid: u64, door: Door, timer: TimerFd, patience: Duration) -> Ends {
         Ends {
             muxer: Muxer::new(cid),
             guest_ready: false,
             counters: Counters::default(),
-            door: Door::new(listener, patience),
+            door,
             streams: Vec::new(),
             pool: Pool::default(),
             begun: 0,

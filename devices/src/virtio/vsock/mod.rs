@@ -9,7 +9,8 @@
 //! A host's program connects to the device's socket and says `CONNECT <port>\n`; when the guest
 //! accepts it reads `OK <port>\n` and is connected, otherwise `ERROR <why>\n` and an end. A guest's
 //! program that connects to port P of CID 2 reaches whoever listens at `<socket>_<P>`. See
-//! `docs/devices/vsock.md`.
+//! `docs/devices/vsock.md`. The VMM itself has an end of its own ([`Inside`]), with or without such a
+//! socket.
 //!
 //! The sockets are served as long as the device exists, with or without a driver in the guest;
 //! connections survive a pause, and end with a reset of the device.
@@ -18,6 +19,7 @@ mod connection;
 mod door;
 mod ends;
 mod handshake;
+mod inside;
 mod muxer;
 mod packet;
 mod serve;
@@ -28,6 +30,7 @@ mod tests;
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -37,7 +40,9 @@ use super::device::{Activation, StartError, VirtioDevice, read_config_bytes, sta
 use super::queue::QueueState;
 use super::seat::Seat;
 use crate::worker::WorkerHandle;
+use door::Door;
 use ends::Ends;
+pub use inside::Inside;
 pub use muxer::MAX_CONNECTIONS;
 use serve::{Queues, Serve};
 use socket::Listener;
@@ -84,31 +89,40 @@ pub struct Vsock {
     config: [u8; 8],
     worker: WorkerHandle,
     seat: Seat<Serve>,
+    inside: Arc<Inside>,
     /// A driver goes on that had connections elsewhere.
     restored: bool,
 }
 
 impl Vsock {
-    /// Listens at `socket` for a guest with context id `cid`, one of [`GUEST_CIDS`].
+    /// Listens at `socket`, if there is one, for a guest with context id `cid`, one of [`GUEST_CIDS`];
+    /// `inside` is the end of this process' own.
     ///
     /// # Errors
     /// See [`VsockError`].
-    pub fn new(cid: u32, socket: &Path, worker: WorkerHandle) -> Result<Vsock, VsockError> {
-        Vsock::with_patience(cid, socket, worker, PATIENCE)
+    pub fn new(
+        cid: u32,
+        socket: Option<&Path>,
+        inside: Arc<Inside>,
+        worker: WorkerHandle,
+    ) -> Result<Vsock, VsockError> {
+        Vsock::with_patience(cid, socket, inside, worker, PATIENCE)
     }
 
     fn with_patience(
         cid: u32,
-        socket: &Path,
+        socket: Option<&Path>,
+        inside: Arc<Inside>,
         worker: WorkerHandle,
         patience: Duration,
     ) -> Result<Vsock, VsockError> {
         let timer = TimerFd::new().map_err(|e| VsockError::Timer(e.into()))?;
         let cid = u64::from(cid);
-        let ends = Ends::new(cid, Listener::bind(socket)?, timer, patience);
+        let listener = socket.map(Listener::bind).transpose()?;
+        let ends = Ends::new(cid, Door::new(listener, inside.clone(), patience), timer, patience);
         let mut seat = Seat::default();
         seat.start(&worker, |_| Serve::new(ends))?;
-        Ok(Vsock { config: cid.to_le_bytes(), worker, seat, restored: false })
+        Ok(Vsock { config: cid.to_le_bytes(), worker, seat, inside, restored: false })
     }
 
     /// Takes the task out of its loop, changes it, and puts it back.
@@ -198,5 +212,6 @@ impl Drop for Vsock {
     fn drop(&mut self) {
         // Closes the sockets and removes the path, also when the worker lives on.
         drop(self.seat.stop());
+        self.inside.close();
     }
 }

@@ -1,4 +1,5 @@
 mod hostile;
+mod inside;
 mod many;
 mod rig;
 

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::Vsock;
 use super::super::packet::{HEADER_LEN, HOST_CID, Header, STREAM, op, shut};
+use super::super::{Inside, Vsock};
 use crate::virtio::testing::{DATA, Driver, Piece, wait_until};
 use crate::worker::Worker;
 
@@ -30,6 +31,7 @@ pub struct Rig {
     sent: u64,
     taken: u64,
     pub worker: Worker,
+    pub inside: Arc<Inside>,
 }
 
 impl Rig {
@@ -41,9 +43,12 @@ impl Rig {
     pub fn on(worker: Worker, patience: Duration) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v.sock");
-        let vsock = Vsock::with_patience(CID as u32, &path, worker.handle(), patience).unwrap();
+        let inside = Inside::new().unwrap();
+        let (ours, worker_handle) = (inside.clone(), worker.handle());
+        let vsock =
+            Vsock::with_patience(CID as u32, Some(&path), ours, worker_handle, patience).unwrap();
         let driver = Driver::idle(Box::new(vsock));
-        Rig { driver, dir, came: VecDeque::new(), sent: 0, taken: 0, worker }
+        Rig { driver, dir, came: VecDeque::new(), sent: 0, taken: 0, worker, inside }
     }
 
     pub fn up() -> Rig {

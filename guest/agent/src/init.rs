@@ -1,0 +1,146 @@
+//! The first process of a machine: brings it up, serves the host, turns it off.
+//!
+//! It connects to the host once, says Hello, is told what the machine is to be, says Ready or why not,
+//! and keeps that connection: when the host closes it, or asks for it, everything ends.
+
+use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, Records, VERSION, tag};
+
+use crate::sys::{Errno, Fd, Result, file, machine, process, socket};
+use crate::text::Digits;
+use crate::wire::Wire;
+use crate::{modules, mounts, root, say, serve};
+
+/// What the host wants of the machine. Borrowed from its frame.
+#[derive(Default)]
+struct Setup<'a> {
+    /// Serial number of the root's disk.
+    root: Option<&'a [u8]>,
+    writable: bool,
+    host_name: Option<&'a [u8]>,
+    clock: Option<(u64, u32)>,
+}
+
+/// The whole life of a machine.
+pub fn main() -> i32 {
+    have_streams();
+    mounts::early();
+    // Whatever a command does to the machine's memory, who could tell of it lives on.
+    let _ = file::write_file(c"/proc/self/oom_score_adj", b"-1000");
+    modules::load();
+    let host = match socket::connect_to_host(HOST_PORT) {
+        Ok(host) => host,
+        Err(Errno(number)) => {
+            say::line(&[
+                b"there is no way to the host: the kernel needs CONFIG_VIRTIO_VSOCKETS, built in or as a \
+                  module that husk can find (errno ",
+                Digits::of(number as u64).bytes(),
+                b")",
+            ]);
+            machine::power_off();
+            return 1;
+        }
+    };
+    let mut host = Wire::new(host);
+    match set_up(&mut host) {
+        Ok(listening) => serve::serve(&mut host, listening),
+        Err(None) => {}
+        // The host has it in words; it turns the machine off when it has read them.
+        Err(Some(())) => {
+            while let Ok(Some(frame)) = host.receive() {
+                if frame == Frame::Shutdown {
+                    break;
+                }
+            }
+        }
+    }
+    serve::shut_down();
+    1
+}
+
+/// 0, 1 and 2 are open from now on, if only on nothing: no pipe shall get these numbers.
+fn have_streams() {
+    while let Ok(mut fd) = file::open(c"/dev/null", file::READ_WRITE, 0) {
+        if fd.0 > 2 {
+            fd.close();
+            return;
+        }
+    }
+}
+
+/// Does what the host says. `Err(Some)`: it could not, and has said why.
+fn set_up(host: &mut Wire) -> core::result::Result<Fd, Option<()>> {
+    let heard = host.send(Frame::Hello(VERSION)).and_then(|()| host.receive().map(drop_frame));
+    let setup = match heard {
+        Ok(Some(setup)) => setup,
+        Ok(None) | Err(_) => return Err(None),
+    };
+    let failed = match bring_up(setup) {
+        Ok(listening) => match host.send(Frame::Ready) {
+            Ok(()) => return Ok(listening),
+            Err(_) => return Err(None),
+        },
+        Err(failed) => failed,
+    };
+    let (what, Errno(number)) = failed;
+    let mut words = [0u8; 256];
+    let digits = Digits::of(number as u64);
+    let mut len = 0;
+    for part in [what, b" (errno ", digits.bytes(), b")"] {
+        for (to, from) in words.iter_mut().skip(len).zip(part) {
+            *to = *from;
+        }
+        len = (len + part.len()).min(words.len());
+    }
+    match host.send(Frame::Failed(words.get(..len).unwrap_or_default())) {
+        Ok(()) => Err(Some(())),
+        Err(_) => Err(None),
+    }
+}
+
+/// The records of the frame, kept where they can be read after it.
+fn drop_frame(frame: Option<Frame<'_>>) -> Option<&'static [u8]> {
+    let Some(Frame::Setup(records)) = frame else { return None };
+    let kept = process::memory(records.len()).ok()?;
+    kept.copy_from_slice(records);
+    Some(kept)
+}
+
+fn bring_up(records: &[u8]) -> core::result::Result<Fd, (&'static [u8], Errno)> {
+    let setup = parse(records).map_err(|e| (&b"the set-up is malformed"[..], e))?;
+    if let Some((seconds, nanos)) = setup.clock {
+        // A machine with another time is still a machine.
+        let _ = machine::set_clock(seconds, nanos);
+    }
+    if let Some(name) = setup.host_name {
+        machine::set_host_name(name).map_err(|e| (&b"the host name cannot be set"[..], e))?;
+    }
+    if let Some(serial) = setup.root {
+        root::change_to(serial, setup.writable)?;
+    } else {
+        mounts::complete();
+    }
+    let _ = machine::loopback_up();
+    socket::listen(GUEST_PORT).map_err(|e| (&b"the agent cannot listen"[..], e))
+}
+
+fn parse(records: &[u8]) -> Result<Setup<'_>> {
+    let mut setup = Setup::default();
+    for record in Records(records) {
+        let record = record.map_err(|_| Errno::PROTO)?;
+        match record.tag {
+            tag::ROOT => setup.root = Some(record.bytes()),
+            tag::ROOT_WRITABLE => setup.writable = true,
+            tag::HOST_NAME => setup.host_name = Some(record.bytes()),
+            tag::CLOCK => {
+                let &[s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3] = record.bytes() else {
+                    return Err(Errno::PROTO);
+                };
+                let seconds = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+                setup.clock = Some((seconds, u32::from_le_bytes([n0, n1, n2, n3])));
+            }
+            // A newer host's.
+            _ => {}
+        }
+    }
+    Ok(setup)
+}

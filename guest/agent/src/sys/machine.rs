@@ -1,0 +1,86 @@
+//! What only the first process of a machine does: mounts, modules, clock, power.
+
+use core::ffi::CStr;
+
+use super::{Errno, Fd, Result, call, pointer};
+
+pub const READ_ONLY: usize = 1;
+pub const NO_SUID: usize = 2;
+pub const NO_DEV: usize = 4;
+pub const NO_EXEC: usize = 8;
+pub const REMOUNT: usize = 32;
+pub const MOVE: usize = 8192;
+
+/// mount(2)
+pub fn mount(from: &CStr, to: &CStr, kind: &CStr, flags: usize, options: &CStr) -> Result<()> {
+    let arguments = [pointer(from), pointer(to), pointer(kind), flags, pointer(options), 0];
+    // SAFETY: strings that outlive the call.
+    unsafe { call(165, arguments) }.map(drop)
+}
+
+/// chroot(2)
+pub fn change_root(path: &CStr) -> Result<()> {
+    // SAFETY: a string that outlives the call.
+    unsafe { call(161, [pointer(path), 0, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// finit_module(2); one that is there already is as good.
+pub fn load_module(fd: Fd) -> Result<()> {
+    // SAFETY: a string that outlives the call.
+    match unsafe { call(313, [fd.raw(), pointer(c""), 0, 0, 0, 0]) } {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// sethostname(2)
+pub fn set_host_name(name: &[u8]) -> Result<()> {
+    // SAFETY: the kernel reads `len` bytes there.
+    unsafe { call(170, [name.as_ptr().addr(), name.len(), 0, 0, 0, 0]) }.map(drop)
+}
+
+/// clock_settime(2) of the time of day.
+pub fn set_clock(seconds: u64, nanos: u32) -> Result<()> {
+    let time = [seconds, nanos.into()];
+    // SAFETY: a timespec, which the kernel reads.
+    unsafe { call(227, [0, time.as_ptr().addr(), 0, 0, 0, 0]) }.map(drop)
+}
+
+/// sync(2)
+pub fn sync() {
+    // SAFETY: sync has no arguments.
+    let _ = unsafe { call(162, [0; 6]) };
+}
+
+/// reboot(2): turns the machine off. Comes back only if it may not.
+pub fn power_off() {
+    const MAGIC: [usize; 3] = [0xfee1_dead, 0x2812_1969, 0x4321_fedc];
+    let [one, two, off] = MAGIC;
+    // SAFETY: this reboot takes no pointers.
+    let _ = unsafe { call(169, [one, two, off, 0, 0, 0]) };
+}
+
+/// Brings up the interface `lo`.
+pub fn loopback_up() -> Result<()> {
+    const SIOCGIFFLAGS: usize = 0x8913;
+    const SIOCSIFFLAGS: usize = 0x8914;
+    const UP: u8 = 1;
+    /// `struct ifreq`: a name of 16 bytes, then here the flags.
+    const LEN: usize = 40;
+    let mut request = [0u8; LEN];
+    if let Some(name) = request.get_mut(..2) {
+        name.copy_from_slice(b"lo");
+    }
+    let mut fd = super::socket::inet()?;
+    // SAFETY: an ifreq, which the kernel reads and writes.
+    let got = unsafe { call(16, [fd.raw(), SIOCGIFFLAGS, request.as_mut_ptr().addr(), 0, 0, 0]) };
+    if let Some(flags) = request.get_mut(16) {
+        *flags |= UP;
+    }
+    let done = got.and_then(|_| {
+        // SAFETY: an ifreq, which the kernel reads.
+        unsafe { call(16, [fd.raw(), SIOCSIFFLAGS, request.as_ptr().addr(), 0, 0, 0]) }
+    });
+    fd.close();
+    done.map(drop)
+}

@@ -1,0 +1,66 @@
+//! Sockets between guest and host (`man 7 vsock`).
+
+use super::{Fd, Result, call, file, retry};
+
+const AF_INET: usize = 2;
+const AF_VSOCK: u16 = 40;
+const STREAM: usize = 1;
+const DATAGRAM: usize = 2;
+/// The host.
+const HOST: u32 = 2;
+const ANY: u32 = u32::MAX;
+
+/// `struct sockaddr_vm`, linux/vm_sockets.h.
+#[repr(C)]
+struct Address {
+    family: u16,
+    reserved: u16,
+    port: u32,
+    cid: u32,
+    rest: u32,
+}
+
+fn socket(family: usize, kind: usize) -> Result<Fd> {
+    // SAFETY: socket takes no pointers.
+    unsafe { call(41, [family, kind | file::CLOEXEC as usize, 0, 0, 0, 0]) }.map(|fd| Fd(fd as i32))
+}
+
+/// A socket to ask about interfaces by.
+pub fn inet() -> Result<Fd> {
+    socket(AF_INET, DATAGRAM)
+}
+
+fn at(number: usize, fd: Fd, cid: u32, port: u32) -> Result<()> {
+    let address = Address { family: AF_VSOCK, reserved: 0, port, cid, rest: 0 };
+    let len = size_of::<Address>();
+    // SAFETY: the kernel reads `len` bytes there.
+    retry(|| unsafe { call(number, [fd.raw(), (&raw const address).addr(), len, 0, 0, 0]) })
+        .map(drop)
+}
+
+/// Connects to `port` of the host's.
+pub fn connect_to_host(port: u32) -> Result<Fd> {
+    let mut fd = socket(AF_VSOCK.into(), STREAM)?;
+    at(42, fd, HOST, port).inspect_err(|_| fd.close()).map(|()| fd)
+}
+
+/// Listens at `port`.
+pub fn listen(port: u32) -> Result<Fd> {
+    const BACKLOG: usize = 128;
+    let mut fd = socket(AF_VSOCK.into(), STREAM)?;
+    let done = at(49, fd, ANY, port).and_then(|()| {
+        // SAFETY: listen takes no pointers.
+        unsafe { call(50, [fd.raw(), BACKLOG, 0, 0, 0, 0]) }
+    });
+    done.inspect_err(|_| fd.close()).map(|_| fd)
+}
+
+/// The next connection, and whether it is the host's.
+pub fn accept(fd: Fd) -> Result<(Fd, bool)> {
+    let mut address = Address { family: 0, reserved: 0, port: 0, cid: 0, rest: 0 };
+    let mut len = size_of::<Address>() as u32;
+    let (place, flags) = ((&raw mut address).addr(), file::CLOEXEC as usize);
+    // SAFETY: the kernel writes at most `len` bytes of an address there, and its length.
+    let fd = retry(|| unsafe { call(288, [fd.raw(), place, (&raw mut len).addr(), flags, 0, 0]) })?;
+    Ok((Fd(fd as i32), address.cid == HOST))
+}

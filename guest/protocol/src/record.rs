@@ -1,0 +1,88 @@
+//! Records: what a request or the machine's set-up consists of.
+//!
+//! ```text
+//! 0 tag u8 | 1 length u32 (little-endian) | 5 bytes | zero
+//! ```
+//!
+//! The zero behind the bytes is there so that the agent can hand them to the kernel where they lie.
+
+use crate::Malformed;
+
+/// What a record tells.
+pub mod tag {
+    /// The next argument; the first one is the command.
+    pub const ARGUMENT: u8 = 1;
+    /// `NAME=VALUE`
+    pub const VARIABLE: u8 = 2;
+    /// The directory to run in.
+    pub const DIRECTORY: u8 = 3;
+    /// `USER[:GROUP]`, names or numbers.
+    pub const USER: u8 = 4;
+    /// The file to be copied.
+    pub const FILE: u8 = 5;
+
+    /// Set-up: the serial number of the disk with the root file system.
+    pub const ROOT: u8 = 16;
+    /// Set-up: the root is written to; without it is read-only below an overlay in memory.
+    pub const ROOT_WRITABLE: u8 = 17;
+    /// Set-up: what the machine is called.
+    pub const HOST_NAME: u8 = 18;
+    /// Set-up: seconds (u64) and nanoseconds (u32) since the epoch.
+    pub const CLOCK: u8 = 19;
+}
+
+/// Bytes before those of a record.
+const HEAD: usize = 5;
+
+/// What stands before the bytes of a record; a zero stands behind them.
+pub fn record_head(tag: u8, len: u32) -> [u8; HEAD] {
+    let [a, b, c, d] = len.to_le_bytes();
+    [tag, a, b, c, d]
+}
+
+/// A record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// One of [`tag`].
+    pub tag: u8,
+    /// Its bytes, a zero at their end and, when it is to be given to the kernel, none before.
+    pub with_zero: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// Its bytes.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.with_zero.split_last().map_or(&[], |(_, bytes)| bytes)
+    }
+}
+
+/// The records in some bytes, one after the other; after one that is malformed there is none.
+#[derive(Debug, Clone)]
+pub struct Records<'a>(pub &'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let record = take(self.0);
+        let rest = match record {
+            Ok((_, rest)) => rest,
+            Err(_) => &[],
+        };
+        self.0 = rest;
+        Some(record.map(|(record, _)| record))
+    }
+}
+
+fn take(bytes: &[u8]) -> Result<(Record<'_>, &[u8]), Malformed> {
+    let (&[tag, a, b, c, d], rest) = bytes.split_first_chunk::<HEAD>().ok_or(Malformed)?;
+    let len = (u32::from_le_bytes([a, b, c, d]) as usize).checked_add(1).ok_or(Malformed)?;
+    let (with_zero, rest) = rest.split_at_checked(len).ok_or(Malformed)?;
+    match with_zero.last() {
+        Some(0) => Ok((Record { tag, with_zero }, rest)),
+        _ => Err(Malformed),
+    }
+}

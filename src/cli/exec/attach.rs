@@ -1,0 +1,102 @@
+//! A command's streams, husk's, until its end.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use husk::error::ExecError;
+use husk::{Escape, GuestChild, GuestCommand, Status, WindowSize};
+
+use super::streams::{self, To};
+use crate::cli::awaited::Awaited;
+use crate::cli::run::watch;
+use crate::cli::{Error, terminal};
+
+/// How long what the command wrote is waited for after its end without a limit: for ever, nearly.
+const EVER: Duration = Duration::from_secs(1 << 32);
+
+/// A command whose streams are husk's.
+pub struct Attached {
+    pub child: Arc<GuestChild>,
+    done: Receiver<()>,
+    /// Streams that are shown.
+    shown: usize,
+}
+
+/// On a terminal, `command` with one of the same kind and size; and whether that is so.
+pub fn for_terminal(command: GuestCommand) -> (GuestCommand, bool) {
+    if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
+        return (command, false);
+    }
+    let size = terminal::size().unwrap_or(WindowSize { columns: 80, rows: 24 });
+    let command = command.terminal(size);
+    match std::env::var_os("TERM") {
+        Some(kind) => (command.env("TERM", kind), true),
+        None => (command, true),
+    }
+}
+
+/// Connects the streams of `child`. With `resized` it has the terminal; `escapes` hears of escapes
+/// typed there.
+///
+/// # Errors
+/// When no thread can be started.
+pub fn attach(
+    mut child: GuestChild,
+    resized: Option<Awaited>,
+    escapes: Option<Sender<Escape>>,
+) -> Result<Attached, Error> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let child = Arc::new(child);
+    if let Some(resized) = resized {
+        terminal::make_raw();
+        attend_window(resized, &child)?;
+    }
+    let (done, all_done) = channel();
+    let mut shown = 0;
+    for (from, to) in [(stdout, To::Stdout), (stderr, To::Stderr)] {
+        if let Some(from) = from {
+            streams::show(from, to, done.clone())?;
+            shown += 1;
+        }
+    }
+    if let Some(stdin) = stdin {
+        streams::feed(stdin, escapes)?;
+    }
+    Ok(Attached { child, done: all_done, shown })
+}
+
+impl Attached {
+    /// Waits for the command's end, and until what it wrote is shown; `None` when that is not in time.
+    /// `left` tells how much of that there is still.
+    ///
+    /// # Errors
+    /// When the guest has gone before.
+    pub fn wait(&self, left: impl Fn() -> Option<Duration>) -> Result<Option<Status>, ExecError> {
+        let status = match left() {
+            None => Some(self.child.wait()?),
+            Some(left) => self.child.wait_timeout(left)?,
+        };
+        let mut shown = (0..self.shown).map(|_| self.done.recv_timeout(left().unwrap_or(EVER)));
+        match status {
+            Some(status) if shown.all(|done| done.is_ok()) => Ok(Some(status)),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Tells the command's terminal its size whenever that changes, as long as there is a command.
+fn attend_window(resized: Awaited, child: &Arc<GuestChild>) -> std::io::Result<()> {
+    let child = Arc::downgrade(child);
+    watch(move || {
+        loop {
+            resized.wait();
+            let Some(child) = child.upgrade() else { return };
+            if let Some(size) = terminal::size() {
+                // After its end it has none.
+                let _ = child.resize(size);
+            }
+        }
+    })
+}

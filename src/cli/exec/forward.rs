@@ -1,0 +1,97 @@
+//! Signals for husk that are meant for the command.
+//!
+//! Before there is a VM one ends the process, before there is a command the VM. Then the first is the
+//! command's, which has the grace to end; a second one ends the VM at once.
+
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use husk::{GuestChild, RunningVm};
+
+use crate::cli::run::{end, watch};
+use crate::cli::signals::{self, Signals};
+use crate::cli::terminal;
+
+/// How long husk has for its end once nothing is waited for any more.
+const LAST: Duration = Duration::from_secs(3);
+
+/// What the signals do.
+#[derive(Clone, Default)]
+pub struct Forward {
+    vm: Arc<OnceLock<Arc<RunningVm>>>,
+    child: Arc<OnceLock<Arc<GuestChild>>>,
+    signal: Arc<AtomicI32>,
+}
+
+impl Forward {
+    /// Waits for `signals` in a thread of its own.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn attend(signals: Signals, grace: Duration) -> std::io::Result<Forward> {
+        let forward = Forward::default();
+        let this = forward.clone();
+        watch(move || {
+            let signal = signals.wait();
+            let Some(vm) = this.vm.get().cloned() else {
+                terminal::restore();
+                std::process::exit(128 + signal);
+            };
+            if let Some(child) = this.child.get().cloned() {
+                this.pass_on(signal, child, vm.clone(), grace);
+                signals.wait();
+            }
+            this.signal.store(signal, Ordering::Release);
+            end(&vm, 128 + signal);
+            // Whoever does not read what the command wrote is not waited for.
+            std::thread::sleep(LAST);
+            terminal::restore();
+            std::process::exit(128 + signal);
+        })?;
+        Ok(forward)
+    }
+
+    /// Sends the command the signal, and ends the VM if the command has not ended after the grace. In
+    /// threads: a guest that hangs takes no frame.
+    fn pass_on(&self, signal: i32, child: Arc<GuestChild>, vm: Arc<RunningVm>, grace: Duration) {
+        let (sending, number) = (child.clone(), u8::try_from(signal).unwrap_or_default());
+        let sent = watch(move || {
+            // After its end it needs none.
+            let _ = sending.signal(number);
+        });
+        let told = self.signal.clone();
+        let granted = sent.and_then(|()| {
+            watch(move || {
+                if matches!(child.wait_timeout(grace), Ok(None)) {
+                    told.store(signal, Ordering::Release);
+                    tell!(
+                        "husk: the command still ran {} s after {}: the VM is turned off\n",
+                        grace.as_secs_f64(),
+                        signals::name(signal)
+                    );
+                    end(&vm, 128 + signal);
+                }
+            })
+        });
+        if let Err(e) = granted {
+            log::error!("{} is not passed on: {e}", signals::name(signal));
+        }
+    }
+
+    /// From now on there is a VM to end.
+    pub fn has_vm(&self, vm: Arc<RunningVm>) {
+        // Called once.
+        let _ = self.vm.set(vm);
+    }
+
+    /// From now on there is a command to be told.
+    pub fn has_child(&self, child: Arc<GuestChild>) {
+        let _ = self.child.set(child);
+    }
+
+    /// The signal for which the VM was ended, or 0.
+    pub fn signal(&self) -> i32 {
+        self.signal.load(Ordering::Acquire)
+    }
+}

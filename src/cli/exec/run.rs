@@ -1,0 +1,146 @@
+//! A command's life on the command line: from the guest's start to husk's exit status.
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use husk::error::ExecError;
+use husk::{Escape, GuestCommand, Outcome, RunningVm, Status};
+
+use super::attach;
+use super::forward::Forward;
+use crate::cli::awaited::Awaited;
+use crate::cli::run::{TIMED_OUT, conclude, end, kill, report_console};
+use crate::cli::{CANNOT, Error, terminal};
+
+/// Exit statuses of a shell for a command that cannot be run.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// How long a guest may take to be ready when no --timeout says less.
+const BOOT: Duration = Duration::from_secs(120);
+/// Lines of the console that are shown when something failed.
+const CONSOLE_LINES: usize = 40;
+
+/// How long things may take.
+pub struct Limits {
+    /// `--timeout`, and when it began.
+    pub timeout: Option<(Duration, Instant)>,
+    /// `--grace`.
+    pub grace: Duration,
+}
+
+impl Limits {
+    /// What is left of the time that there was.
+    fn left(&self) -> Option<Duration> {
+        self.timeout.map(|(limit, begin)| limit.saturating_sub(begin.elapsed()))
+    }
+}
+
+/// Runs `command` in `vm` to its end, turns the VM off, and gives the exit status.
+///
+/// # Errors
+/// What husk itself could not do.
+pub fn run(
+    vm: &Arc<RunningVm>,
+    command: GuestCommand,
+    signals: &Forward,
+    resized: Awaited,
+    limits: &Limits,
+) -> Result<u8, Error> {
+    signals.has_vm(vm.clone());
+    let (command, interactive) = attach::for_terminal(command);
+    let started = vm
+        .wait_ready(limits.left().map_or(BOOT, |left| left.min(BOOT)))
+        .and_then(|()| vm.spawn(&command));
+    let child = match started {
+        Ok(child) => child,
+        Err(e) => return Ok(failed(&e, vm, signals, limits)),
+    };
+    let escapes = interactive.then(|| attend_escapes(vm.clone())).transpose()?;
+    let attached = attach::attach(child, interactive.then_some(resized), escapes)?;
+    signals.has_child(attached.child.clone());
+    let ended = attached.wait(|| limits.left());
+    terminal::restore();
+    let status = match ended {
+        Ok(Some(status)) => status,
+        Ok(None) => return Ok(timed_out(vm, limits)),
+        Err(e) => return Ok(failed(&e, vm, signals, limits)),
+    };
+    let status = status_of(status);
+    conclude_vm(vm, limits.grace);
+    Ok(status)
+}
+
+/// The exit status for a command's end, and a word about one that needs it.
+pub fn status_of(status: Status) -> u8 {
+    if let Status::Signaled { out_of_memory: true, .. } = status {
+        tell!(
+            "husk: the guest ran out of memory, and its kernel killed the command: give the guest more \
+             with --memory\n"
+        );
+    }
+    status.code()
+}
+
+/// Turns the VM off in good order; at once if that takes too long.
+fn conclude_vm(vm: &Arc<RunningVm>, grace: Duration) {
+    vm.ask_to_shut_down();
+    if vm.wait_timeout(grace).is_none() {
+        tell!("husk: the guest did not turn itself off after the command, and is turned off\n");
+        kill(vm);
+    }
+}
+
+/// The exit status for a command that did not run.
+pub fn status_of_error(error: &ExecError) -> u8 {
+    match error {
+        ExecError::NotFound(_) => NOT_FOUND,
+        ExecError::NotExecutable { .. } => NOT_EXECUTABLE,
+        _ => CANNOT,
+    }
+}
+
+fn timed_out(vm: &Arc<RunningVm>, limits: &Limits) -> u8 {
+    let limit = limits.timeout.map_or(Duration::ZERO, |(limit, _)| limit);
+    end(vm, TIMED_OUT.into());
+    tell!("husk: the command still ran after {} s\n", limit.as_secs_f64());
+    TIMED_OUT
+}
+
+/// Says why the command did not run, or not to its end, and gives the exit status.
+fn failed(error: &ExecError, vm: &Arc<RunningVm>, signals: &Forward, limits: &Limits) -> u8 {
+    terminal::restore();
+    let status = match error {
+        ExecError::Ended(outcome) => match &**outcome {
+            Outcome::PowerOff | Outcome::Reboot | Outcome::Exit(_) => CANNOT,
+            Outcome::Killed => return conclude(&Outcome::Killed, signals.signal()),
+            outcome => return conclude(outcome, signals.signal()),
+        },
+        ExecError::NotReady(_) if limits.left().is_some_and(|left| left.is_zero()) => TIMED_OUT,
+        error => status_of_error(error),
+    };
+    tell!("husk: {error}\n");
+    let is_commands = matches!(
+        error,
+        ExecError::NotFound(_)
+            | ExecError::NotExecutable { .. }
+            | ExecError::Directory { .. }
+            | ExecError::User { .. }
+            | ExecError::Nul(_)
+            | ExecError::Variable(_)
+            | ExecError::TooLong(_)
+            // It has told the console itself.
+            | ExecError::AgentLost { .. }
+    );
+    if !is_commands {
+        report_console(&vm.console_tail(CONSOLE_LINES));
+    }
+    end(vm, status.into());
+    status
+}
+
+fn attend_escapes(vm: Arc<RunningVm>) -> std::io::Result<std::sync::mpsc::Sender<Escape>> {
+    let (typed, escapes) = channel();
+    crate::cli::run::attend_escapes(escapes, vm)?;
+    Ok(typed)
+}

@@ -1,0 +1,228 @@
+//! `husk ps`, `exec`, `cp`, `logs`, `stop` and `kill`: VMs that run with a name.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use husk::GuestChild;
+use husk::error::{ExecError, NameError};
+use husk::named::{self, Remote};
+
+use super::awaited::Awaited;
+use super::exec::{Surroundings, attach, for_terminal, status_of, status_of_error};
+use super::run::{parse_seconds, watch};
+use super::signals::Signals;
+use super::stdout::print;
+use super::{Error, terminal};
+
+/// What a VM that did not stop in time leaves as exit status.
+const STILL_THERE: u8 = 1;
+
+/// List the VMs that have a name
+#[derive(Args)]
+pub struct Ps {
+    /// Print them as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ps {
+    /// Prints the list.
+    pub fn execute(self) -> Result<u8, Error> {
+        let all = named::list()?;
+        if self.json {
+            print(&(serde_json::to_string_pretty(&all)? + "\n"))?;
+            return Ok(0);
+        }
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        let mut text = format!("{:<20} {:>8} {:>10}  KERNEL\n", "NAME", "PID", "SECONDS");
+        for vm in all {
+            let age = now.saturating_sub(vm.since);
+            writeln!(text, "{:<20} {:>8} {age:>10}  {}", vm.name, vm.pid, vm.kernel)?;
+        }
+        print(&text)?;
+        Ok(0)
+    }
+}
+
+/// Run a command in a VM that has a name
+#[derive(Args)]
+pub struct ExecIn {
+    /// The VM
+    name: String,
+    #[command(flatten)]
+    surroundings: Surroundings,
+    /// The command [default: a shell]
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl ExecIn {
+    /// Runs the command to its end and returns its exit status.
+    pub fn execute(self) -> Result<u8, Error> {
+        let vm = named::find(&self.name)?;
+        let command = self.surroundings.command(&self.command)?;
+        let (command, interactive) = for_terminal(command);
+        let _restore = terminal::Restore;
+        let resized = Awaited::block(libc::SIGWINCH)?;
+        let signals = Signals::block()?;
+        let child = match vm.spawn(&command) {
+            Ok(child) => child,
+            Err(NameError::Exec(e)) => return Ok(failed(&e)),
+            Err(e) => return Err(e.into()),
+        };
+        let attached = attach(child, interactive.then_some(resized), None)?;
+        pass_on(signals, attached.child.clone())?;
+        let ended = attached.wait(|| None);
+        terminal::restore();
+        match ended {
+            Ok(Some(status)) => Ok(status_of(status)),
+            // There is no limit of time.
+            Ok(None) => Ok(super::CANNOT),
+            Err(e) => Ok(failed(&e)),
+        }
+    }
+}
+
+fn failed(error: &ExecError) -> u8 {
+    tell!("husk: {error}\n");
+    status_of_error(error)
+}
+
+/// The first signal is the command's; with a second one it is killed, and husk ends.
+fn pass_on(signals: Signals, child: Arc<GuestChild>) -> std::io::Result<()> {
+    watch(move || {
+        let signal = signals.wait();
+        let (sending, number) = (child.clone(), u8::try_from(signal).unwrap_or_default());
+        let sent = watch(move || {
+            // After its end it needs none.
+            let _ = sending.signal(number);
+        });
+        if sent.is_ok() {
+            signals.wait();
+        }
+        child.kill();
+        terminal::restore();
+        std::process::exit(128 + signal);
+    })
+}
+
+/// Copy a file into a VM that has a name, or out of one
+#[derive(Args)]
+pub struct Cp {
+    /// NAME:PATH in a VM, or a path here
+    from: OsString,
+    /// NAME:PATH in a VM, or a path here; one of both is in a VM
+    to: OsString,
+}
+
+impl Cp {
+    /// Copies.
+    pub fn execute(self) -> Result<u8, Error> {
+        match (Place::of(&self.from), Place::of(&self.to)) {
+            (Place::Here(from), Place::There(name, to)) => {
+                named::find(&name)?.copy_in(&from, &into(&to, &from)?)?;
+            }
+            (Place::There(name, from), Place::Here(to)) => {
+                let to = if to.is_dir() { into(&to.join(""), &from)? } else { to };
+                named::find(&name)?.copy_out(&from, &to)?;
+            }
+            _ => {
+                return Err(
+                    "one of both is a file in a VM, NAME:PATH, and the other one here".into()
+                );
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// `to`, or with a `/` at its end the same file in it.
+fn into(to: &Path, from: &Path) -> Result<PathBuf, Error> {
+    if !to.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Ok(to.to_owned());
+    }
+    let name = from.file_name().ok_or_else(|| format!("{} names no file", from.display()))?;
+    Ok(to.join(name))
+}
+
+enum Place {
+    Here(PathBuf),
+    There(String, PathBuf),
+}
+
+impl Place {
+    /// With a colon, and a name before it, it is there; a path here that has one begins with `./`.
+    fn of(text: &OsString) -> Place {
+        let split = text.to_str().and_then(|text| text.split_once(':'));
+        match split {
+            Some((name, path)) if named::check(name).is_ok() => {
+                Place::There(name.to_owned(), path.into())
+            }
+            _ => Place::Here(text.into()),
+        }
+    }
+}
+
+/// Print what the console of a VM that has a name said last
+#[derive(Args)]
+pub struct Logs {
+    /// The VM
+    name: String,
+}
+
+impl Logs {
+    /// Prints them.
+    pub fn execute(self) -> Result<u8, Error> {
+        let log = named::find(&self.name)?.log()?;
+        print(&super::stderr::plain(&log.replace('\r', "")))?;
+        Ok(0)
+    }
+}
+
+/// Turn off VMs that have a name, in good order
+#[derive(Args)]
+pub struct Stop {
+    /// The VMs
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// Seconds until one that has not turned itself off is turned off
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    grace: Duration,
+}
+
+impl Stop {
+    /// Turns them off, one after the other.
+    pub fn execute(self) -> Result<u8, Error> {
+        each(&self.names, |vm| Ok(vm.stop(self.grace)? || vm.kill()?))
+    }
+}
+
+/// Turn off VMs that have a name, at once
+#[derive(Args)]
+pub struct Kill {
+    /// The VMs
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+impl Kill {
+    /// Turns them off.
+    pub fn execute(self) -> Result<u8, Error> {
+        each(&self.names, |vm| Ok(vm.kill()?))
+    }
+}
+
+fn each(names: &[String], end: impl Fn(&Remote) -> Result<bool, Error>) -> Result<u8, Error> {
+    let mut status = 0;
+    for name in names {
+        if !end(&named::find(name)?)? {
+            tell!("husk: {name} is still there\n");
+            status = STILL_THERE;
+        }
+    }
+    Ok(status)
+}

@@ -1,0 +1,180 @@
+//! The agent of a VM: whether it is up, and how to reach it.
+//!
+//! It connects once, says Hello, is told what the machine is to be, and says Ready. The connection lives
+//! as long as the agent does; a thread of the host's waits at it. Everything else goes over connections
+//! of its own ([`Agent::dial`]).
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use husk_devices::virtio::vsock::Inside;
+use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, VERSION, record_head, tag};
+
+use super::session::{Frames, send};
+use crate::config::GuestConfig;
+
+/// How long an agent that has connected may take for its words.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes of stack of the thread that waits at the agent's connection.
+const STACK: usize = 128 << 10;
+/// The most of an agent's complaint that is shown, in bytes.
+const WORDS_MAX: usize = 1024;
+
+/// What is known of the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Known {
+    /// It has not said that it is ready.
+    Waiting,
+    /// It runs commands.
+    Ready,
+    /// It could not set the machine up; in its own words.
+    Failed(String),
+    /// Its connection has ended, or never came before the VM's end.
+    Gone,
+}
+
+/// The agent of a VM.
+#[derive(Debug)]
+pub struct Agent {
+    inside: Arc<Inside>,
+    known: Mutex<Known>,
+    changed: Condvar,
+    connection: Mutex<Option<UnixStream>>,
+}
+
+impl Agent {
+    /// Waits for the agent of a guest set up as `config` says, in a thread that ends with the device.
+    ///
+    /// # Errors
+    /// When there is no thread.
+    pub fn expect(inside: Arc<Inside>, config: GuestConfig) -> io::Result<Arc<Agent>> {
+        let arriving = inside.listen(HOST_PORT);
+        let agent = Arc::new(Agent {
+            inside,
+            known: Mutex::new(Known::Waiting),
+            changed: Condvar::new(),
+            connection: Mutex::new(None),
+        });
+        let this = agent.clone();
+        let thread = std::thread::Builder::new().name("husk-agent".to_owned()).stack_size(STACK);
+        thread.spawn(move || this.attend(arriving, &config))?;
+        Ok(agent)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // No code panics while it holds the lock.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn learn(&self, known: Known) {
+        *self.known() = known;
+        self.changed.notify_all();
+    }
+
+    fn attend(&self, arriving: Receiver<UnixStream>, config: &GuestConfig) {
+        // An error: the VM has ended.
+        let arrived = arriving.recv();
+        // Whoever else connects to that port is not the agent.
+        drop(arriving);
+        let end = match arrived {
+            Ok(connection) => self.converse(connection, config).unwrap_or(Known::Gone),
+            Err(_) => Known::Gone,
+        };
+        let failed = matches!(end, Known::Failed(_));
+        self.learn(end);
+        if failed {
+            self.shut_down();
+        }
+    }
+
+    /// Speaks with the agent until it goes.
+    fn converse(&self, connection: UnixStream, config: &GuestConfig) -> io::Result<Known> {
+        connection.set_read_timeout(Some(PATIENCE))?;
+        let kept = connection.try_clone()?;
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        let mut frames = Frames::new(connection.try_clone()?);
+        match frames.next()? {
+            Some(Frame::Hello(VERSION)) => {}
+            Some(Frame::Hello(other)) => {
+                return Ok(Known::Failed(format!(
+                    "its agent speaks version {other} of the protocol, and husk {VERSION}"
+                )));
+            }
+            _ => return Ok(Known::Gone),
+        }
+        send(&connection, Frame::Setup(&setup(config)))?;
+        match frames.next()? {
+            Some(Frame::Ready) => {}
+            Some(Frame::Failed(words)) => {
+                let words = String::from_utf8_lossy(words.get(..WORDS_MAX).unwrap_or(words));
+                return Ok(Known::Failed(words.into_owned()));
+            }
+            _ => return Ok(Known::Gone),
+        }
+        connection.set_read_timeout(None)?;
+        self.learn(Known::Ready);
+        // It has nothing more to say; whatever it says is the end of it.
+        frames.next()?;
+        Ok(Known::Gone)
+    }
+
+    /// Waits until it is ready or will never be, at most for `limit`.
+    pub fn wait(&self, limit: Duration) -> Known {
+        let deadline = Instant::now().checked_add(limit);
+        let mut known = self.known();
+        while *known == Known::Waiting {
+            known = match deadline {
+                None => self.changed.wait(known).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
+                    let waited = self.changed.wait_timeout(known, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        known.clone()
+    }
+
+    /// A connection for a session.
+    ///
+    /// # Errors
+    /// When the agent does not take it, or not in time.
+    pub fn dial(&self) -> io::Result<UnixStream> {
+        self.inside.dial(GUEST_PORT, PATIENCE)
+    }
+
+    /// Asks it to write everything to the disks and turn the machine off.
+    pub fn shut_down(&self) {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connection) = &*connection {
+            // One that has gone needs not be told; a guest that takes nothing is not waited for.
+            let _ = connection.set_write_timeout(Some(Duration::from_secs(1)));
+            let _ = send(connection, Frame::Shutdown);
+        }
+    }
+}
+
+/// What the machine is to be, as records.
+fn setup(config: &GuestConfig) -> Vec<u8> {
+    let mut records = Vec::new();
+    let mut add = |tag, bytes: &[u8]| {
+        // Names and numbers, all short.
+        records.extend(record_head(tag, bytes.len() as u32));
+        records.extend(bytes);
+        records.push(0);
+    };
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let nanos = now.subsec_nanos().to_le_bytes();
+    add(tag::CLOCK, &[&now.as_secs().to_le_bytes()[..], &nanos].concat());
+    add(tag::HOST_NAME, config.host_name.as_bytes());
+    if let Some(root) = &config.root {
+        add(tag::ROOT, root.disk.as_bytes());
+        if root.writable {
+            add(tag::ROOT_WRITABLE, &[]);
+        }
+    }
+    records
+}

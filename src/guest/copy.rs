@@ -1,0 +1,125 @@
+//! A file's way into a guest and out of one.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use husk_guest_protocol::{Action, Begin, Frame, Stage, VERSION, stream, tag};
+
+use super::child::Explain;
+use super::command::record;
+use super::error::ExecError;
+use super::session::{self, End, Session};
+use crate::files;
+
+/// Bytes that are read at a time.
+const PIECE: usize = 64 << 10;
+
+/// Copies the file `from` of the host's to `to` in the guest, with its permissions.
+///
+/// # Errors
+/// What cannot be read here or written there.
+pub fn put(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Result<(), ExecError> {
+    let failed = |source| ExecError::HostFile { path: from.to_owned(), source };
+    let mut file = File::open(from).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if let Some(what) = files::not_a_file(&metadata) {
+        return Err(failed(io::Error::other(format!("it is {what}, not a file"))));
+    }
+    let mode = metadata.permissions().mode() & 0o7777;
+    let session = begin(socket, explain, Action::Put, mode, to)?;
+    let mut room = vec![0; PIECE];
+    let read = loop {
+        match file.read(&mut room) {
+            Ok(0) => break Ok(()),
+            Ok(count) => {
+                let mut rest = room.get(..count).unwrap_or_default();
+                while let Ok(taken @ 1..) = session.write(rest) {
+                    rest = rest.get(taken..).unwrap_or_default();
+                }
+                if !rest.is_empty() {
+                    // The guest has ended it, and says why.
+                    break Ok(());
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => break Err(failed(e)),
+        }
+    };
+    if let Err(e) = read {
+        // Without its end the guest does not have the file.
+        session.cut();
+        return Err(e);
+    }
+    let _ = session.say(Frame::InputEnd);
+    conclude(&session, explain, to)
+}
+
+/// Copies the file `from` of the guest's to `to` on the host, where all of it appears or nothing.
+///
+/// # Errors
+/// What cannot be read there or written here.
+pub fn get(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Result<(), ExecError> {
+    let session = begin(socket, explain, Action::Get, 0, from)?;
+    let mut ended = Ok(());
+    let written = files::write_renamed(to, None, |file| {
+        let mut room = vec![0; PIECE];
+        loop {
+            match session.read(stream::STDOUT, &mut room) {
+                0 => break,
+                count => file.write_all(room.get(..count).unwrap_or_default())?,
+            }
+        }
+        ended = conclude(&session, explain, from);
+        match ended {
+            Ok(()) => Ok(()),
+            Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    });
+    session.cut();
+    ended?;
+    written.map_err(|source| ExecError::HostFile { path: to.to_owned(), source })
+}
+
+fn begin(
+    socket: UnixStream,
+    explain: &Explain,
+    action: Action,
+    mode: u32,
+    path: &Path,
+) -> Result<Arc<Session>, ExecError> {
+    let mut request = Vec::new();
+    record(&mut request, tag::FILE, path.as_os_str().as_bytes(), || shown(path.as_os_str()))?;
+    // Checked by `record`, so the cast keeps the number.
+    let len = request.len() as u32;
+    let begin = Begin { version: VERSION, action, tty: false, window: (0, 0), mode, len };
+    session::begin(socket, begin, &request).map_err(|end| error(end, explain, path))
+}
+
+fn shown(path: &OsStr) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn conclude(session: &Session, explain: &Explain, path: &Path) -> Result<(), ExecError> {
+    match session.wait(None) {
+        Some(End::Exited(0)) => Ok(()),
+        end => Err(error(end.unwrap_or(End::Lost), explain, path)),
+    }
+}
+
+fn error(end: End, explain: &Explain, path: &Path) -> ExecError {
+    match end {
+        End::Cannot(Stage::File, errno) => ExecError::GuestFile {
+            path: shown(path.as_os_str()),
+            source: io::Error::from_raw_os_error(errno),
+        },
+        End::Cannot(_, errno) => ExecError::Agent(io::Error::from_raw_os_error(errno)),
+        End::Lost => explain(),
+        _ => ExecError::Protocol,
+    }
+}

@@ -1,0 +1,129 @@
+//! Which drivers a machine's kernel needs, by their modules' names and the options of the kernel's
+//! configuration that have them.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::config::VmConfig;
+
+/// A driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Driver {
+    /// The module's name.
+    pub module: &'static str,
+    /// The option of the kernel's configuration.
+    pub option: &'static str,
+    /// What it is for.
+    pub purpose: &'static str,
+}
+
+const fn driver(module: &'static str, option: &'static str, purpose: &'static str) -> Driver {
+    Driver { module, option, purpose }
+}
+
+/// What a machine cannot do without, and what makes it a better one where the kernel has it.
+#[derive(Debug, Default)]
+pub struct Drivers {
+    pub needed: Vec<Driver>,
+    pub wished: Vec<&'static str>,
+}
+
+/// The drivers of `config`.
+pub fn of(config: &VmConfig) -> Drivers {
+    let mut drivers = Drivers {
+        needed: vec![
+            driver("virtio_mmio", "CONFIG_VIRTIO_MMIO", "every device of husk's"),
+            driver(
+                "vmw_vsock_virtio_transport",
+                "CONFIG_VIRTIO_VSOCKETS",
+                "the way between husk and its agent",
+            ),
+        ],
+        // The first is asked for by ext4 and by libcrc32c, by a name that modules.dep does not know.
+        wished: vec!["crc32c_generic", "virtio_rng", "button", "evdev"],
+    };
+    if !config.disks.is_empty() {
+        drivers.needed.push(driver("virtio_blk", "CONFIG_VIRTIO_BLK", "disks"));
+    }
+    if !config.nets.is_empty() {
+        // net_failover has a symbol that virtio_net needs in some kernels; modules.dep tells.
+        drivers.needed.push(driver("virtio_net", "CONFIG_VIRTIO_NET", "network interfaces"));
+    }
+    if config.balloon.is_some() {
+        drivers.wished.push("virtio_balloon");
+    }
+    if !config.pmem.is_empty() {
+        drivers.wished.extend(["virtio_pmem", "nd_pmem"]);
+    }
+    if !config.ports.is_empty() {
+        drivers.wished.push("virtio_console");
+    }
+    let root = config.guest.as_ref().and_then(|guest| guest.root.as_ref());
+    if let Some(root) = root {
+        let disk = config.disks.iter().find(|disk| disk.id == root.disk);
+        match disk.and_then(|disk| file_system(&disk.path)) {
+            Some(known) => drivers.needed.push(known),
+            // The guest tries what its kernel has.
+            None => drivers.wished.extend(FILE_SYSTEMS.map(|(_, _, driver)| driver.module)),
+        }
+        if !root.writable {
+            let purpose = "the overlay in memory above a root that is not written to";
+            drivers.needed.push(driver("overlay", "CONFIG_OVERLAY_FS", purpose));
+        }
+    }
+    drivers
+}
+
+/// File systems by the bytes at a place of theirs.
+const FILE_SYSTEMS: [(u64, &[u8], Driver); 5] = [
+    (0x438, b"\x53\xef", driver("ext4", "CONFIG_EXT4_FS", "the root's file system, ext4")),
+    (
+        0x400,
+        b"\xe2\xe1\xf5\xe0",
+        driver("erofs", "CONFIG_EROFS_FS", "the root's file system, erofs"),
+    ),
+    (0, b"hsqs", driver("squashfs", "CONFIG_SQUASHFS", "the root's file system, squashfs")),
+    (0, b"XFSB", driver("xfs", "CONFIG_XFS_FS", "the root's file system, xfs")),
+    (0x1_0040, b"_BHRfS_M", driver("btrfs", "CONFIG_BTRFS_FS", "the root's file system, btrfs")),
+];
+
+/// The driver of the file system on the disk at `path`, if it is one of these, and not inside of another
+/// format.
+fn file_system(path: &Path) -> Option<Driver> {
+    let file = File::open(path).ok()?;
+    let found = FILE_SYSTEMS.iter().find(|(at, magic, _)| {
+        let mut bytes = vec![0; magic.len()];
+        file.read_exact_at(&mut bytes, *at).is_ok() && bytes == *magic
+    });
+    found.map(|(.., driver)| *driver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DiskConfig, GuestConfig, RootConfig};
+
+    #[test]
+    fn a_machine_needs_what_its_devices_and_its_root_need() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root");
+        let mut image = vec![0; 0x11000];
+        image[0x438..0x43a].copy_from_slice(b"\x53\xef");
+        std::fs::write(&path, &image).unwrap();
+        let names = |config: &VmConfig| -> Vec<&str> {
+            of(config).needed.iter().map(|driver| driver.module).collect()
+        };
+        let mut config = VmConfig::new("k");
+        config.guest = Some(GuestConfig::default());
+        assert_eq!(names(&config), ["virtio_mmio", "vmw_vsock_virtio_transport"]);
+        config.disks =
+            vec![DiskConfig { id: "root".into(), path: path.clone(), ..Default::default() }];
+        let root = RootConfig { disk: "root".into(), writable: false };
+        config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
+        assert_eq!(names(&config)[2..], ["virtio_blk", "ext4", "overlay"]);
+        std::fs::write(&path, b"something else").unwrap();
+        assert_eq!(names(&config)[2..], ["virtio_blk", "overlay"]);
+        assert!(of(&config).wished.contains(&"squashfs"));
+    }
+}

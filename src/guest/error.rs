@@ -1,0 +1,144 @@
+//! What can go wrong with commands in a guest.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::outcome::Outcome;
+
+/// The initramfs cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields are the path and the cause in each")]
+pub enum ImageError {
+    /// The kernel has no driver for something.
+    #[error(
+        "kernel {}: it has no {module}, neither built in nor in {}, and needs it for {purpose}: take a \
+         kernel with {option}",
+        .kernel.display(), .modules.display()
+    )]
+    MissingDriver {
+        kernel: PathBuf,
+        module: &'static str,
+        option: &'static str,
+        purpose: &'static str,
+        modules: PathBuf,
+    },
+    /// The modules or their index cannot be read.
+    #[error("kernel modules: {}: {source}", .path.display())]
+    Modules { path: PathBuf, r#source: io::Error },
+    /// The user's own initrd cannot be read.
+    #[error("initrd {}: {source}", .path.display())]
+    Initrd { path: PathBuf, r#source: io::Error },
+    /// There is no memory for it.
+    #[error("the guest's initramfs: {source}")]
+    Memory { r#source: io::Error },
+}
+
+/// A command could not be run in the guest, or not to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// The VM was not made to run commands.
+    #[error("the VM runs no commands: its configuration has no `guest`")]
+    NoAgent,
+    /// The agent was not ready in time.
+    #[error("the guest was not ready to run a command after {} s", .0.as_secs_f64())]
+    NotReady(Duration),
+    /// The guest could not be set up; in its own words.
+    #[error("the guest cannot be set up: {0}")]
+    SetUp(String),
+    /// The command does not exist in the guest.
+    #[error("{0}: there is no such command in the guest")]
+    NotFound(String),
+    /// The command exists and cannot be executed.
+    #[error("{command}: it cannot be executed in the guest: {source}")]
+    NotExecutable {
+        /// The command.
+        command: String,
+        /// Why.
+        r#source: io::Error,
+    },
+    /// The working directory cannot be entered.
+    #[error("working directory {directory}: {source}, in the guest")]
+    Directory {
+        /// The directory.
+        directory: String,
+        /// Why.
+        r#source: io::Error,
+    },
+    /// There is no such user or group, or the agent may not become it.
+    #[error("user {user}: {source}, in the guest")]
+    User {
+        /// The user.
+        user: String,
+        /// Why.
+        r#source: io::Error,
+    },
+    /// A file of the guest's cannot be read or written.
+    #[error("{path}: {source}, in the guest")]
+    GuestFile {
+        /// The file.
+        path: String,
+        /// Why.
+        r#source: io::Error,
+    },
+    /// A file of the host's cannot be read or written.
+    #[error("{path}: {source}", path = .path.display())]
+    HostFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        r#source: io::Error,
+    },
+    /// An argument that no command can be given.
+    #[error("{0}: there is a NUL byte in it, which no command can be given")]
+    Nul(String),
+    /// A variable without a name.
+    #[error("`{0}` is no variable of an environment: NAME=VALUE")]
+    Variable(String),
+    /// Arguments and environment are larger than the protocol takes.
+    #[error("arguments and environment have {0} bytes; together they may have {max}",
+        max = husk_guest_protocol::REQUEST_MAX)]
+    TooLong(usize),
+    /// The agent has no means to run it.
+    #[error("the guest's agent cannot run it: {0}")]
+    Agent(io::Error),
+    /// The command ran longer than it may, and was killed.
+    #[error("the command still ran after {} s", .0.as_secs_f64())]
+    TimedOut(Duration),
+    /// The command wrote more than was to be collected, and was killed.
+    #[error("the command wrote more than {0} bytes")]
+    TooMuchOutput(usize),
+    /// The VM has ended before the command.
+    #[error("the VM ended before the command did: {}", told(.0))]
+    Ended(Box<Outcome>),
+    /// The agent has gone and the VM is still there.
+    #[error("the agent in the guest has gone; its console said last:\n{console}")]
+    AgentLost {
+        /// The console's last lines.
+        console: String,
+    },
+    /// The guest says what no agent says.
+    #[error("the guest does not speak the agent's protocol")]
+    Protocol,
+    /// The host has no means.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        r#source: io::Error,
+    },
+}
+
+/// An end, in a few words.
+fn told(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::PowerOff => "the guest turned itself off",
+        Outcome::Reboot => "the guest wanted to be restarted",
+        Outcome::Exit(_) => "the guest ended itself by the debug-exit port",
+        Outcome::Panic { .. } => "the guest's kernel panicked",
+        Outcome::Crash { .. } => "the guest died",
+        Outcome::Killed => "it was killed",
+        Outcome::Failed { .. } => "husk could not go on",
+    }
+}

@@ -1,0 +1,34 @@
+//! What husk does for the inside of a guest: the program it runs there, the initramfs it makes for that,
+//! and the commands it has it run.
+//!
+//! ```text
+//! image ─┬─ cpio           session ─▶ child, copy     (frames over a socket)
+//!        └─ modules, drivers      control             (the agent's life)
+//! ```
+//!
+//! [`image`] needs no VM, and [`session`] only a socket with an agent behind it: who connects them is
+//! `src/vm`. What the guest says is bounded and never believed; `docs/guest-protocol.md` tells what that
+//! is.
+
+mod child;
+pub mod command;
+pub mod control;
+mod copy;
+mod cpio;
+mod drivers;
+pub mod error;
+pub mod image;
+mod modules;
+mod pipe;
+mod session;
+#[cfg(test)]
+mod tests;
+
+pub use child::{ChildInput, ChildOutput, GuestChild};
+pub use command::{GuestCommand, Output, Status};
+pub(crate) use copy::{get, put};
+
+/// The program that runs in guests: init and agent in one, compiled by `build.rs`.
+const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/husk-agent"));
+/// Where it stands in the initramfs, for `rdinit=`.
+pub const INIT: &str = "/husk/init";

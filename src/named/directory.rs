@@ -1,0 +1,127 @@
+//! The user's runtime directory, and names in it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use super::error::{NameError, host};
+
+/// Bytes of the longest name: with the longest directory there is room in a socket's address.
+pub const NAME_MAX: usize = 40;
+/// `sun_path` has 108 bytes (`man 7 unix`), one of them for the final NUL.
+const ADDRESS_MAX: usize = 107;
+const ENDING: &str = ".sock";
+
+/// A runtime directory that is the user's own.
+#[derive(Debug)]
+pub(super) struct Directory(PathBuf);
+
+/// Whether `name` is a name.
+///
+/// # Errors
+/// When it is none.
+pub fn check(name: &str) -> Result<(), NameError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let fits = (1..=NAME_MAX).contains(&name.len()) && !name.starts_with('.');
+    if fits && name.bytes().all(allowed) { Ok(()) } else { Err(NameError::Name(name.to_owned())) }
+}
+
+/// The user this process acts as.
+pub(super) fn user() -> u32 {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+fn place() -> PathBuf {
+    let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    if let Some(given) = given.filter(|path| path.is_absolute()) {
+        return given.join("husk");
+    }
+    let usual = PathBuf::from(format!("/run/user/{}", user()));
+    match usual.is_dir() {
+        true => usual.join("husk"),
+        false => PathBuf::from(format!("/tmp/husk-{}", user())),
+    }
+}
+
+impl Directory {
+    /// The user's, made if need be.
+    pub fn open() -> Result<Directory, NameError> {
+        Directory::at(place())
+    }
+
+    pub fn at(path: PathBuf) -> Result<Directory, NameError> {
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(host(&path, "make the runtime directory")(e)),
+        }
+        // What is there, and not what a link of somebody's leads to.
+        let found = fs::symlink_metadata(&path).map_err(host(&path, "stat"))?;
+        let why = match () {
+            () if !found.is_dir() => "it is no directory",
+            () if found.uid() != user() => "it belongs to somebody else",
+            () if found.mode() & 0o077 != 0 => "others may enter it",
+            () => return Ok(Directory(path)),
+        };
+        Err(NameError::Directory { path, why })
+    }
+
+    /// The socket of `name`, which is one.
+    pub fn socket(&self, name: &str) -> Result<PathBuf, NameError> {
+        check(name)?;
+        let path = self.0.join(format!("{name}{ENDING}"));
+        if path.as_os_str().len() > ADDRESS_MAX {
+            return Err(NameError::Directory {
+                path,
+                why: "it is too long for a socket's address",
+            });
+        }
+        Ok(path)
+    }
+
+    /// All names there are sockets of.
+    pub fn names(&self) -> Result<Vec<String>, NameError> {
+        let entries = fs::read_dir(&self.0).map_err(host(&self.0, "read"))?;
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<_> = names
+            .filter_map(|name| Some(name.strip_suffix(ENDING)?.to_owned()))
+            .filter(|name| check(name).is_ok())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Nobody else of those who ask takes or cleans a name as long as this lives.
+    pub fn lock(&self) -> Result<File, NameError> {
+        let directory = File::open(&self.0).map_err(host(&self.0, "open"))?;
+        loop {
+            // SAFETY: the descriptor is open as long as `directory` lives.
+            if unsafe { libc::flock(directory.as_raw_fd(), libc::LOCK_EX) } == 0 {
+                return Ok(directory);
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(host(&self.0, "lock")(error));
+            }
+        }
+    }
+}
+
+/// Removes a socket that nobody listens at. False when somebody does, or when it is no socket. The
+/// directory is locked.
+pub(super) fn clean(path: &Path) -> bool {
+    match fs::symlink_metadata(path) {
+        Err(e) => return e.kind() == io::ErrorKind::NotFound,
+        Ok(found) if !found.file_type().is_socket() => return false,
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).is_ok(),
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
+        Ok(_) => false,
+    }
+}

@@ -1,0 +1,66 @@
+//! What can go wrong with names.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::directory::NAME_MAX;
+use crate::guest::error::ExecError;
+
+/// A named VM cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    /// It is no name.
+    #[error(
+        "`{0}` is no name for a VM: 1 to {NAME_MAX} letters, digits, `-`, `_` or `.`, no `.` first"
+    )]
+    Name(String),
+    /// Another VM has it.
+    #[error(
+        "there is a VM called `{0}` already: stop it with `husk stop {0}`, or take another name"
+    )]
+    InUse(String),
+    /// Nobody has it.
+    #[error("there is no VM called `{0}`; `husk ps` lists those that there are")]
+    Unknown(String),
+    /// The runtime directory is not the user's own.
+    #[error(
+        "{path}: {why}, and is not used: remove it, or set XDG_RUNTIME_DIR to a directory of your own",
+        path = .path.display()
+    )]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The VM said no.
+    #[error("the VM `{name}` says: {why}")]
+    Refused {
+        /// Which.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// It says what no husk says.
+    #[error("the VM `{0}` answers what no husk does; is it of another version?")]
+    Nonsense(String),
+    /// What was to be done in its guest could not be.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// The host refused.
+    #[error("{path}: {what}: {source}", path = .path.display())]
+    Host {
+        /// What it is about.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        r#source: io::Error,
+    },
+}
+
+/// Makes an error of the host's one that names path and deed.
+pub(super) fn host(path: &std::path::Path, what: &'static str) -> impl Fn(io::Error) -> NameError {
+    let path = path.to_owned();
+    move |source| NameError::Host { path: path.clone(), what, source }
+}

@@ -1,0 +1,218 @@
+//! A named VM of another process, from outside.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::directory::{Directory, clean, user};
+use super::error::{NameError, host};
+use super::{LINE_MAX, PATIENCE, fds, request};
+use crate::guest::error::ExecError;
+use crate::guest::{self, GuestChild, GuestCommand};
+
+/// The most of a log that is read, in bytes.
+const LOG_MAX: u64 = 16 << 20;
+/// An agent that is not ready yet may take that long until it is.
+const DIAL_PATIENCE: Duration = Duration::from_secs(190);
+
+/// What a VM says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// What it is called.
+    pub name: String,
+    /// Of the process that runs it.
+    pub pid: u32,
+    /// Its kernel.
+    pub kernel: String,
+    /// When it got its name, in seconds since the epoch.
+    pub since: u64,
+}
+
+/// A named VM.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    name: String,
+    path: PathBuf,
+}
+
+/// The VM called `name`.
+///
+/// # Errors
+/// When there is none.
+pub fn find(name: &str) -> Result<Remote, NameError> {
+    find_in(&Directory::open()?, name)
+}
+
+pub(super) fn find_in(directory: &Directory, name: &str) -> Result<Remote, NameError> {
+    let remote = Remote { name: name.to_owned(), path: directory.socket(name)? };
+    remote.open().map(|_| remote)
+}
+
+/// All VMs with names that there are. Names of those that are gone are removed.
+///
+/// # Errors
+/// When they cannot be looked for. One that does not answer is left out.
+pub fn list() -> Result<Vec<Info>, NameError> {
+    list_in(&Directory::open()?)
+}
+
+pub(super) fn list_in(directory: &Directory) -> Result<Vec<Info>, NameError> {
+    let mut all = Vec::new();
+    for name in directory.names()? {
+        let remote = Remote { path: directory.socket(&name)?, name };
+        match remote.info() {
+            Ok(info) => all.push(info),
+            Err(NameError::Unknown(_)) => {
+                let _lock = directory.lock()?;
+                clean(&remote.path);
+            }
+            Err(e) => log::warn!("{e}"),
+        }
+    }
+    Ok(all)
+}
+
+impl Remote {
+    /// A connection to the VM's husk, whoever that is proved to be.
+    fn open(&self) -> Result<UnixStream, NameError> {
+        let socket = UnixStream::connect(&self.path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                NameError::Unknown(self.name.clone())
+            }
+            _ => host(&self.path, "connect")(e),
+        })?;
+        let failed = host(&self.path, "ask");
+        if fds::peer(&socket).map_err(&failed)? != user() {
+            return Err(NameError::Unknown(self.name.clone()));
+        }
+        socket.set_read_timeout(Some(PATIENCE)).map_err(&failed)?;
+        socket.set_write_timeout(Some(PATIENCE)).map_err(&failed)?;
+        Ok(socket)
+    }
+
+    /// Asks, and gives the answer, what else comes, and the connection.
+    fn ask(
+        &self,
+        what: &str,
+        patience: Duration,
+    ) -> Result<(String, Option<UnixStream>, UnixStream), NameError> {
+        let mut socket = self.open()?;
+        let failed = host(&self.path, "ask");
+        socket.set_read_timeout(Some(patience)).map_err(&failed)?;
+        socket.write_all(format!("{what}\n").as_bytes()).map_err(&failed)?;
+        let mut line = Vec::new();
+        let mut passed = None;
+        // Byte by byte, for what follows the line is somebody else's.
+        while !line.ends_with(b"\n") {
+            let mut byte = [0];
+            let (count, fd) = fds::receive(&socket, &mut byte).map_err(&failed)?;
+            passed = passed.or(fd.map(UnixStream::from));
+            if count == 0 || line.len() as u64 > LINE_MAX {
+                return Err(NameError::Nonsense(self.name.clone()));
+            }
+            line.extend(byte);
+        }
+        let line = String::from_utf8_lossy(&line);
+        let line = line.trim_end();
+        if let Some(why) = line.strip_prefix("ERROR ") {
+            return Err(NameError::Refused { name: self.name.clone(), why: why.to_owned() });
+        }
+        match line.strip_prefix("OK") {
+            Some(rest) => Ok((rest.trim_start().to_owned(), passed, socket)),
+            None => Err(NameError::Nonsense(self.name.clone())),
+        }
+    }
+
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn info(&self) -> Result<Info, NameError> {
+        let (answer, ..) = self.ask(request::INFO, PATIENCE)?;
+        serde_json::from_str(&answer).map_err(|_| NameError::Nonsense(self.name.clone()))
+    }
+
+    /// What its console has said last.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn log(&self) -> Result<String, NameError> {
+        let (_, _, socket) = self.ask(request::LOG, PATIENCE)?;
+        let mut bytes = Vec::new();
+        socket.take(LOG_MAX).read_to_end(&mut bytes).map_err(host(&self.path, "read"))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Asks its guest to turn itself off, and waits for that, at most for `grace`. False when it is
+    /// still there.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn stop(&self, grace: Duration) -> Result<bool, NameError> {
+        self.ask(request::SHUT_DOWN, PATIENCE)?;
+        Ok(self.is_gone_within(grace))
+    }
+
+    /// Turns it off at once, and waits until its name is free.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn kill(&self) -> Result<bool, NameError> {
+        self.ask(request::KILL, PATIENCE)?;
+        Ok(self.is_gone_within(PATIENCE))
+    }
+
+    fn is_gone_within(&self, limit: Duration) -> bool {
+        const PAUSE: Duration = Duration::from_millis(20);
+        let begin = Instant::now();
+        loop {
+            if matches!(self.open(), Err(NameError::Unknown(_))) {
+                return true;
+            }
+            if begin.elapsed() >= limit {
+                return false;
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn agent(&self) -> Result<UnixStream, NameError> {
+        let (_, passed, _) = self.ask(request::CONNECT, DIAL_PATIENCE)?;
+        passed.ok_or_else(|| NameError::Nonsense(self.name.clone()))
+    }
+
+    fn explain(&self) -> std::sync::Arc<dyn Fn() -> ExecError + Send + Sync> {
+        let this = self.clone();
+        std::sync::Arc::new(move || {
+            let console = this.log().unwrap_or_default();
+            ExecError::AgentLost { console }
+        })
+    }
+
+    /// Starts a command in it.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn spawn(&self, command: &GuestCommand) -> Result<GuestChild, NameError> {
+        Ok(command.spawn_on(self.agent()?, self.explain())?)
+    }
+
+    /// As [`crate::RunningVm::copy_in`].
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn copy_in(&self, from: &std::path::Path, to: &std::path::Path) -> Result<(), NameError> {
+        Ok(guest::put(self.agent()?, &self.explain(), from, to)?)
+    }
+
+    /// As [`crate::RunningVm::copy_out`].
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn copy_out(&self, from: &std::path::Path, to: &std::path::Path) -> Result<(), NameError> {
+        Ok(guest::get(self.agent()?, &self.explain(), from, to)?)
+    }
+}

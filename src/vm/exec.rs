@@ -1,0 +1,125 @@
+//! Commands in a running VM's guest: what [`RunningVm`] can do when its configuration has a `guest`.
+
+use std::ffi::OsStr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::panic::CONSOLE_LINES;
+use super::running::RunningVm;
+use super::{Ended, Outcome};
+use crate::guest::control::{Agent, Known};
+use crate::guest::error::ExecError;
+use crate::guest::{self, GuestChild, GuestCommand, Output};
+
+/// How long a guest whose connection has ended may take to end itself.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a guest may take to be ready, when nobody has said.
+const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+
+impl RunningVm {
+    /// Waits until commands can be run, at most for `limit`.
+    ///
+    /// # Errors
+    /// Why they cannot.
+    pub fn wait_ready(&self, limit: Duration) -> Result<(), ExecError> {
+        match self.agent()?.wait(limit) {
+            Known::Ready => Ok(()),
+            Known::Waiting => Err(ExecError::NotReady(limit)),
+            Known::Failed(words) => Err(ExecError::SetUp(words)),
+            Known::Gone => Err(self.explain()()),
+        }
+    }
+
+    /// Runs a command to its end, and collects what it writes. Waits until the guest is ready first.
+    ///
+    /// # Errors
+    /// See [`ExecError`]; a command that ends with another status than 0 is none.
+    pub fn exec<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Output, ExecError> {
+        self.output(&GuestCommand::new(arguments))
+    }
+
+    /// As [`RunningVm::exec`], with all that can be said about a command.
+    ///
+    /// # Errors
+    /// See [`ExecError`].
+    pub fn output(&self, command: &GuestCommand) -> Result<Output, ExecError> {
+        command.output_on(self.dial()?, self.explain())
+    }
+
+    /// Starts a command, whose streams are the caller's. Waits until the guest is ready first.
+    ///
+    /// # Errors
+    /// See [`ExecError`].
+    pub fn spawn(&self, command: &GuestCommand) -> Result<GuestChild, ExecError> {
+        command.spawn_on(self.dial()?, self.explain())
+    }
+
+    /// Copies the file `from` of the host's to `to` in the guest, where it appears when all of it is
+    /// there, with its permissions.
+    ///
+    /// # Errors
+    /// See [`ExecError`].
+    pub fn copy_in(&self, from: &Path, to: &Path) -> Result<(), ExecError> {
+        guest::put(self.dial()?, &self.explain(), from, to)
+    }
+
+    /// Copies the file `from` of the guest's to `to` on the host, where it appears when all of it is
+    /// there.
+    ///
+    /// # Errors
+    /// See [`ExecError`].
+    pub fn copy_out(&self, from: &Path, to: &Path) -> Result<(), ExecError> {
+        guest::get(self.dial()?, &self.explain(), from, to)
+    }
+
+    /// Asks the agent to end all processes of the guest, write everything to the disks and turn the
+    /// machine off.
+    pub fn ask_to_shut_down(&self) {
+        if let Some(agent) = &self.agent {
+            agent.shut_down();
+        }
+    }
+
+    /// Has the agent end all processes of the guest, write everything to the disks and turn the machine
+    /// off; turns it off after `grace` if it has not.
+    pub fn shut_down(&self, grace: Duration) -> Outcome {
+        if let Some(agent) = &self.agent {
+            agent.shut_down();
+            if let Some(outcome) = self.wait_timeout(grace) {
+                return outcome;
+            }
+        }
+        // An error means that the guest was faster.
+        let _: Result<(), Ended> = self.kill();
+        self.wait()
+    }
+
+    fn agent(&self) -> Result<&Arc<Agent>, ExecError> {
+        self.agent.as_ref().ok_or(ExecError::NoAgent)
+    }
+
+    /// Whether its configuration has a `guest`.
+    pub(crate) fn has_agent(&self) -> bool {
+        self.agent.is_some()
+    }
+
+    /// A connection for a session, when the guest is ready.
+    pub(crate) fn dial(&self) -> Result<UnixStream, ExecError> {
+        self.wait_ready(BOOT_PATIENCE)?;
+        self.agent()?.dial().map_err(|_| self.explain()())
+    }
+
+    /// Tells why the guest does not answer any more: the VM's end, which may be a moment off.
+    fn explain(&self) -> Arc<dyn Fn() -> ExecError + Send + Sync> {
+        let (verdict, console) = (self.verdict.clone(), self.console.clone());
+        Arc::new(move || match verdict.wait_timeout(LAST_WORDS) {
+            Some(outcome) => ExecError::Ended(Box::new(outcome)),
+            None => ExecError::AgentLost { console: console.last_lines(CONSOLE_LINES) },
+        })
+    }
+}

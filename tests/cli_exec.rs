@@ -1,0 +1,138 @@
+//! `husk run -- CMD` where no command comes to be: options, and guests that die, hang or leave before
+//! there is an agent. Each has an end of its own, in time.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a failure is a panic"
+)]
+
+mod fixture;
+
+use std::process::Command;
+
+use fixture::assembly::Assembled;
+use fixture::husk::{Finished, Running, Sandbox, refuses_run};
+use fixture::kernel::image;
+use fixture::{Code, Emit};
+
+/// What `husk run … -- true` comes to with this kernel, which is no Linux.
+fn run(args: &[&str], code: impl FnOnce(&mut Code) -> Assembled) -> Finished {
+    let sandbox = Sandbox::new();
+    sandbox.file("kernel", image(32, code));
+    let mut command = command(&sandbox, args);
+    let before = sandbox.contents();
+    let finished = Running::start(&mut command).finish();
+    assert_eq!(sandbox.contents(), before, "something was left behind");
+    assert_eq!(finished.stdout, "", "{finished:?}");
+    finished
+}
+
+fn command(sandbox: &Sandbox, args: &[&str]) -> Command {
+    let least = ["run", "--kernel", "kernel", "--memory", "32M"];
+    sandbox.husk(&[&least[..], args, &["--", "true"]].concat())
+}
+
+#[test]
+fn a_guest_that_is_never_ready_is_ended_in_time() {
+    needs_kvm!();
+    let finished = run(&["--timeout", "1"], |a| a.spin());
+    assert_eq!(finished.status, 124, "{finished:?}");
+    assert!(finished.stderr.contains("not ready"), "{finished:?}");
+}
+
+#[test]
+fn a_guest_that_turns_itself_off_before_the_command_is_no_success() {
+    needs_kvm!();
+    let finished = run(&[], |a| {
+        a.say("my last words")?;
+        a.power_off()
+    });
+    assert_eq!(finished.status, 125, "{finished:?}");
+    assert!(finished.stderr.contains("turned itself off"), "{finished:?}");
+    assert!(finished.stderr.contains("my last words"), "{finished:?}");
+}
+
+#[test]
+fn a_guest_that_dies_before_the_command_is_told_as_one() {
+    needs_kvm!();
+    let finished = run(&[], |a| {
+        // An interrupt without a table for it, nor for the fault that is: a triple fault.
+        a.int(0x80)?;
+        a.spin()
+    });
+    assert_eq!(finished.status, 134, "{finished:?}");
+}
+
+#[test]
+fn a_signal_before_the_command_ends_the_guest_at_once() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    let code = |a: &mut Code| {
+        a.say("up")?;
+        a.spin()
+    };
+    sandbox.file("kernel", image(32, code));
+    let mut husk = command(&sandbox, &["--console", "file=log"]);
+    let running = Running::start(&mut husk);
+    fixture::husk::wait_for_text(&sandbox.path().join("log"), "up");
+    running.signal(libc::SIGTERM);
+    let finished = running.finish();
+    assert_eq!(finished.status, 143, "{finished:?}");
+}
+
+#[test]
+fn options_that_cannot_be_are_refused_with_the_way_out() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    std::fs::create_dir(sandbox.path().join("dir")).unwrap();
+    sandbox.file("image", "an image");
+    let no_command: [(&[&str], &str); 4] = [
+        (&["--env", "A=B"], "--env"),
+        (&["--user", "me"], "--user"),
+        (&["--workdir", "/"], "--workdir"),
+        (&["--hostname", "h"], "-- CMD"),
+    ];
+    for (args, words) in no_command {
+        refuses_run(&sandbox, &[&["--kernel", "kernel"], args].concat(), &[words]);
+    }
+    for (args, words) in [
+        (&["--env", "=b"][..], "no name"),
+        (&["--root", "dir"], "directory"),
+        (&["--root", "none"], "none"),
+        (&["--root", "image:rx"], "image:rx"),
+        (&["--hostname", "a b"], "host name"),
+        (&["--console", "stdio"], "--console"),
+        (&["--disk", "path=image,id=root", "--root", "image"], "id="),
+        (&["--initrd", "none"], "none"),
+        (&["--modules", "dir"], "modules.dep"),
+    ] {
+        let all = [&["--kernel", "kernel"], args, &["--", "true"]].concat();
+        refuses_run(&sandbox, &all, &[words]);
+    }
+}
+
+#[test]
+fn a_kernel_without_a_driver_is_refused_before_it_is_started() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    std::fs::create_dir(sandbox.path().join("modules")).unwrap();
+    sandbox.file("modules/modules.dep", "k/virtio_mmio.ko:\n");
+    sandbox.file("modules/modules.builtin", "k/vmw_vsock_virtio_transport.ko\n");
+    sandbox.file("image", vec![0; 4096]);
+    let args = ["--kernel", "kernel", "--modules", "modules", "--root", "image", "--", "true"];
+    refuses_run(&sandbox, &args, &["CONFIG_VIRTIO_BLK", "kernel"]);
+}
+
+#[test]
+fn the_guest_is_part_of_the_configuration_that_is_printed_and_read() {
+    let sandbox = Sandbox::with_kernel();
+    let args = ["run", "--kernel", "kernel", "--root", "image:rw", "--hostname", "here"];
+    let mut print = sandbox.husk(&[&args[..], &["--print-config"]].concat());
+    let printed = Running::start(&mut print).finish().stdout;
+    assert!(printed.contains("\"writable\": true"), "{printed}");
+    sandbox.file("vm.json", &printed);
+    let mut again = sandbox.husk(&["run", "--config", "vm.json", "--print-config"]);
+    assert_eq!(Running::start(&mut again).finish().stdout, printed);
+}

@@ -1,0 +1,104 @@
+//! VMs with a name, reached by other husks: with a guest that is no Linux.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a failure is a panic"
+)]
+
+mod fixture;
+
+use std::process::Command;
+
+use fixture::husk::{Finished, Running, Sandbox, wait_for_text};
+use fixture::kernel::image;
+use fixture::{Emit, LIMIT};
+
+/// A sandbox with a kernel that says "up" and spins, and a runtime directory.
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let kernel = image(32, |a| {
+        a.say("up")?;
+        a.spin()
+    });
+    sandbox.file("kernel", kernel);
+    std::fs::create_dir(sandbox.path().join("run")).unwrap();
+    sandbox
+}
+
+fn husk(sandbox: &Sandbox, args: &[&str]) -> Command {
+    let mut command = sandbox.husk(args);
+    command.env("XDG_RUNTIME_DIR", sandbox.path().join("run"));
+    command
+}
+
+fn call(sandbox: &Sandbox, args: &[&str]) -> Finished {
+    Running::start(&mut husk(sandbox, args)).finish()
+}
+
+/// A VM called `name` whose guest is up.
+fn start(sandbox: &Sandbox, name: &str) -> Running {
+    let log = format!("{name}.log");
+    let console = format!("file={log}");
+    let args =
+        ["run", "--kernel", "kernel", "--memory", "32M", "--name", name, "--console", &console];
+    let running = Running::start(&mut husk(sandbox, &args));
+    wait_for_text(&sandbox.path().join(log), "up");
+    // It is named a moment after it was started.
+    let deadline = std::time::Instant::now() + LIMIT;
+    while !call(sandbox, &["ps"]).stdout.contains(name) {
+        assert!(std::time::Instant::now() < deadline, "{name} is not listed");
+    }
+    running
+}
+
+#[test]
+fn a_named_vm_is_listed_read_refused_to_others_and_ended() {
+    needs_kvm!();
+    let sandbox = sandbox();
+    let (one, two) = (start(&sandbox, "one"), start(&sandbox, "two"));
+    let listed = call(&sandbox, &["ps", "--json"]).stdout;
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed[0]["name"], "one");
+    assert_eq!(listed[0]["pid"], one.child.id());
+    assert_eq!(listed[1]["name"], "two");
+    assert_eq!(call(&sandbox, &["logs", "one"]).stdout.trim(), "up");
+
+    let again = ["run", "--kernel", "kernel", "--memory", "32M", "--name", "one"];
+    let refused = call(&sandbox, &again);
+    assert_eq!(refused.status, 125, "{refused:?}");
+    assert!(refused.stderr.contains("husk stop one"), "{refused:?}");
+    let refused = call(&sandbox, &["exec", "one", "--", "true"]);
+    assert_eq!(refused.status, 125, "{refused:?}");
+    assert!(refused.stderr.contains("runs no commands"), "{refused:?}");
+
+    let killed = call(&sandbox, &["kill", "one"]);
+    assert_eq!(killed.status, 0, "{killed:?}");
+    assert_eq!(one.finish().status, 0);
+    // Its guest does not hear of the power button.
+    let stopped = call(&sandbox, &["stop", "two", "--grace", "0.1"]);
+    assert_eq!(stopped.status, 0, "{stopped:?}");
+    assert_eq!(two.finish().status, 0);
+    assert_eq!(sandbox.path().join("run/husk").read_dir().unwrap().count(), 0);
+}
+
+#[test]
+fn a_name_that_nobody_has_or_that_is_none_is_refused_with_the_way_out() {
+    let sandbox = sandbox();
+    let calls: [(&[&str], &str); 8] = [
+        (&["stop", "nobody"], "husk ps"),
+        (&["kill", "nobody"], "husk ps"),
+        (&["logs", "nobody"], "husk ps"),
+        (&["exec", "nobody", "--", "true"], "husk ps"),
+        (&["cp", "kernel", "nobody:/tmp/"], "husk ps"),
+        (&["cp", "kernel", "elsewhere"], "NAME:PATH"),
+        (&["logs", "../../etc"], "no name"),
+        (&["run", "--kernel", "kernel", "--name", "a/b"], "no name"),
+    ];
+    for (args, words) in calls {
+        let refused = call(&sandbox, args);
+        assert_eq!(refused.status, 125, "{refused:?}");
+        assert!(refused.stderr.contains(words), "{refused:?}");
+    }
+}

@@ -1,0 +1,283 @@
+//! Commands in a guest: from the library, many in one guest, and from the command line.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod guest;
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use guest::tools::{fsck, host, read_from, sha256};
+use guest::{DEBIAN, Lab, MODULES_CLOUD, PATIENCE, TINY, VMLINUZ_CLOUD, husk, kernel_cache};
+use husk::config::{DiskConfig, GuestConfig, MemoryConfig, RootConfig, Size, VmConfig};
+use husk::error::ExecError;
+use husk::{GuestCommand, Outcome, Output, RunningVm, Status, Vm};
+
+/// The kernel's modules, where husk does not find them by itself: it is a copy then.
+fn modules(lab: &Lab) -> Option<PathBuf> {
+    Some(lab.asset(MODULES_CLOUD)).filter(|modules| modules.is_dir())
+}
+
+/// A machine with the Debian root below an overlay.
+fn debian(lab: &Lab) -> VmConfig {
+    static CACHE: Once = Once::new();
+    // SAFETY: nobody in this process reads the environment but std, which locks it.
+    CACHE.call_once(|| unsafe { std::env::set_var("XDG_CACHE_HOME", kernel_cache()) });
+    let mut config = VmConfig::new(lab.asset(VMLINUZ_CLOUD));
+    config.console = husk::config::ConsoleConfig::None;
+    config.memory = MemoryConfig { size: Size(192 << 20), ..MemoryConfig::default() };
+    let path = lab.asset(DEBIAN);
+    config.disks =
+        vec![DiskConfig { id: "root".into(), path, readonly: true, ..Default::default() }];
+    let root = Some(RootConfig { disk: "root".into(), writable: false });
+    let modules = modules(lab);
+    config.guest = Some(GuestConfig { root, modules, ..GuestConfig::default() });
+    config
+}
+
+fn shell(script: &str) -> GuestCommand {
+    GuestCommand::new(["sh", "-c", script]).timeout(PATIENCE)
+}
+
+fn run(vm: &RunningVm, command: &GuestCommand) -> Output {
+    vm.output(command).unwrap_or_else(|e| panic!("{e}\n{}", vm.console_tail(40)))
+}
+
+fn text(output: &Output) -> String {
+    let Output { status, stdout, stderr } = output;
+    assert!(status.success(), "{status:?}: {}", String::from_utf8_lossy(stderr));
+    String::from_utf8(stdout.clone()).unwrap()
+}
+
+#[test]
+fn one_guest_runs_many_commands_and_its_panic_is_told() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = Vm::new(debian(&lab)).unwrap().start().unwrap();
+    vm.wait_ready(PATIENCE).unwrap_or_else(|e| panic!("{e}\n{}", vm.console_tail(60)));
+    let facts = text(&run(&vm, &shell("hostname; pwd; id -u; stat -f -c %T /; cat /proc/1/comm")));
+    assert_eq!(facts, "husk\n/\n0\noverlayfs\ninit\n");
+
+    for (script, code) in [
+        ("exit 0", 0),
+        ("exit 1", 1),
+        ("exit 7", 7),
+        ("kill -KILL $$", 137),
+        ("kill -TERM $$", 143),
+    ] {
+        assert_eq!(run(&vm, &shell(script)).status.code(), code, "{script}");
+    }
+    let missing = vm.exec(["there-is-none"]).unwrap_err();
+    assert!(matches!(missing, ExecError::NotFound(_)), "{missing}");
+    let no_program = vm.exec(["/etc/passwd"]).unwrap_err();
+    assert!(matches!(no_program, ExecError::NotExecutable { .. }), "{no_program}");
+
+    streams(&vm);
+    arguments(&vm);
+    files(&vm, &lab);
+    memory(&vm);
+
+    let begin = Instant::now();
+    let endless =
+        shell("trap '' TERM; while :; do sleep 1000; done").timeout(Duration::from_secs(1));
+    assert!(matches!(vm.output(&endless), Err(ExecError::TimedOut(_))));
+    assert!(begin.elapsed() < PATIENCE);
+
+    let error = vm.exec(["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 1000"]).unwrap_err();
+    match error {
+        ExecError::Ended(outcome) => match *outcome {
+            Outcome::Panic { console } => assert!(console.contains("sysrq"), "{console}"),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other}"),
+    }
+    let after = vm.exec(["true"]).unwrap_err();
+    assert!(matches!(after, ExecError::Ended(_)), "{after}");
+}
+
+fn streams(vm: &RunningVm) {
+    let lines = "i=0; while [ $i -lt 10000 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done";
+    let output = run(vm, &shell(lines));
+    let wanted = |name: &str| (0..10000).map(|n| format!("{name} {n}\n")).collect::<String>();
+    assert!(output.stdout == wanted("out").as_bytes(), "{} bytes", output.stdout.len());
+    assert!(output.stderr == wanted("err").as_bytes(), "{} bytes", output.stderr.len());
+
+    let mut state = 1u32;
+    let bytes: Vec<u8> = (0..16 << 20)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .collect();
+    let hash = sha256(&bytes);
+    let output = run(vm, &GuestCommand::new(["sha256sum"]).input(bytes).timeout(PATIENCE));
+    assert_eq!(text(&output).split_whitespace().next(), Some(hash.as_str()));
+
+    let background = run(vm, &shell("sleep 1000 & echo begun"));
+    assert_eq!(text(&background), "begun\n");
+}
+
+fn arguments(vm: &RunningVm) {
+    let odd = "a line\nand another\t\"quoted\" \\ $HOME\u{7f}\u{1}é";
+    let command = shell("printf %s \"$1\"; printf %s \"$ODD\"; pwd").arg("sh").arg(odd);
+    let output = run(vm, &command.env("ODD", odd).directory("/usr"));
+    assert_eq!(text(&output), format!("{odd}{odd}/usr\n"));
+    let value = "v".repeat(100 << 10);
+    let mut command = shell("env | wc -c");
+    for n in 0..19 {
+        command = command.env(format!("LONG{n}"), &value);
+    }
+    let counted: usize = text(&run(vm, &command)).trim().parse().unwrap();
+    assert!(counted > 19 * value.len(), "{counted}");
+    let user = run(vm, &GuestCommand::new(["id"]).user("nobody").timeout(PATIENCE));
+    assert!(text(&user).starts_with("uid=65534(nobody) gid=65534(nogroup)"), "{user:?}");
+}
+
+fn files(vm: &RunningVm, lab: &Lab) {
+    let bytes: Vec<u8> = (0..1 << 20).map(|n: u32| (n % 253) as u8).collect();
+    let (from, back) = (lab.path("from"), lab.path("back"));
+    std::fs::write(&from, &bytes).unwrap();
+    std::fs::set_permissions(&from, PermissionsExt::from_mode(0o751)).unwrap();
+    vm.copy_in(&from, Path::new("/root/copy")).unwrap();
+    assert_eq!(text(&run(vm, &shell("stat -c '%a %s' /root/copy"))), "751 1048576\n");
+    vm.copy_out(Path::new("/root/copy"), &back).unwrap();
+    assert!(std::fs::read(back).unwrap() == bytes);
+    let error = vm.copy_in(&from, Path::new("/no/such/place")).unwrap_err();
+    assert!(matches!(error, ExecError::GuestFile { .. }), "{error}");
+}
+
+fn memory(vm: &RunningVm) {
+    let hungry = run(vm, &GuestCommand::new(["tail", "/dev/zero"]).timeout(PATIENCE));
+    assert_eq!(hungry.status, Status::Signaled { signal: 9, out_of_memory: true });
+    assert!(run(vm, &shell("true")).status.success(), "the guest is there still");
+}
+
+/// A `husk run` of the cloud kernel with these options.
+fn cli(lab: &Lab, args: &[&str]) -> Command {
+    let mut command = Command::new(husk());
+    guest::process::with_ordinary_signals(&mut command);
+    command.env("XDG_CACHE_HOME", kernel_cache()).env("XDG_DATA_HOME", lab.path("data"));
+    command.arg("run").arg("--kernel").arg(lab.asset(VMLINUZ_CLOUD));
+    if let Some(modules) = modules(lab).filter(|_| !args.contains(&"--modules")) {
+        command.arg("--modules").arg(modules);
+    }
+    command.args(args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn finish(mut command: Command, input: &[u8]) -> (i32, String, String) {
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input).unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (guest::process::status(output.status), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn husk_run_is_the_command_and_a_writable_root_keeps_what_it_wrote() {
+    let Some(lab) = Lab::open() else { return };
+    let root: PathBuf = lab.path("root.ext4");
+    let from = lab.asset(DEBIAN);
+    host(
+        "cp",
+        [OsStr::new("--sparse=always"), OsStr::new("-L"), from.as_os_str(), root.as_os_str()],
+    );
+    let root_arg = format!("{}:rw", root.display());
+    let script = "cat >/kept; echo $GREETING; echo told >&2; pwd; exit 7";
+    let args = [
+        "--root",
+        &root_arg,
+        "--env",
+        "GREETING=hello",
+        "--workdir",
+        "/etc",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
+    let (status, stdout, stderr) = finish(cli(&lab, &args), b"from husk's stdin\n");
+    assert_eq!((status, stdout.as_str(), stderr.as_str()), (7, "hello\n/etc\n", "told\n"));
+    assert_eq!(read_from(&root, "/kept"), b"from husk's stdin\n");
+    fsck(&root);
+}
+
+#[test]
+fn husk_run_passes_signals_on_and_others_reach_its_guest_by_name() {
+    let Some(lab) = Lab::open() else { return };
+    let initrd = lab.asset(TINY);
+    let script = "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.1; done";
+    let busybox = ["--", "/bin/busybox"];
+    let args = ["--name", "one", "--initrd", initrd.to_str().unwrap()];
+    let mut command = cli(&lab, &[&args[..], &busybox, &["sh", "-c", script]].concat());
+    let runtime = lab.path("runtime");
+    std::fs::create_dir(&runtime).unwrap();
+    command.env("XDG_RUNTIME_DIR", &runtime);
+    let mut child = command.spawn().unwrap();
+    let mut line = [0; 3];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+    assert_eq!(&line, b"up\n");
+    others_reach_it_by_its_name(&lab, &runtime);
+    let pid = libc::pid_t::try_from(child.id()).unwrap();
+    // SAFETY: kill touches no memory; the child has not been waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(9), "{stderr}");
+    assert_eq!(output.stdout, b"caught\n", "{stderr}");
+    assert_eq!(runtime.join("husk").read_dir().unwrap().count(), 0, "its name is still there");
+}
+
+/// `husk ps`, `exec` and `cp` for the VM called `one`, in which there is busybox.
+fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
+    let call = |args: &[&str]| {
+        let mut command = Command::new(husk());
+        command.env("XDG_RUNTIME_DIR", runtime).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        finish(command, b"some input\n")
+    };
+    let (status, listed, stderr) = call(&["ps"]);
+    assert!(status == 0 && listed.contains("one "), "{listed}{stderr}");
+    let script = "/bin/busybox cat; echo told >&2; exit 5";
+    let done = call(&["exec", "one", "--", "/bin/busybox", "sh", "-c", script]);
+    assert_eq!(done, (5, "some input\n".to_owned(), "told\n".to_owned()));
+    let (status, _, stderr) = call(&["exec", "one", "--", "there-is-none"]);
+    assert_eq!(status, 127, "{stderr}");
+    let (from, back) = (lab.path("cp-from"), lab.path("cp-back"));
+    std::fs::write(&from, "copied").unwrap();
+    let copy = |from: &str, to: &str| {
+        let (status, _, stderr) = call(&["cp", from, to]);
+        assert_eq!(status, 0, "{stderr}");
+    };
+    copy(from.to_str().unwrap(), "one:/tmp/");
+    copy("one:/tmp/cp-from", back.to_str().unwrap());
+    assert_eq!(std::fs::read(back).unwrap(), b"copied");
+}
+
+#[test]
+fn a_guest_that_cannot_reach_husk_says_which_option_its_kernel_lacks() {
+    let Some(lab) = Lab::open() else { return };
+    // An index by which everything is built in, which it is not.
+    let modules = lab.path("modules");
+    std::fs::create_dir(&modules).unwrap();
+    std::fs::write(modules.join("modules.dep"), "").unwrap();
+    let builtin = "k/virtio_mmio.ko\nk/vmw_vsock_virtio_transport.ko\n";
+    std::fs::write(modules.join("modules.builtin"), builtin).unwrap();
+    let args = ["--modules", modules.to_str().unwrap(), "--", "true"];
+    let (status, stdout, stderr) = finish(cli(&lab, &args), b"");
+    assert_eq!((status, stdout.as_str()), (125, ""), "{stderr}");
+    assert!(stderr.contains("CONFIG_VIRTIO_VSOCKETS"), "{stderr}");
+}
