@@ -224,22 +224,15 @@ impl Run {
             attend_metrics(file, asked, &vm)?;
         }
 
-        footprint::release();
-        let outcome = match timeout {
-            None => vm.wait(),
-            Some(limit) => match vm.wait_timeout(limit) {
-                Some(outcome) => outcome,
-                None => {
-                    let ended = kill(&vm);
-                    terminal::restore();
-                    tell!("husk: the VM still ran after {} s\n", limit.as_secs_f64());
-                    report(show, metrics.as_ref(), &vm);
-                    if !ended {
-                        std::process::exit(TIMED_OUT.into());
-                    }
-                    return Ok(TIMED_OUT);
-                }
-            },
+        let Some(outcome) = wait(&vm, timeout) else {
+            let ended = kill(&vm);
+            terminal::restore();
+            tell!("husk: the VM still ran after {} s\n", timeout.unwrap_or_default().as_secs_f64());
+            report(show, metrics.as_ref(), &vm);
+            if !ended {
+                std::process::exit(TIMED_OUT.into());
+            }
+            return Ok(TIMED_OUT);
         };
         terminal::restore();
         let status = conclude(&outcome, ending.signal());
@@ -291,6 +284,22 @@ impl Run {
         config.boot_protocol = self.boot_protocol.unwrap_or(config.boot_protocol);
         config.share_kernel = config.share_kernel || self.share_kernel;
         Ok(config)
+    }
+}
+
+/// Waits until the VM ends, at most for `limit`, and gives back meanwhile what only the start needed:
+/// at once, and when the guest has come up and its drivers have their devices.
+fn wait(vm: &RunningVm, limit: Option<Duration>) -> Option<Outcome> {
+    const UP: Duration = Duration::from_secs(5);
+    footprint::release();
+    let first = limit.map_or(UP, |limit| limit.min(UP));
+    if let Some(outcome) = vm.wait_timeout(first) {
+        return Some(outcome);
+    }
+    footprint::release();
+    match limit {
+        None => Some(vm.wait()),
+        Some(limit) => vm.wait_timeout(limit.saturating_sub(first)),
     }
 }
 
