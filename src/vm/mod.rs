@@ -25,6 +25,7 @@ mod net;
 mod outcome;
 mod panic;
 mod pmem;
+mod reboots;
 mod running;
 
 use std::path::Path;
