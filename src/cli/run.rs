@@ -209,6 +209,13 @@ impl Run {
         let vm = Vm::with(config, console, timeline.clone())?;
         let metrics = metrics_path.as_deref().map(metrics::File::make).transpose()?;
         if escapes.is_some() {
+            if terminal::is_anothers() {
+                tell!(
+                    "husk: this job is in the background and the terminal, its guest's console, is \
+                     not: it stops until the shell's `fg` (or leave the terminal alone: \
+                     </dev/null, or --console file=PATH)\n"
+                );
+            }
             terminal::make_raw();
         }
         let vm = Arc::new(vm.start()?);
