@@ -10,8 +10,11 @@
 
 mod fixture;
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+
 use fixture::Emit;
-use fixture::husk::{Sandbox, refuses, refuses_run};
+use fixture::husk::{Running, Sandbox, refuses, refuses_run};
 use fixture::kernel::{PAYLOAD_AT, bzimage, image};
 
 #[test]
@@ -32,6 +35,30 @@ fn a_kernel_that_is_none_is_named_and_said_to_be_what_it_is() {
     ] {
         refuses_run(&sandbox, &["--kernel", name], &["kernel", name, words]);
     }
+}
+
+#[test]
+fn a_kernel_that_may_not_be_read_is_named() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let kernel = sandbox.path().join("kernel");
+    std::fs::set_permissions(kernel, PermissionsExt::from_mode(0o000)).unwrap();
+    let mut command = sandbox.husk(&["run", "--kernel", "kernel"]);
+    // SAFETY: prctl is a bare system call; nothing is allocated between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            // Root could read it all the same (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH); a user has
+            // nothing to drop, and may not.
+            for capability in [1, 2] {
+                libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
+            }
+            Ok(())
+        });
+    }
+    let finished = Running::start(&mut command).finish();
+    assert_eq!((finished.status, finished.stdout.as_str()), (125, ""), "{finished:?}");
+    let stderr = &finished.stderr;
+    assert!(stderr.contains("kernel") && stderr.contains("Permission denied"), "{stderr}");
 }
 
 #[test]

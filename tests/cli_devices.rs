@@ -87,6 +87,24 @@ fn a_disk_that_is_not_what_it_should_be_is_refused_before_the_vm_starts() {
     }
 }
 
+#[test]
+fn metrics_replace_no_file_that_is_not_metrics() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    sandbox.file("letter", "Dear husk,\n");
+    refuses_run(
+        &sandbox,
+        &["--kernel", "kernel", "--metrics", "letter"],
+        &["--metrics letter", "something else than metrics", "would be lost"],
+    );
+    assert_eq!(std::fs::read(sandbox.path().join("letter")).unwrap(), b"Dear husk,\n");
+    // Those of the last time are.
+    for _ in 0..2 {
+        let ended = sandbox.run(&["run", "--kernel", "kernel", "--metrics", "metrics"]);
+        assert_eq!((ended.status, ended.stderr.as_str()), (0, ""), "{ended:?}");
+    }
+}
+
 /// Sets the size of the window of the terminal behind `line`.
 fn set_size(line: &impl AsRawFd, columns: u16, rows: u16) {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };

@@ -11,14 +11,15 @@ mod fixture;
 
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use fixture::Emit;
 use fixture::assembly::{COM1, PVPANIC, RESET};
-use fixture::husk::{Running, Sandbox, broken_pipe, wait_for_text};
-use fixture::interrupts::counting_input;
+use fixture::husk::{
+    Running, Sandbox, broken_pipe, deaf, run_least as run, sandbox, start_and_wait, wait_for_text,
+};
 use fixture::kernel::{bzimage, image};
 use fixture::process::cpu_time;
-use fixture::{Code, Emit};
 use husk::config::VmConfig;
 use iced_x86::code_asm::{al, dx, eax, ebx, ecx, edi, edx, esi};
 
@@ -33,35 +34,6 @@ fn options(help: &str) -> Vec<(&str, &str)> {
             (name.unwrap_or(names), words.trim())
         })
         .collect()
-}
-
-/// A sandbox with this kernel in it.
-fn sandbox(code: impl FnOnce(&mut Code) -> fixture::assembly::Assembled) -> Sandbox {
-    let sandbox = Sandbox::new();
-    sandbox.file("kernel", image(32, code));
-    sandbox
-}
-
-/// `husk run` of the sandbox' kernel in the least machine.
-fn run(sandbox: &Sandbox, args: &[&str]) -> Command {
-    let least = ["run", "--kernel", "kernel", "--memory", "32M", "--rng", "off"];
-    sandbox.husk(&[&least[..], args].concat())
-}
-
-/// Starts it with its console in the file `log`, and waits until the guest has said "up".
-fn start_and_wait(sandbox: &Sandbox, args: &[&str]) -> Running {
-    let mut command = run(sandbox, &[&["--console", "file=log"], args].concat());
-    let running = Running::start(&mut command);
-    wait_for_text(&sandbox.path().join("log"), "up");
-    running
-}
-
-/// A sandbox with a kernel that says "up" and then spins without interrupts.
-fn deaf() -> Sandbox {
-    sandbox(|a| {
-        a.say("up")?;
-        a.spin()
-    })
 }
 
 #[test]
@@ -107,6 +79,23 @@ fn a_reboot_is_done_in_place_or_ends_with_0_as_wanted() {
 }
 
 #[test]
+fn a_guest_that_reboots_for_ever_is_spoken_of() {
+    needs_kvm!();
+    let sandbox = sandbox(|a| {
+        a.out8(RESET, 1)?;
+        a.halt()
+    });
+    let said = sandbox.path().join("said");
+    let mut command = run(&sandbox, &["--grace", "0"]);
+    let mut running = Running::start(command.stderr(std::fs::File::create(&said).unwrap()));
+    wait_for_text(&said, "the guest has rebooted 10 times");
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.status().code(), Some(143));
+    let said = std::fs::read_to_string(said).unwrap();
+    assert_eq!(said.matches("has rebooted").count(), 1, "{said}");
+}
+
+#[test]
 fn a_panic_ends_with_134_and_the_last_lines_of_the_console() {
     needs_kvm!();
     let sandbox = sandbox(|a| {
@@ -147,106 +136,6 @@ fn a_guest_that_takes_too_long_ends_with_124() {
     assert_eq!(finished.status, 124, "{finished:?}");
     assert_eq!(finished.stdout, "up");
     assert!(finished.stderr.contains("0.5 s"), "{}", finished.stderr);
-}
-
-#[test]
-fn sigterm_to_a_guest_that_ignores_the_power_button_ends_it_after_the_grace() {
-    needs_kvm!();
-    for (signal, status) in [(libc::SIGTERM, 143), (libc::SIGINT, 130), (libc::SIGHUP, 129)] {
-        let sandbox = deaf();
-        let running = start_and_wait(&sandbox, &["--grace", "0.5"]);
-        let start = Instant::now();
-        running.signal(signal);
-        let finished = running.finish();
-        assert_eq!(finished.status, status, "{finished:?}");
-        assert!(start.elapsed() >= Duration::from_millis(500), "{:?}", start.elapsed());
-    }
-}
-
-#[test]
-fn a_signal_that_husk_was_started_to_ignore_is_ignored() {
-    needs_kvm!();
-    let sandbox = deaf();
-    for (ignored, name) in [(libc::SIGHUP, "HUP"), (libc::SIGINT, "INT"), (libc::SIGQUIT, "QUIT")] {
-        let husk = env!("CARGO_BIN_EXE_husk");
-        let script = format!(r#"trap "" {name}; exec "$0" "$@""#);
-        let args = ["run", "--kernel", "kernel", "--memory", "32M", "--rng", "off"];
-        let more = ["--console", "file=log", "--grace", "0"];
-        let args = [&["-c", &script, husk], &args[..], &more].concat();
-        let mut running = Running::start(&mut sandbox.program("sh", &args));
-        wait_for_text(&sandbox.path().join("log"), "up");
-        running.signal(ignored);
-        std::thread::sleep(Duration::from_millis(300));
-        assert!(running.child.try_wait().unwrap().is_none(), "SIG{name} has ended it");
-        running.signal(libc::SIGTERM);
-        assert_eq!(running.finish().status, 143);
-        std::fs::remove_file(sandbox.path().join("log")).unwrap();
-    }
-}
-
-#[test]
-fn a_first_signal_is_answered_with_what_it_did_and_what_a_second_will_do() {
-    needs_kvm!();
-    let sandbox = deaf();
-    let running = start_and_wait(&sandbox, &["--grace", "0.5"]);
-    running.signal(libc::SIGINT);
-    let finished = running.finish();
-    for words in ["SIGINT", "power button", "0.5 s", "second signal", "at once"] {
-        assert!(finished.stderr.contains(words), "{words:?} is missing: {finished:?}");
-    }
-    assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
-}
-
-#[test]
-fn a_vm_that_waits_for_the_host_does_not_keep_husk_from_ending_at_a_signal() {
-    needs_kvm!();
-    let sandbox = deaf();
-    sandbox.file("disk", [0; 512]);
-    // The grace passes; or a second signal comes.
-    for (grace, signals) in [("0.2", 1), ("600", 2)] {
-        let running = start_and_wait(&sandbox, &["--disk", "disk", "--grace", grace]);
-        let tid = running.make_stuck("husk-vm");
-        for _ in 0..signals {
-            running.signal(libc::SIGTERM);
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        running.end_of_stuck(tid);
-        let finished = running.finish();
-        assert_eq!(finished.status, 143, "{finished:?}");
-        assert!(finished.stderr.contains("the host does not answer"), "{finished:?}");
-        std::fs::remove_file(sandbox.path().join("log")).unwrap();
-    }
-}
-
-#[test]
-fn a_second_signal_ends_the_guest_at_once() {
-    needs_kvm!();
-    let sandbox = deaf();
-    let mut running = start_and_wait(&sandbox, &["--grace", "600"]);
-    running.signal(libc::SIGTERM);
-    std::thread::sleep(Duration::from_millis(200));
-    assert!(running.child.try_wait().unwrap().is_none(), "the first one must not end it");
-    running.signal(libc::SIGTERM);
-    assert_eq!(running.finish().status, 143);
-}
-
-#[test]
-fn sigterm_to_a_guest_that_listens_is_its_power_button() {
-    needs_kvm!();
-    let sandbox = Sandbox::new();
-    let listening = counting_input(5, |a| {
-        a.say("up")?;
-        a.hlt()?;
-        a.say("bye")
-    });
-    std::fs::copy(listening.path(), sandbox.path().join("kernel")).unwrap();
-    let running = start_and_wait(&sandbox, &["--grace", "60"]);
-    std::thread::sleep(Duration::from_millis(100));
-    running.signal(libc::SIGTERM);
-    let finished = running.finish();
-    assert_eq!(finished.status, 0, "{finished:?}");
-    let said = std::fs::read(sandbox.path().join("log")).unwrap();
-    assert_eq!(said, b"upbye\x01");
 }
 
 #[test]

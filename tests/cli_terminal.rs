@@ -390,3 +390,55 @@ fn a_bad_configuration_leaves_the_terminal_alone() {
     assert!(!is_raw(&File::from(line)));
     drop(main);
 }
+
+#[test]
+fn a_husk_in_the_background_says_why_it_stops_and_goes_on_in_the_foreground() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    sandbox.file(
+        "kernel",
+        image(32, |a| {
+            a.say("up")?;
+            a.power_off()
+        }),
+    );
+    let (main, line) = open_terminal();
+    // A shell that controls jobs, as a person has it.
+    let script = r#"set -m; "$0" run --kernel kernel --memory 32M --rng off &
+        echo "PID $!."; read go; fg; echo "ENDED $?.""#;
+    let mut shell = sandbox.program("sh", &["-c", script, env!("CARGO_BIN_EXE_husk")]);
+    shell.stdin(line.try_clone().unwrap());
+    shell.stdout(line.try_clone().unwrap()).stderr(line.try_clone().unwrap());
+    // SAFETY: bare system calls; nothing is allocated between fork and exec.
+    unsafe {
+        shell.pre_exec(|| {
+            libc::setsid();
+            match libc::ioctl(0, libc::TIOCSCTTY, 0) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let mut running = Running::start(&mut shell);
+    drop(line);
+    let mut keyboard = File::from(main);
+    let mut glass = BufReader::new(keyboard.try_clone().unwrap());
+    let mut screen = String::new();
+    let mut wait_for = |text: &str| {
+        while !screen.contains(text) {
+            let len = glass.read_line(&mut screen).unwrap_or(0);
+            assert!(len > 0, "{text:?} does not appear: {screen:?}");
+        }
+        screen.clone()
+    };
+    let seen = wait_for("PID ");
+    let pid = seen.split("PID ").nth(1).and_then(|rest| rest.split('.').next());
+    let pid: u32 = pid.unwrap().parse().unwrap();
+    let seen = wait_for("in the background");
+    assert!(seen.contains("fg") && seen.contains("</dev/null"), "{seen}");
+    within_the_limit("husk is stopped", || is_stopped(pid));
+    assert!(!seen.contains("up"), "{seen}");
+    keyboard.write_all(b"\n").unwrap();
+    assert!(wait_for("ENDED 0.").contains("up"));
+    assert_eq!(running.status().code(), Some(0));
+}

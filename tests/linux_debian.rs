@@ -6,6 +6,7 @@ mod guest;
 
 use std::ffi::OsStr;
 
+use guest::process::resident_program;
 use guest::tools::{fsck, host, read_from};
 use guest::{DEBIAN, Lab, soak_rounds};
 
@@ -31,6 +32,10 @@ fn once(lab: &Lab, name: &str) {
     guest.wait_for("# ");
     guest.type_line("echo \"answer-$((6 * 7)) of $(hostname)\" | tee /root/answer; sync");
     guest.wait_for("answer-42 of husk");
+    // Of husk's program 3 MiB would be there if what runs once, or nothing else, were among the rest.
+    let resident = resident_program(guest.pid());
+    eprintln!("{resident} KiB of husk's program are in memory");
+    assert!((64..1536).contains(&resident), "{resident} KiB of husk's program");
     guest.type_line("poweroff");
     let done = guest.finish();
     done.expect_status(0);

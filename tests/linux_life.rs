@@ -189,15 +189,15 @@ fn an_idle_guest_costs_hardly_any_processor_time() {
 #[test]
 fn a_console_nobody_reads_stops_neither_the_guest_nor_its_disk() {
     let Some(lab) = Lab::open() else { return };
-    let disk = lab.hole("disk.img", 16 << 20);
-    // The flood fills husk's buffer and the pipe, and then stops; everything else goes on.
+    let disk = lab.hole("disk.img", 4 << 20);
+    // The flood fills husk's buffer (128 KiB) and the pipe, and then stops; everything else goes on.
     let script = r#"
-yes "nobody reads this" | head -c 400000 >/flood
+yes "nobody reads this" | head -c 200000 >/flood
 cat /flood &
 full() { a=$(grep -o 'tx:[0-9]*' /proc/tty/driver/serial); sleep 2
     [ "$a" = "$(grep -o 'tx:[0-9]*' /proc/tty/driver/serial)" ]; }
 until full; do :; done
-dd if=/dev/zero bs=1M count=16 2>/dev/null | tr '\0' p | dd of=/dev/vda bs=1M conv=notrunc,fsync 2>/dev/null
+dd if=/dev/zero bs=1M count=4 2>/dev/null | tr '\0' p | dd of=/dev/vda bs=1M conv=notrunc,fsync 2>/dev/null
 poweroff -f
 "#;
     let guest = lab.guest().args("--cpus 2").disk(&disk, "").script(script).unread().start();

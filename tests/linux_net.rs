@@ -41,6 +41,16 @@ fn exists(name: &str) -> bool {
     try_host("ip", ["-o", "link", "show", "dev", name]).0 == 0
 }
 
+/// A TAP made by the line in the README, but for its name and address.
+fn make_tap_as_the_readme_says(name: &str, address: &str) {
+    let readme = include_str!("../README.md");
+    let line =
+        readme.lines().map(str::trim).find(|line| line.starts_with("ip tuntap add")).unwrap();
+    let words = line.replace("tap0", name).replace("172.31.0.1/30", address);
+    assert!(words.contains(name) && words.contains(address), "{words}");
+    host("sh", ["-ec", &format!("USER=root; {words}")]);
+}
+
 /// A TAP as a descriptor, its interface called `name`; it goes when the descriptor does.
 fn open_tap(name: &str) -> OwnedFd {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
@@ -75,9 +85,7 @@ fn noise() -> Vec<u8> {
 fn taps_by_name_by_descriptor_and_made_by_husk_carry_pings_and_tcp() {
     let Some(lab) = Lab::open() else { return };
     enter_namespace();
-    ip("tuntap add dev byname mode tap");
-    ip("address add 10.0.0.1/24 dev byname");
-    ip("link set byname up");
+    make_tap_as_the_readme_says("byname", "10.0.0.1/24");
     let inherited = open_tap("byfd");
     ip("address add 10.0.1.1/24 dev byfd");
     ip("link set byfd up");

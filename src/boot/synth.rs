@@ -6,6 +6,11 @@ use lzma_rust2::{LzmaOptions, LzmaWriter, XzOptions, XzWriter};
 
 use super::unpack::Compression;
 
+#[path = "../../tests/fixture/bzimage.rs"]
+mod shared;
+
+use shared::BzImage;
+
 /// The ways a kernel may be packed.
 pub(crate) const ALL: [Compression; 6] = [
     Compression::Gzip,
@@ -180,33 +185,19 @@ pub(crate) fn pack(compression: Compression, bytes: &[u8]) -> Vec<u8> {
     packed
 }
 
+const BZIMAGE: BzImage = BzImage {
+    setup_sectors: 2,
+    payload_at: 0x2cc,
+    xloadflags: 0x7f,
+    pref_address: BASE,
+    init_size: INIT_SIZE,
+};
 /// The length of the real-mode part of a synthetic bzImage.
-pub(crate) const SETUP_LEN: usize = 3 * 512;
+pub(crate) const SETUP_LEN: usize = BZIMAGE.code_at();
 /// Where its payload begins in the protected-mode code.
-pub(crate) const PAYLOAD_AT: usize = 0x2cc;
+pub(crate) const PAYLOAD_AT: usize = BZIMAGE.payload_at as usize;
 
 /// A bzImage of protocol 2.15 around `payload`.
 pub(crate) fn bzimage(payload: &[u8]) -> Vec<u8> {
-    let mut image = vec![0; SETUP_LEN + PAYLOAD_AT];
-    image[SETUP_LEN..].copy_from_slice(&noise(PAYLOAD_AT, 9));
-    image.extend(payload);
-    image.extend(noise(200, 10));
-    image.resize(image.len().next_multiple_of(16), 0);
-    let syssize = (image.len() - SETUP_LEN) as u32 / 16;
-    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0x1f1, &[2]);
-    put(0x1f4, &syssize.to_le_bytes());
-    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
-    put(0x202, b"HdrS\x0f\x02");
-    put(0x211, &[1]);
-    put(0x214, &0x10_0000u32.to_le_bytes());
-    put(0x22c, &0x7fff_ffffu32.to_le_bytes());
-    put(0x230, &0x20_0000u32.to_le_bytes());
-    put(0x234, &[1, 21, 0x7f, 0]);
-    put(0x238, &2047u32.to_le_bytes());
-    put(0x248, &(PAYLOAD_AT as u32).to_le_bytes());
-    put(0x24c, &(payload.len() as u32).to_le_bytes());
-    put(0x258, &BASE.to_le_bytes());
-    put(0x260, &INIT_SIZE.to_le_bytes());
-    image
+    BZIMAGE.around(payload)
 }

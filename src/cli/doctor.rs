@@ -35,7 +35,7 @@ impl Doctor {
 fn table(report: &Report) -> String {
     let width = report.checks.iter().map(|c| c.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
-    for check in &report.checks {
+    for (n, check) in report.checks.iter().enumerate() {
         let mark = match check.status {
             Status::Ok => '✓',
             Status::Warn => '!',
@@ -43,9 +43,13 @@ fn table(report: &Report) -> String {
         };
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{mark} {:width$}  {}", check.name, check.detail);
-        if let Some(remedy) = &check.remedy {
-            let _ = writeln!(text, "  {:width$}  → {remedy}", "");
-        }
+        // What helps against several things is said once.
+        let said = report.checks.iter().take(n).any(|before| before.remedy == check.remedy);
+        let _ = match &check.remedy {
+            Some(_) if said => writeln!(text, "  {:width$}  → as above", ""),
+            Some(remedy) => writeln!(text, "  {:width$}  → {remedy}", ""),
+            None => Ok(()),
+        };
     }
     let count = |status| report.checks.iter().filter(|c| c.status == status).count();
     let _ = match (count(Status::Fail), count(Status::Warn)) {
@@ -98,6 +102,18 @@ mod tests {
                         \n\
                         Linux cannot boot here: 1 of the above (✗).\n";
         assert_eq!(table(&report(checks)), expected);
+    }
+
+    #[test]
+    fn what_helps_against_several_things_is_said_once() {
+        let checks = vec![
+            check("INT3", Status::Fail, Some("go elsewhere")),
+            check("TAP", Status::Warn, Some("make one")),
+            check("XRSTOR", Status::Fail, Some("go elsewhere")),
+        ];
+        let text = table(&report(checks));
+        assert_eq!(text.matches("go elsewhere").count(), 1, "{text}");
+        assert!(text.contains("✗ XRSTOR  found\n          → as above\n"), "{text}");
     }
 
     #[test]

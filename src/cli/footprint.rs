@@ -1,7 +1,8 @@
 //! Giving back what only the start needed.
 //!
 //! Parsing options, unpacking kernels and describing the machine run once, but their code and their
-//! heap would stay resident as long as the VM runs: some 1.5 MiB for each VM.
+//! heap would stay resident as long as the VM runs: some 1.5 MiB for each VM. What stays in use stands
+//! together in the program, see `resources/link/resident.ld`.
 
 /// Unmaps the program's own code and constants, clean pages of its file, and trims the heap. What
 /// is used again comes back from the page cache, page by page, at its next use.

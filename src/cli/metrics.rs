@@ -1,37 +1,52 @@
 //! `--metrics FILE`: what the devices have done, written when the VM starts, at each SIGUSR1, and at
 //! the end. Nothing is written in between, so that an idle VM costs nothing.
 
-use std::io::{self, Write};
+use std::fmt::Display;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use husk::RunningVm;
+use serde_json::Value;
+
+/// No metrics are longer, in bytes.
+const MOST: u64 = 1 << 20;
 
 /// The file, known to be writable.
 #[derive(Clone)]
 pub struct File {
     path: PathBuf,
-    /// A file that is written beside it and takes its place, so that nobody reads half of one; what is
-    /// no regular file (a pipe, a terminal) is written to itself.
+    /// The file that is written and takes the place of the one before, so that nobody reads half of
+    /// one; what is no regular file (a pipe, a terminal) is written to itself.
     beside: Option<PathBuf>,
 }
 
 impl File {
-    /// Makes `path`, empty, or finds that it can be written to.
+    /// Makes `path`, empty, or finds that it can be written to. What is in a file already must be
+    /// metrics: whoever mistypes its name shall not lose another file.
     ///
     /// # Errors
     /// A sentence that names the file.
     pub fn make(path: &Path) -> Result<Self, String> {
-        let refused = |e: io::Error| format!("--metrics {}: {e}", path.display());
-        let regular = std::fs::metadata(path).map_or(true, |m| m.is_file());
-        let beside = regular.then(|| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(".new");
-            PathBuf::from(name)
-        });
-        let file = Self { path: path.to_owned(), beside };
-        if regular {
-            file.put("").map_err(refused)?;
+        let refused = |e: &dyn Display| format!("--metrics {}: {e}", path.display());
+        // What a link leads to is replaced, not the link.
+        let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let present = match std::fs::metadata(&target) {
+            Ok(metadata) if !metadata.is_file() => {
+                return Ok(Self { path: target, beside: None });
+            }
+            Ok(metadata) => metadata.len() > 0,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) => return Err(refused(&e)),
+        };
+        if present && !are_metrics(&target).map_err(|e| refused(&e))? {
+            return Err(refused(
+                &"it holds something else than metrics, which would be lost; name another file, or \
+                  remove it",
+            ));
         }
+        let beside = free_beside(&target).map_err(|e| refused(&e))?;
+        let file = Self { path: target, beside: Some(beside) };
+        file.put("").map_err(|e| refused(&e))?;
         Ok(file)
     }
 
@@ -52,6 +67,72 @@ impl File {
                 let mut file = std::fs::OpenOptions::new().write(true).open(&self.path)?;
                 file.write_all(text.as_bytes())
             }
+        }
+    }
+}
+
+/// Whether a file holds metrics, of this husk or of another version of it.
+fn are_metrics(path: &Path) -> io::Result<bool> {
+    let mut text = Vec::new();
+    std::fs::File::open(path)?.take(MOST).read_to_end(&mut text)?;
+    let Ok(Value::Object(metrics)) = serde_json::from_slice(&text) else { return Ok(false) };
+    let is = |name: &str, kind: fn(&Value) -> bool| metrics.get(name).is_some_and(kind);
+    Ok(metrics.len() == 2 && is("seconds", Value::is_number) && is("devices", Value::is_object))
+}
+
+/// A name beside `path` that nobody uses.
+fn free_beside(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    for n in 0..100 {
+        let beside = path.with_file_name(format!(".{name}.{}-{n}", std::process::id()));
+        match std::fs::File::create_new(&beside) {
+            Ok(_) => return Ok(beside),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_missing_empty_or_metrics_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        for good in ["", "{\"seconds\": 1.5, \"devices\": {\"disk0\": {\"of\": \"tomorrow\"}}}\n"] {
+            std::fs::write(&path, good).unwrap();
+            assert!(File::make(&path).is_ok(), "{good}");
+            assert_eq!(std::fs::read(&path).unwrap(), b"");
+        }
+        let other = "{\"seconds\": 1, \"devices\": {}, \"more\": 0}";
+        for bad in ["x", "{}", "[]", "{\"seconds\": 1}", other, "\0"] {
+            std::fs::write(&path, bad).unwrap();
+            let error = File::make(&path).err().unwrap();
+            assert!(error.contains("/m: it holds something else"), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), bad.as_bytes());
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(File::make(&dir.path().join("new")).is_ok());
+        assert!(dir.path().join("new").exists());
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_replaced_and_files_beside_it_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("m"), dir.path().join("link"));
+        std::fs::write(&path, "").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let (near, also) = (dir.path().join("m.new"), format!(".m.{}-0", std::process::id()));
+        std::fs::write(&near, "precious").unwrap();
+        std::fs::write(dir.path().join(&also), "precious").unwrap();
+        File::make(&link).unwrap().put("text").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&path).unwrap(), b"text");
+        for kept in [near, dir.path().join(also)] {
+            assert_eq!(std::fs::read(kept).unwrap(), b"precious");
         }
     }
 }

@@ -254,6 +254,13 @@ impl Run {
         let vm = Vm::with(config, console, timeline.clone())?;
         let metrics = metrics_path.as_deref().map(metrics::File::make).transpose()?;
         if escapes.is_some() {
+            if terminal::is_anothers() {
+                tell!(
+                    "husk: this job is in the background and the terminal, its guest's console, is \
+                     not: it stops until the shell's `fg` (or leave the terminal alone: \
+                     </dev/null, or --console file=PATH)\n"
+                );
+            }
             terminal::make_raw();
         }
         let vm = Arc::new(vm.start()?);
@@ -271,22 +278,15 @@ impl Run {
         }
         attend_disks(larger, &vm)?;
 
-        footprint::release();
-        let outcome = match timeout {
-            None => vm.wait(),
-            Some(limit) => match vm.wait_timeout(limit) {
-                Some(outcome) => outcome,
-                None => {
-                    let ended = kill(&vm);
-                    terminal::restore();
-                    tell!("husk: the VM still ran after {} s\n", limit.as_secs_f64());
-                    report(show, metrics.as_ref(), &vm);
-                    if !ended {
-                        std::process::exit(TIMED_OUT.into());
-                    }
-                    return Ok(TIMED_OUT);
-                }
-            },
+        let Some(outcome) = wait(&vm, timeout) else {
+            let ended = kill(&vm);
+            terminal::restore();
+            tell!("husk: the VM still ran after {} s\n", timeout.unwrap_or_default().as_secs_f64());
+            report(show, metrics.as_ref(), &vm);
+            if !ended {
+                std::process::exit(TIMED_OUT.into());
+            }
+            return Ok(TIMED_OUT);
         };
         terminal::restore();
         let status = conclude(&outcome, ending.signal());
@@ -342,6 +342,22 @@ impl Run {
         config.share_kernel = config.share_kernel || self.share_kernel;
         let command = self.exec.apply(&mut config, self.console.as_ref())?;
         Ok((config, command))
+    }
+}
+
+/// Waits until the VM ends, at most for `limit`, and gives back meanwhile what only the start needed:
+/// at once, and when the guest has come up and its drivers have their devices.
+fn wait(vm: &RunningVm, limit: Option<Duration>) -> Option<Outcome> {
+    const UP: Duration = Duration::from_secs(5);
+    footprint::release();
+    let first = limit.map_or(UP, |limit| limit.min(UP));
+    if let Some(outcome) = vm.wait_timeout(first) {
+        return Some(outcome);
+    }
+    footprint::release();
+    match limit {
+        None => Some(vm.wait()),
+        Some(limit) => vm.wait_timeout(limit.saturating_sub(first)),
     }
 }
 

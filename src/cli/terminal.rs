@@ -48,6 +48,15 @@ pub fn make_raw() {
     }
 }
 
+/// Whether the terminal on standard input is another job's now: setting it, or reading from it, stops a
+/// job in the background (SIGTTOU, SIGTTIN).
+pub fn is_anothers() -> bool {
+    // SAFETY: both take plain numbers and touch no memory.
+    let (foreground, own) = unsafe { (libc::tcgetpgrp(libc::STDIN_FILENO), libc::getpgrp()) };
+    // No answer: it is not the terminal by which a shell controls its jobs.
+    foreground > 0 && foreground != own
+}
+
 /// Sets the terminal on standard input; says whether that was possible.
 fn set(settings: &libc::termios) -> bool {
     // SAFETY: a valid pointer to settings that came from tcgetattr.

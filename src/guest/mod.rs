@@ -28,7 +28,7 @@ pub use child::{ChildInput, ChildOutput, GuestChild};
 pub use command::{GuestCommand, Output, Status};
 pub(crate) use copy::{get, put};
 
-/// The program that runs in guests: init and agent in one, compiled by `build.rs`.
+/// The program that runs in guests: init and agent in one, compiled by `build/agent.rs`.
 const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/husk-agent"));
 /// Where it stands in the initramfs, for `rdinit=`.
 pub const INIT: &str = "/husk/init";

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::boot::bzimage::{self, HeaderError, SetupHeader};
@@ -30,6 +30,9 @@ pub enum UnpackFileError {
         /// Why.
         r#source: io::Error,
     },
+    /// Input and output are one file, which would be gone.
+    #[error("{path} cannot be unpacked into itself; name another file", path = .0.display())]
+    Itself(PathBuf),
     /// The input is an ELF file already.
     #[error("{path} is not packed: it is an ELF file already; use it as it is", path = .0.display())]
     NotPacked(PathBuf),
@@ -62,8 +65,12 @@ pub enum UnpackFileError {
 /// bytes. A file at `output` is replaced when all has been written, and not before.
 ///
 /// # Errors
-/// When `input` carries none, or `output` cannot be written.
+/// When `input` carries none, or is `output` under whatever name, or `output` cannot be written.
 pub fn unpack(input: &Path, output: &Path) -> Result<u64, UnpackFileError> {
+    let identity = |path: &Path| path.metadata().ok().map(|m| (m.dev(), m.ino()));
+    if identity(output).is_some_and(|id| identity(input) == Some(id)) {
+        return Err(UnpackFileError::Itself(input.to_owned()));
+    }
     let vmlinux = vmlinux(input)?;
     write(output, &vmlinux)
         .map_err(|source| UnpackFileError::Write { path: output.to_owned(), source })?;
@@ -100,33 +107,11 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The smallest bzImage that carries `payload`, by boot.rst's offsets.
-    fn bzimage(payload: &[u8]) -> Vec<u8> {
-        let mut image = vec![0; 1024 + 0x400];
-        image[0x1f1] = 1;
-        image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-        image[0x201] = 0x66;
-        image[0x202..0x206].copy_from_slice(b"HdrS");
-        image[0x206..0x208].copy_from_slice(&0x020fu16.to_le_bytes());
-        image[0x211] = 1;
-        image[0x214..0x218].copy_from_slice(&0x10_0000u32.to_le_bytes());
-        image[0x248..0x24c].copy_from_slice(&0x400u32.to_le_bytes());
-        image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-        image.extend_from_slice(payload);
-        image.resize(image.len().next_multiple_of(16), 0);
-        let paragraphs = ((image.len() - 1024) / 16) as u32;
-        image[0x1f4..0x1f8].copy_from_slice(&paragraphs.to_le_bytes());
-        image
-    }
+    use crate::boot::synth::{self, bzimage};
+    use crate::boot::unpack::Compression;
 
     fn lz4(content: &[u8]) -> Vec<u8> {
-        let block = lz4_flex::block::compress(content);
-        let mut payload = vec![0x02, 0x21, 0x4c, 0x18];
-        payload.extend_from_slice(&(block.len() as u32).to_le_bytes());
-        payload.extend_from_slice(&block);
-        payload.extend_from_slice(&(content.len() as u32).to_le_bytes());
-        payload
+        synth::pack(Compression::Lz4, content)
     }
 
     #[test]
@@ -158,6 +143,22 @@ mod tests {
         }
         assert!(unpack(&dir.path().join("absent"), &output).is_err());
         assert_eq!(std::fs::read(&output).unwrap(), b"old");
+    }
+
+    #[test]
+    fn nothing_is_unpacked_into_itself_by_whatever_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("in");
+        let image = bzimage(&lz4(b"\x7fELF"));
+        std::fs::write(&input, &image).unwrap();
+        let (soft, hard) = (dir.path().join("soft"), dir.path().join("hard"));
+        std::os::unix::fs::symlink(&input, &soft).unwrap();
+        std::fs::hard_link(&input, &hard).unwrap();
+        for output in [&input, &soft, &hard] {
+            let error = unpack(&input, output).unwrap_err().to_string();
+            assert!(error.contains("itself"), "{error}");
+            assert_eq!(std::fs::read(&input).unwrap(), image);
+        }
     }
 
     #[test]

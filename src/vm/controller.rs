@@ -22,6 +22,7 @@ use super::machine::{Machine, Parts};
 use super::mailbox::{Command, Mailbox, Message};
 use super::making::Making;
 use super::panic;
+use super::reboots::Reboots;
 use crate::config::{OnReboot, VmConfig};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
@@ -88,10 +89,17 @@ impl Controller {
 
     /// Runs `machine` and its successors to the end.
     pub fn run(self, mut machine: Machine) -> Outcome {
+        let mut reboots = Reboots::default();
         let outcome = loop {
             machine.run();
             if let Next::End(outcome) = self.attend(&machine) {
                 break outcome;
+            }
+            if let Some(count) = reboots.note(Instant::now()) {
+                log::warn!(
+                    "the guest has rebooted {count} times, each within seconds of the last; \
+                     its console may say why, and --on-reboot exit ends the VM instead"
+                );
             }
             if !machine.turn_off() {
                 let why =

@@ -26,6 +26,7 @@ mod metrics;
 mod net;
 mod panic;
 mod pmem;
+mod reboots;
 mod running;
 mod volumes;
 

@@ -1,6 +1,7 @@
 //! A `husk run`, put together word by word and then started.
 
 use std::ffi::OsString;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -146,6 +147,8 @@ impl<'a> Builder<'a> {
         stderr.follow(child.stderr.take().unwrap());
         if self.reading {
             console.follow(child.stdout.take().unwrap());
+        } else {
+            make_small(child.stdout.as_ref().unwrap());
         }
         let shown = format!("{command:?}");
         Guest { child, stdin, console, stderr, shown, started, seen: 0 }
@@ -155,4 +158,11 @@ impl<'a> Builder<'a> {
     pub fn run(self) -> Done {
         self.start().finish()
     }
+}
+
+/// The least of pipes, which is full soon.
+fn make_small(pipe: &impl AsRawFd) {
+    // SAFETY: fcntl with F_SETPIPE_SZ touches no memory of ours.
+    let size = unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    assert_eq!(size, 4096, "F_SETPIPE_SZ: {}", std::io::Error::last_os_error());
 }

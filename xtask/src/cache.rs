@@ -5,13 +5,14 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::host;
+use crate::{deadline, host};
 
 /// The root of the working tree.
 pub fn workspace() -> PathBuf {
@@ -139,20 +140,36 @@ struct Lock {
     _file: File,
 }
 
+/// Nobody makes anything for so long: whoever holds a lock longer hangs.
+const LOCK_LIMIT: Duration = Duration::from_secs(30 * 60);
+
 impl Lock {
     fn take(path: &Path) -> Result<Self> {
+        Self::take_within(path, deadline::within(LOCK_LIMIT))
+    }
+
+    fn take_within(path: &Path, limit: Duration) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("making {}", path.display()))?;
-        // SAFETY: the descriptor is open for as long as `file` lives; flock touches no memory.
-        let at_once = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-        if at_once != 0 {
-            host::say(format!("waiting for another run that holds {}", path.display()));
-            // SAFETY: as above.
-            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } != 0 {
-                return Err(std::io::Error::last_os_error())
-                    .with_context(|| format!("locking {}", path.display()));
+        let (started, mut said) = (Instant::now(), false);
+        loop {
+            // SAFETY: the descriptor is open for as long as `file` lives; flock touches no memory.
+            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+                return Ok(Self { _file: file });
             }
+            let error = std::io::Error::last_os_error();
+            if error.kind() != ErrorKind::WouldBlock {
+                return Err(error).with_context(|| format!("locking {}", path.display()));
+            }
+            if started.elapsed() >= limit {
+                let limit = deadline::shown(limit);
+                bail!("another run has held {} for {limit}; end it first", path.display());
+            }
+            if !said {
+                host::say(format!("waiting for another run that holds {}", path.display()));
+                said = true;
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
-        Ok(Self { _file: file })
     }
 }
 
@@ -173,6 +190,19 @@ mod tests {
         assert_eq!(fs::read_to_string(&made).unwrap(), "whole");
         entry(&dir, "x", |_| anyhow::bail!("made twice")).unwrap();
         remove(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_another_run_never_gives_back_is_waited_for_and_then_named() {
+        let path = std::env::temp_dir().join(format!("husk-xtask-lock-{}", std::process::id()));
+        let first = Lock::take(&path).unwrap();
+        let second = Lock::take_within(&path, Duration::from_millis(150));
+        let error = second.err().unwrap().to_string();
+        drop(first);
+        let third = Lock::take_within(&path, Duration::ZERO);
+        remove(&path).unwrap();
+        assert!(third.is_ok());
+        assert!(error.contains(&path.display().to_string()), "{error}");
     }
 
     #[test]

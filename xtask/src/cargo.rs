@@ -1,12 +1,14 @@
 //! What xtask has cargo build, and where the results are.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::{cache, host};
+use crate::limited::{self, Ended, Errors};
+use crate::{cache, deadline, host};
 
 /// The same cargo that runs us, in the workspace.
 pub fn cargo() -> Command {
@@ -19,15 +21,15 @@ pub fn cargo() -> Command {
 pub fn build_husk() -> Result<PathBuf> {
     host::say("building husk (cargo build --release)");
     let built = executables(&["build", "--release", "--package", "husk-vmm", "--bin", "husk"])?;
-    let husk = built.into_iter().find(|(name, _)| name == "husk");
-    husk.map(|(_, path)| path).context("cargo built no executable called husk")
+    let husk = built.into_iter().find(|built| built.name == "husk");
+    husk.map(|husk| husk.path).context("cargo built no executable called husk")
 }
 
 /// Builds the program `bin` of `package` for release and gives its path.
 pub fn build_bin(package: &str, bin: &str) -> Result<PathBuf> {
     let built = executables(&["build", "--release", "--package", package, "--bin", bin])?;
-    let found = built.into_iter().find(|(name, _)| name == bin);
-    found.map(|(_, path)| path).with_context(|| format!("cargo built no executable called {bin}"))
+    let found = built.into_iter().find(|built| built.name == bin);
+    found.map(|found| found.path).with_context(|| format!("cargo built no executable called {bin}"))
 }
 
 /// Compiles the one file `source`, which uses only std, to a static executable at `to`: it runs
@@ -51,27 +53,49 @@ pub fn static_program(source: &Path, to: &Path) -> Result<()> {
     })
 }
 
-/// Runs cargo with `args` and gives the executables it made, as (target name, path).
-pub fn executables(args: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let out = cargo()
-        .args(args)
-        .arg("--message-format=json-render-diagnostics")
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("starting cargo")?;
-    if !out.status.success() {
-        bail!("`cargo {}` failed: {}", args.join(" "), out.status);
+/// No build takes so long, a first one on a slow machine with everything to fetch included.
+const BUILD_LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// Runs cargo with `args`, which build or check and start nothing that was built; what it prints
+/// goes to our standard error, or is the result.
+pub fn build(args: &[&str]) -> Result<String> {
+    let limit = deadline::within(BUILD_LIMIT);
+    let done = limited::run_with(cargo().args(args), limit, false, Errors::Ours)?;
+    match done.ended {
+        Ended::With(status) if status.success() => Ok(done.text()),
+        Ended::With(status) => bail!("`cargo {}` failed: {status}", args.join(" ")),
+        Ended::TimedOut => {
+            bail!("`cargo {}` was not done after {}", args.join(" "), deadline::shown(limit))
+        }
     }
-    Ok(parse_artifacts(&String::from_utf8_lossy(&out.stdout)))
 }
 
-fn parse_artifacts(lines: &str) -> Vec<(String, PathBuf)> {
+/// An executable that cargo made.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Executable {
+    /// The name of its target.
+    pub name: String,
+    pub path: PathBuf,
+    /// Its package's directory, where cargo would start a test.
+    pub package: PathBuf,
+    /// Whether it runs tests, and is not the program that is tested.
+    pub is_test: bool,
+}
+
+/// Runs cargo with `args` and gives the executables it made.
+pub fn executables(args: &[&str]) -> Result<Vec<Executable>> {
+    let args = [args, &["--message-format=json-render-diagnostics"]].concat();
+    Ok(parse_artifacts(&build(&args)?))
+}
+
+fn parse_artifacts(lines: &str) -> Vec<Executable> {
     let artifact = |line: &str| {
         let message: Value = serde_json::from_str(line).ok()?;
-        let executable = message.get("executable")?.as_str()?;
-        let name = message.get("target")?.get("name")?.as_str()?;
-        Some((name.to_owned(), PathBuf::from(executable)))
+        let path = PathBuf::from(message.get("executable")?.as_str()?);
+        let name = message.get("target")?.get("name")?.as_str()?.to_owned();
+        let manifest = Path::new(message.get("manifest_path")?.as_str()?);
+        let is_test = message.get("profile")?.get("test")?.as_bool()?;
+        Some(Executable { name, path, package: manifest.parent()?.to_owned(), is_test })
     };
     lines.lines().filter_map(artifact).collect()
 }
@@ -97,11 +121,14 @@ mod tests {
     fn executables_are_found_among_cargos_messages() {
         let lines = r#"{"reason":"compiler-artifact","target":{"name":"husk"},"executable":null}
 not json
-{"reason":"compiler-artifact","target":{"name":"linux_boot"},"executable":"/t/linux_boot-1"}
+{"executable":"/t/linux_boot-1","target":{"name":"linux_boot"},"manifest_path":"/w/Cargo.toml","profile":{"test":true}}
 {"reason":"build-finished","success":true}"#;
-        assert_eq!(
-            parse_artifacts(lines),
-            [("linux_boot".to_owned(), PathBuf::from("/t/linux_boot-1"))]
-        );
+        let wanted = Executable {
+            name: "linux_boot".to_owned(),
+            path: "/t/linux_boot-1".into(),
+            package: "/w".into(),
+            is_test: true,
+        };
+        assert_eq!(parse_artifacts(lines), [wanted]);
     }
 }

@@ -75,22 +75,61 @@ impl Count {
         words
     }
 
-    /// Adds what a line of a test's output says, if it is
-    /// `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-    pub fn add_result(&mut self, line: &str) {
-        let Some((_, result)) = line.split_once("test result: ") else { return };
-        let Some((_, numbers)) = result.split_once(". ") else { return };
+    /// The count of what libtest says of one or more executables: by their result lines, and by
+    /// the tests' own lines where an executable did not come to its result.
+    pub fn of_output(text: &str) -> Self {
+        let (mut count, mut open) = (Self::default(), Self::default());
+        for line in text.lines() {
+            if let Some(result) = Self::of_result(line) {
+                count.add(result);
+                open = Self::default();
+            } else if let Some(planned) = planned(line) {
+                count.add(std::mem::take(&mut open));
+                open.not_run = planned;
+            } else if open.not_run > 0 {
+                open.add_test(line);
+            }
+        }
+        count.add(open);
+        count
+    }
+
+    /// Takes note of a line `test a::b ... ok`.
+    fn add_test(&mut self, line: &str) {
+        let verdict = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "));
+        let Some((_, verdict)) = verdict else { return };
+        match verdict.split([' ', ',']).next() {
+            Some("ok") => self.passed += 1,
+            Some("FAILED") => self.failed += 1,
+            Some("ignored") => self.ignored += 1,
+            _ => return,
+        }
+        self.not_run -= 1;
+    }
+
+    /// What a line `test result: ok. 3 passed; 0 failed; 1 ignored; …` says.
+    fn of_result(line: &str) -> Option<Self> {
+        let (_, result) = line.split_once("test result: ")?;
+        let (_, numbers) = result.split_once(". ")?;
+        let mut count = Self::default();
         for part in numbers.split(';') {
             let mut words = part.split_whitespace();
             let number = words.next().and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
             match words.next() {
-                Some("passed") => self.passed += number,
-                Some("failed") => self.failed += number,
-                Some("ignored") => self.ignored += number,
+                Some("passed") => count.passed += number,
+                Some("failed") => count.failed += number,
+                Some("ignored") => count.ignored += number,
                 _ => {}
             }
         }
+        Some(count)
     }
+}
+
+/// The number in a line `running 3 tests`.
+fn planned(line: &str) -> Option<usize> {
+    let (number, what) = line.strip_prefix("running ")?.split_once(' ')?;
+    what.starts_with("test").then(|| number.parse().ok())?
 }
 
 #[cfg(test)]
@@ -99,16 +138,26 @@ mod tests {
 
     #[test]
     fn result_lines_add_up() {
-        let mut count = Count::default();
-        count.add_result("test result: ok. 13 passed; 0 failed; 2 ignored; 0 measured; x");
-        count.add_result("test result: FAILED. 1 passed; 3 failed; 0 ignored; 0 measured");
-        count.add_result("test a ... ok");
+        let mut count = Count::of_output(
+            "running 15 tests\ntest a ... ok\n\
+             test result: ok. 13 passed; 0 failed; 2 ignored; 0 measured; x\n\
+             test result: FAILED. 1 passed; 3 failed; 0 ignored; 0 measured\n",
+        );
         assert_eq!((count.passed, count.failed, count.ignored), (14, 3, 2));
         assert_eq!(count.words(), "14 passed, 3 failed, 2 ignored");
         let all = "SKIPPED lib-1::a::b: no KVM\nSKIPPED bin-2::a::b: no KVM: why\n";
         count.skip(&format!("{all}SKIPPED lib-1::a::b: nor huge pages\n"));
         assert_eq!(count.words(), "12 passed, 3 failed, 2 ignored, 2 skipped");
         assert!(!count.is_good());
+    }
+
+    #[test]
+    fn an_executable_without_a_result_is_counted_by_the_lines_of_its_tests() {
+        let count = Count::of_output(
+            "running 1 test\ntest a ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored;\n\
+             running 4 tests\ntest a ... ok\ntest b ... FAILED\ntest c ... ignored, why\n",
+        );
+        assert_eq!(count.words(), "2 passed, 1 failed, 1 ignored, 1 not run");
     }
 
     #[test]

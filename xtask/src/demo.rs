@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::doctor::{self, Place};
+use crate::limited::{self, Errors};
 use crate::tap::Tap;
-use crate::{assets, cargo, host, limited, testbed};
+use crate::{assets, cargo, host, testbed};
 
 /// Debian takes seconds to come up; under two emulators a minute or two.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -75,7 +76,7 @@ pub fn inner(args: &Inner) -> Result<u8> {
         tap.host()
     ));
     host::say(words(&command));
-    let done = limited::run_until(&mut command, LIMIT, true, &STOP)?;
+    let done = limited::run_until(&mut command, LIMIT, true, Errors::Joined, &STOP)?;
     if let limited::Ended::TimedOut = done.ended {
         host::say(format!("husk was not done after {} s, or was interrupted", LIMIT.as_secs()));
     }

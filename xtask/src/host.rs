@@ -5,14 +5,20 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+
+use crate::deadline;
+use crate::limited::{self, Ended, Errors};
 
 /// Tools live in these too, though a user's PATH often leaves them out.
 const SBIN: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 
 /// Prints a progress line: what is being done now.
 pub fn say(what: impl std::fmt::Display) {
+    let what = what.to_string();
+    deadline::doing(&what);
     eprintln!("xtask: {what}");
 }
 
@@ -31,16 +37,24 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Runs `command` and gives its standard output; when it fails, the error carries its last words.
+/// No tool takes so long unless it hangs: packages are fetched over slow networks too.
+const TOOL_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// Runs `command`, standard input empty, and gives its standard output; when it fails, or takes
+/// longer than any tool may, the error carries its last words.
 pub fn output(command: &mut Command) -> Result<Vec<u8>> {
-    let out = command.output().map_err(|e| not_started(command, e))?;
-    if !out.status.success() {
-        let words = String::from_utf8_lossy(&out.stderr);
-        let tail: Vec<&str> = words.trim_end().lines().rev().take(12).collect();
-        let tail: Vec<&str> = tail.into_iter().rev().collect();
-        bail!("`{}` failed: {}\n{}", shown(command), out.status, tail.join("\n"));
-    }
-    Ok(out.stdout)
+    let limit = deadline::within(TOOL_LIMIT);
+    let done = limited::run_with(command, limit, false, Errors::Apart)
+        .map_err(|error| not_started(command, error))?;
+    let how = match done.ended {
+        Ended::With(status) if status.success() => return Ok(done.output),
+        Ended::With(status) => format!("failed: {status}"),
+        Ended::TimedOut => format!("was not done after {}", deadline::shown(limit)),
+    };
+    let words = String::from_utf8_lossy(&done.errors);
+    let tail: Vec<&str> = words.trim_end().lines().rev().take(12).collect();
+    let tail: Vec<&str> = tail.into_iter().rev().collect();
+    bail!("`{}` {how}\n{}", shown(command), tail.join("\n"));
 }
 
 /// As [`output`], as text.
@@ -48,12 +62,13 @@ pub fn text(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output(command)?).into_owned())
 }
 
-fn not_started(command: &Command, error: std::io::Error) -> anyhow::Error {
-    let name = command.get_program().to_string_lossy().into_owned();
-    if error.kind() == ErrorKind::NotFound {
+fn not_started(command: &Command, error: anyhow::Error) -> anyhow::Error {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    if kind == Some(ErrorKind::NotFound) {
+        let name = command.get_program().to_string_lossy();
         return anyhow::anyhow!("the command `{name}` is not installed here (not found in PATH)");
     }
-    anyhow::Error::new(error).context(format!("starting `{name}`"))
+    error
 }
 
 fn shown(command: &Command) -> String {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -53,10 +54,11 @@ impl Journal {
     }
 }
 
-/// What a journal says: how far each test is.
+/// What a journal says: how far each test is, and how long it took so far.
 #[derive(Default, Debug, PartialEq, Eq)]
 pub struct Record {
     pub tests: BTreeMap<String, State>,
+    pub took: BTreeMap<String, Duration>,
 }
 
 impl Record {
@@ -66,8 +68,13 @@ impl Record {
     }
 
     fn parse(text: &str) -> Self {
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        Self { tests: lines.map(|line| (line.test, line.state)).collect() }
+        let mut record = Self::default();
+        for line in text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
+            let took = Duration::try_from_secs_f64(line.seconds).unwrap_or_default();
+            record.took.insert(line.test.clone(), took);
+            record.tests.insert(line.test, line.state);
+        }
+        record
     }
 
     /// How far this test is, if it was ever planned.
@@ -79,6 +86,14 @@ impl Record {
     pub fn all(&self, state: State) -> Vec<&str> {
         let those = self.tests.iter().filter(|(_, now)| **now == state);
         those.map(|(test, _)| test.as_str()).collect()
+    }
+
+    /// The tests that took longest, the slowest first, at most `most` of them.
+    pub fn slowest(&self, most: usize) -> Vec<(&str, Duration)> {
+        let mut all: Vec<_> = self.took.iter().map(|(test, took)| (test.as_str(), *took)).collect();
+        all.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+        all.truncate(most);
+        all
     }
 }
 
@@ -101,6 +116,7 @@ mod tests {
         assert_eq!(record.all(State::Running), ["b"]);
         assert_eq!(record.all(State::Planned), ["c"]);
         assert_eq!(record.state("d"), None);
+        assert_eq!(record.slowest(1), [("a", Duration::from_millis(1500))]);
     }
 
     #[test]

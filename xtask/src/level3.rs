@@ -1,18 +1,20 @@
 //! The tests that boot Linux, `tests/linux_*.rs`, and in the testbed the payloads of level 2 again.
 //! All of them run in one session, in the testbed unless this machine's KVM can do it. Should the
-//! testbed stall, what is not done yet runs in a fresh start, up to [`MOST_STARTS`] in all.
+//! testbed stall, what is not done yet runs in a fresh start, up to [`MOST_STARTS`] in all. All
+//! starts share one time limit: what is left of the whole run's, see [`crate::deadline`].
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::count::Count;
 use crate::doctor::{self, Place};
 use crate::journal::{Record, State};
+use crate::limited::{self, Ended, Errors};
 use crate::runner::Plan;
 use crate::testbed::{self, End};
-use crate::{apt, assets, cache, cargo, host};
+use crate::{apt, assets, cache, cargo, deadline, host};
 
 /// The outer machine's memory: the largest guest, everything in RAM, and room.
 const MEMORY_MIB: u64 = 8192;
@@ -51,7 +53,11 @@ pub fn run(wanted: &Wanted) -> Result<Count> {
     let emulated = matches!(place, Place::Testbed(_));
     // Where this machine's KVM interprets, or is missing, the payloads have yet to meet a real one.
     let wanted_there = |name: &str| name.starts_with("linux_") || (emulated && name == "payload");
-    let binaries: Vec<_> = binaries.into_iter().filter(|(name, _)| wanted_there(name)).collect();
+    let binaries: Vec<_> = binaries
+        .into_iter()
+        .filter(|binary| binary.is_test && wanted_there(&binary.name))
+        .map(|binary| (binary.name, binary.path))
+        .collect();
     let results = cache::results_dir();
     std::fs::create_dir_all(&results).with_context(|| format!("making {}", results.display()))?;
     let journal = results.join("level3.jsonl");
@@ -70,40 +76,50 @@ pub fn run(wanted: &Wanted) -> Result<Count> {
     let file = results.join("level3-plan.json");
     let text = serde_json::to_string_pretty(&plan).context("writing the plan of tests")?;
     std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    let limit = match plan.soak {
+        None => LIMIT,
+        // Each test has a limit of its own; this one only ends what got past that.
+        Some(_) => Duration::from_secs(plan.seconds.saturating_mul(100)),
+    };
     let end = match place {
-        Place::Here => here(&file)?,
+        Place::Here => here(&file, limit)?,
         Place::Testbed(why) => {
             host::say(format!("running the tests that boot Linux in the testbed: {why}"));
-            let limit = match plan.soak {
-                None => Duration::from_secs(3 * 3600),
-                // Each test has a limit of its own; this one only ends what got past that.
-                Some(_) => Duration::from_secs(plan.seconds.saturating_mul(100)),
-            };
             in_testbed(&file, &plan.journal, limit)?
         }
     };
-    Ok(count(&Record::read(&plan.journal), end.as_ref()))
+    let record = Record::read(&plan.journal);
+    let slowest: Vec<_> = record.slowest(10).into_iter().map(slow).collect();
+    host::say(format!("the slowest of them: {}", slowest.join(", ")));
+    Ok(count(&record, end.as_ref()))
+}
+
+/// All of them together, however often the testbed is started; less when less is left of the run.
+const LIMIT: Duration = Duration::from_secs(3 * 3600);
+
+fn slow((test, took): (&str, Duration)) -> String {
+    format!("{test} {:.0} s", took.as_secs_f64())
 }
 
 /// What ended the tests, if it was not their own end.
 type Trouble = String;
 
-fn here(plan: &Path) -> Result<Option<Trouble>> {
+fn here(plan: &Path, limit: Duration) -> Result<Option<Trouble>> {
     host::say("running the tests that boot Linux on this machine's own KVM");
-    let status = std::process::Command::new(xtask()?)
-        .arg("__run-tests")
-        .arg(plan)
-        .current_dir(cache::workspace())
-        .status()
-        .context("starting the test runner")?;
-    Ok(trouble(&End::Exited(crate::limited::shell_status(status))))
+    let mut runner = std::process::Command::new(xtask()?);
+    runner.arg("__run-tests").arg(plan).current_dir(cache::workspace());
+    let done = limited::run_with(&mut runner, limit, true, Errors::Ours)?;
+    let end = match done.ended {
+        Ended::With(_) => End::Exited(done.status()),
+        Ended::TimedOut => End::TimedOut,
+    };
+    Ok(trouble(&end))
 }
 
 fn in_testbed(plan: &Path, journal: &Path, limit: Duration) -> Result<Option<Trouble>> {
     let command = vec![xtask()?.into(), "__run-tests".into(), plan.into()];
-    let options = testbed::Options {
+    let mut options = testbed::Options {
         directory: cache::workspace(),
-        timeout: limit,
         memory_mib: memory()?,
         // The journal says better than a blind second start what is left to do.
         retry: false,
@@ -113,7 +129,9 @@ fn in_testbed(plan: &Path, journal: &Path, limit: Duration) -> Result<Option<Tro
     // each start gets further than the one before.
     let mut finished = 0;
     let mut start = 1;
+    let until = Instant::now() + deadline::within(limit);
     loop {
+        options.timeout = until.saturating_duration_since(Instant::now());
         let end = testbed::run(&options)?.end;
         if !matches!(end, End::Stalled(_)) || start == MOST_STARTS {
             return Ok(trouble(&end));

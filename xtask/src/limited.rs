@@ -1,5 +1,6 @@
 //! A child process with a time limit, whose output is passed on or kept as it comes. Its whole
-//! process group ends with it, so that a test cut short leaves no machine running.
+//! process group ends with it, so that a test cut short leaves no machine running. No limit goes
+//! beyond the end of the whole run, see [`crate::deadline`].
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::deadline;
+
 /// How a child ended.
 pub enum Ended {
     /// By itself.
@@ -19,10 +22,23 @@ pub enum Ended {
     TimedOut,
 }
 
+/// Where a child's standard error goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Errors {
+    /// Into the output, in the order of what is written.
+    Joined,
+    /// Kept apart from it.
+    Apart,
+    /// To our own standard error, unread.
+    Ours,
+}
+
 /// A child's output and its end.
 pub struct Finished {
     pub ended: Ended,
     pub output: Vec<u8>,
+    /// Standard error, if it was kept apart.
+    pub errors: Vec<u8>,
     pub took: Duration,
 }
 
@@ -51,20 +67,46 @@ pub fn shell_status(status: ExitStatus) -> u8 {
 /// Runs `command` for at most `limit`, standard input empty. Its output is kept whole, both
 /// streams in one; with `show` it is also passed on to ours as it comes.
 pub fn run(command: &mut Command, limit: Duration, show: bool) -> Result<Finished> {
-    run_until(command, limit, show, &AtomicBool::new(false))
+    run_with(command, limit, show, Errors::Joined)
 }
 
-/// As [`run`]; the child is also killed once `stop` is set.
+/// As [`run`], with its standard error where it is wanted.
+pub fn run_with(
+    command: &mut Command,
+    limit: Duration,
+    show: bool,
+    errors: Errors,
+) -> Result<Finished> {
+    run_until(command, limit, show, errors, &AtomicBool::new(false))
+}
+
+/// As [`run_with`]; the child is also killed once `stop` is set.
 pub fn run_until(
     command: &mut Command,
     limit: Duration,
     show: bool,
+    errors: Errors,
     stop: &AtomicBool,
 ) -> Result<Finished> {
     let name = command.get_program().to_string_lossy().into_owned();
+    let limit = deadline::within(limit);
+    let (sender, pieces) = mpsc::channel();
     let (reader, writer) = std::io::pipe().context("making a pipe")?;
-    let second = writer.try_clone().context("sharing a pipe")?;
-    command.stdin(Stdio::null()).stdout(writer).stderr(second).process_group(0);
+    let mut readers = vec![(From::Output, reader)];
+    match errors {
+        Errors::Joined => {
+            command.stderr(writer.try_clone().context("sharing a pipe")?);
+        }
+        Errors::Apart => {
+            let (reader, writer) = std::io::pipe().context("making a pipe")?;
+            readers.push((From::Errors, reader));
+            command.stderr(writer);
+        }
+        Errors::Ours => {
+            command.stderr(Stdio::inherit());
+        }
+    }
+    command.stdin(Stdio::null()).stdout(writer).process_group(0);
     // SAFETY: prctl is a bare system call; nothing is allocated between fork and exec.
     unsafe {
         // Should we be killed, the child goes too.
@@ -79,16 +121,22 @@ pub fn run_until(
     // Our ends of the pipe are still in the command; the reader waits for all of them to close.
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
-    let (sender, pieces) = mpsc::channel();
-    thread::spawn(move || pump(reader, &sender));
-    let mut output = Vec::new();
+    for (from, reader) in readers {
+        let sender = sender.clone();
+        thread::spawn(move || pump(from, reader, &sender));
+    }
+    drop(sender);
+    let (mut output, mut errors) = (Vec::new(), Vec::new());
+    let finished =
+        |ended, output, errors| Finished { ended, output, errors, took: started.elapsed() };
     let deadline = started + limit;
     let mut ended = false;
     loop {
         // After the child's own end its descendants may still hold the pipe: only a moment more.
         let tick = Duration::from_millis(if ended { 200 } else { 50 });
         match pieces.recv_timeout(tick) {
-            Ok(piece) => {
+            Ok((From::Errors, piece)) => errors.extend(piece),
+            Ok((From::Output, piece)) => {
                 if show {
                     // Nobody reading our output is no reason to stop a test.
                     let _ = std::io::stdout().write_all(&piece);
@@ -99,25 +147,32 @@ pub fn run_until(
             Err(RecvTimeoutError::Timeout) if ended => break,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) if ended => break,
-            Err(RecvTimeoutError::Disconnected) => thread::sleep(tick),
+            Err(RecvTimeoutError::Disconnected) => thread::sleep(tick / 10),
         }
         if !ended {
             ended = group.leader_has_ended().with_context(|| format!("waiting for {name}"))?;
             let up = Instant::now() > deadline || stop.load(Ordering::Relaxed);
             if !ended && up {
                 drop(group);
-                return Ok(Finished { ended: Ended::TimedOut, output, took: started.elapsed() });
+                return Ok(finished(Ended::TimedOut, output, errors));
             }
         }
     }
     let status = group.end().with_context(|| format!("waiting for {name}"))?;
-    Ok(Finished { ended: Ended::With(status), output, took: started.elapsed() })
+    Ok(finished(Ended::With(status), output, errors))
 }
 
-fn pump(mut from: impl Read, to: &mpsc::Sender<Vec<u8>>) {
+/// Which of a child's streams.
+#[derive(Clone, Copy)]
+enum From {
+    Output,
+    Errors,
+}
+
+fn pump(from: From, mut reader: impl Read, to: &mpsc::Sender<(From, Vec<u8>)>) {
     let mut buffer = vec![0; 16384];
-    while let Ok(got @ 1..) = from.read(&mut buffer) {
-        if to.send(buffer.get(..got).unwrap_or_default().to_vec()).is_err() {
+    while let Ok(got @ 1..) = reader.read(&mut buffer) {
+        if to.send((from, buffer.get(..got).unwrap_or_default().to_vec())).is_err() {
             return;
         }
     }
@@ -184,6 +239,14 @@ mod tests {
         assert_eq!(done.text(), "a\nb\n");
         assert_eq!(done.status(), 3);
         assert_eq!(sh("kill -9 $$", Duration::from_secs(10)).status(), 137);
+    }
+
+    #[test]
+    fn standard_error_is_kept_apart_when_asked_for() {
+        let mut sh = Command::new("sh");
+        sh.args(["-c", "echo a; echo b >&2; echo c"]);
+        let done = run_with(&mut sh, Duration::from_secs(10), false, Errors::Apart).unwrap();
+        assert_eq!((done.text().as_str(), done.errors.as_slice()), ("a\nc\n", &b"b\n"[..]));
     }
 
     #[test]

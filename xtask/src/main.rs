@@ -9,10 +9,12 @@ mod cache;
 mod cargo;
 mod count;
 mod cpio;
+mod deadline;
 mod demo;
 mod doctor;
 mod fuzz;
 mod host;
+mod host_tests;
 mod journal;
 mod kernels;
 mod level3;
@@ -64,6 +66,9 @@ enum Command {
     /// (the benchmark's guests, where Linux boots)
     #[command(name = "__bench-guests", hide = true)]
     BenchGuests(bench::InnerArgs),
+    /// (the device benchmark's guests)
+    #[command(name = "__bench-devices", hide = true)]
+    BenchDevices(bench::DevicesArgs),
     /// (the demo beside its guest)
     #[command(name = "__demo", hide = true)]
     DemoInner(demo::Inner),
@@ -85,6 +90,7 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::main(&args),
         Command::Bench(bench) => bench::main(&bench),
         Command::BenchGuests(args) => bench::inner(&args),
+        Command::BenchDevices(args) => bench::devices(&args),
         Command::DemoInner(args) => demo::inner(&args),
         Command::RunTests(args) => runner::main(&args),
     };

@@ -5,7 +5,7 @@
 //! init ─▶ setup (mounts, modules, root) ─▶ serve ─▶ session, a process for each ─▶ command
 //! ```
 //!
-//! husk's `build.rs` compiles this crate as that program (`--cfg husk_guest`); cargo compiles it as a
+//! husk's `build/agent.rs` compiles this crate as that program (`--cfg husk_guest`); cargo compiles it as a
 //! library, for its checks and tests. It allocates nothing and believes its host.
 
 #![cfg_attr(not(test), no_std)]

@@ -3,7 +3,7 @@
 //!
 //! Pure: no sockets, no allocation, no standard library, so that both sides share it. Nothing a peer
 //! says is believed: a frame has at most [`PAYLOAD_MAX`] bytes, and what is malformed is an error and
-//! never a panic. The crate is compiled by `build.rs` of husk as well, for the guest.
+//! never a panic. The crate is compiled by `build/agent.rs` of husk as well, for the guest.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+pub use debian::tools;
 pub use names::*;
 
 use crate::kernels::{self, Flavour};

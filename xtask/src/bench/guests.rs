@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::Scratch;
 use super::process::{cpu_ticks, memory, page_faults};
-use super::rivals::{self, Guest, Subject};
+use super::rivals::{self, Devices, Guest, Subject};
 use super::stats::{Summary, shuffle};
 use crate::cpio::Cpio;
 use crate::tap::Tap;
@@ -57,11 +58,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs the benchmark here.
 pub fn main(plan: &Inner) -> Result<u8> {
-    let ram = tempdir("/dev/shm")?;
-    let result = run(plan, &ram);
-    // What is left is in RAM and ours; the benchmark's result matters more.
-    let _ = std::fs::remove_dir_all(&ram);
-    result.map(|()| 0)
+    let ram = Scratch::new("/dev/shm")?;
+    run(plan, &ram.0).map(|()| 0)
 }
 
 fn run(plan: &Inner, ram: &Path) -> Result<()> {
@@ -98,7 +96,13 @@ fn run(plan: &Inner, ram: &Path) -> Result<()> {
         let guest = Guest {
             initrd: Some(&initrd),
             cmdline: &cmdline,
-            devices: Some((&disk, &tap.name)),
+            devices: Some(Devices {
+                disk: &disk,
+                second: None,
+                tap: &tap.name,
+                vhost: false,
+                vsock: None,
+            }),
             ..bare
         };
         cost(&rivals::all(&husk, &guest))?;
@@ -259,11 +263,4 @@ fn cost(subjects: &[Subject]) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// A fresh directory under `parent`.
-fn tempdir(parent: &str) -> Result<PathBuf> {
-    let dir = Path::new(parent).join(format!("husk-bench-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-    Ok(dir)
 }

@@ -36,8 +36,23 @@ pub struct Guest<'a> {
     pub cmdline: &'a str,
     /// A directory for configuration files.
     pub scratch: &'a Path,
-    /// A disk's image and a TAP interface, if it is to have them.
-    pub devices: Option<(&'a str, &'a str)>,
+    /// Disks and a card, if it is to have them.
+    pub devices: Option<Devices<'a>>,
+}
+
+/// The devices of a guest that has some.
+#[derive(Clone, Copy)]
+pub struct Devices<'a> {
+    /// A disk's image.
+    pub disk: &'a str,
+    /// A second disk's, only read.
+    pub second: Option<&'a str>,
+    /// A TAP interface.
+    pub tap: &'a str,
+    /// Frames go through the host's kernel, where a VMM can do both.
+    pub vhost: bool,
+    /// Where the host's end of vsock is, as Firecracker has it, for those that can.
+    pub vsock: Option<&'a str>,
 }
 
 /// The memory of every guest.
@@ -67,17 +82,36 @@ pub fn all(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
         if let Some(initrd) = guest.initrd {
             subject.add(["--initrd", initrd]);
         }
-        if let Some((disk, tap)) = guest.devices {
-            subject.add(["--disk", &format!("path={disk}"), "--net", &format!("tap={tap}")]);
+        if let Some(devices) = guest.devices {
+            let Devices { disk, second, tap, vhost, vsock } = devices;
+            let vhost = if vhost { "on" } else { "off" };
+            subject.add(["--disk", &format!("path={disk}")]);
+            if let Some(second) = second {
+                subject.add(["--disk", &format!("path={second},ro")]);
+            }
+            subject.add(["--net", &format!("tap={tap},vhost={vhost}")]);
+            if let Some(vsock) = vsock {
+                subject.add(["--vsock", &format!("socket={vsock}")]);
+            }
         }
         subject.command.extend(more.map(str::to_owned));
         subjects.push(subject);
     }
-    subjects.extend(qemu(guest));
-    subjects.extend(cloud_hypervisor(guest));
-    subjects.extend(firecracker(guest));
-    subjects.extend(kvmtool(guest));
+    subjects.extend(others(guest));
     subjects
+}
+
+/// husk once, and every rival on PATH.
+pub fn one_each(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
+    let mut subjects = all(husk, guest);
+    let others = subjects.iter().position(|subject| !subject.name.starts_with("husk"));
+    subjects.drain(1..others.unwrap_or(subjects.len()));
+    subjects
+}
+
+fn others(guest: &Guest<'_>) -> impl Iterator<Item = Subject> {
+    let all = [qemu(guest), cloud_hypervisor(guest), firecracker(guest), kvmtool(guest)];
+    all.into_iter().flatten()
 }
 
 fn qemu(guest: &Guest<'_>) -> Option<Subject> {
@@ -110,11 +144,17 @@ fn qemu(guest: &Guest<'_>) -> Option<Subject> {
     if let Some(initrd) = guest.initrd {
         subject.add(["-initrd", initrd]);
     }
-    if let Some((disk, tap)) = guest.devices {
-        subject.add(["-drive", &format!("if=none,id=d,format=raw,file={disk}")]);
-        subject.add(["-device", "virtio-blk-device,drive=d"]);
-        subject.add(["-netdev", &format!("tap,id=n,ifname={tap},script=no,downscript=no")]);
-        subject.add(["-device", "virtio-net-device,netdev=n"]);
+    if let Some(Devices { disk, second, tap, vhost, .. }) = guest.devices {
+        let drive = format!("if=none,id=d,format=raw,file={disk},aio=io_uring");
+        subject.add(["-object", "iothread,id=t", "-drive", &drive]);
+        subject.add(["-device", "virtio-blk-device,drive=d,iothread=t"]);
+        if let Some(second) = second {
+            let drive = format!("if=none,id=e,format=raw,file={second},readonly=on");
+            subject.add(["-drive", &drive, "-device", "virtio-blk-device,drive=e"]);
+        }
+        let vhost = if vhost { "on" } else { "off" };
+        let tap = format!("tap,id=n,ifname={tap},script=no,downscript=no,vhost={vhost}");
+        subject.add(["-netdev", &tap, "-device", "virtio-net-device,netdev=n"]);
     }
     Some(subject)
 }
@@ -142,8 +182,15 @@ fn cloud_hypervisor(guest: &Guest<'_>) -> Option<Subject> {
     if let Some(initrd) = guest.initrd {
         subject.add(["--initramfs", initrd]);
     }
-    if let Some((disk, tap)) = guest.devices {
-        subject.add(["--disk", &format!("path={disk}"), "--net", &format!("tap={tap}")]);
+    if let Some(Devices { disk, second, tap, vsock, .. }) = guest.devices {
+        subject.add(["--disk", &format!("path={disk}")]);
+        if let Some(second) = second {
+            subject.add([&format!("path={second},readonly=on")]);
+        }
+        subject.add(["--net", &format!("tap={tap}")]);
+        if let Some(vsock) = vsock {
+            subject.add(["--vsock", &format!("cid=3,socket={vsock}")]);
+        }
     }
     Some(subject)
 }
@@ -158,18 +205,31 @@ fn firecracker(guest: &Guest<'_>) -> Option<Subject> {
         source.insert("initrd_path".to_owned(), initrd.into());
     }
     let (mut drives, mut cards) = (Vec::new(), Vec::new());
-    if let Some((disk, tap)) = guest.devices {
-        drives.push(serde_json::json!({
-            "drive_id": "d", "path_on_host": disk, "is_root_device": false, "is_read_only": false,
-        }));
+    if let Some(Devices { disk, second, tap, .. }) = guest.devices {
+        let disks = [(Some(disk), "d", false), (second, "e", true)];
+        for (path, id, read_only) in disks {
+            drives.extend(path.map(|path| {
+                serde_json::json!({
+                    "drive_id": id,
+                    "path_on_host": path,
+                    "is_root_device": false,
+                    "is_read_only": read_only,
+                })
+            }));
+        }
         cards.push(serde_json::json!({ "iface_id": "n", "host_dev_name": tap }));
     }
-    let config = serde_json::json!({
+    let vsock = guest.devices.and_then(|devices| devices.vsock);
+    let mut config = serde_json::json!({
         "boot-source": source,
         "drives": drives,
         "network-interfaces": cards,
         "machine-config": { "vcpu_count": 1, "mem_size_mib": 512 },
     });
+    if let (Some(path), Some(config)) = (vsock, config.as_object_mut()) {
+        let vsock = serde_json::json!({ "guest_cid": 3, "uds_path": path });
+        config.insert("vsock".to_owned(), vsock);
+    }
     // Both sorts of guest may stand side by side.
     let kind = if guest.devices.is_some() { "devices" } else { "bare" };
     let file = guest.scratch.join(format!("firecracker-{kind}.json"));
@@ -202,8 +262,13 @@ fn kvmtool(guest: &Guest<'_>) -> Option<Subject> {
         subject.add(["-i", initrd]);
     }
     match guest.devices {
-        Some((disk, tap)) => {
-            subject.add(["--disk", disk, "--network", &format!("mode=tap,tapif={tap}")]);
+        Some(Devices { disk, second, tap, vhost, .. }) => {
+            subject.add(["--disk", disk]);
+            if let Some(second) = second {
+                subject.add(["--disk", &format!("{second},ro")]);
+            }
+            let vhost = u8::from(vhost);
+            subject.add(["--network", &format!("mode=tap,tapif={tap},vhost={vhost}")]);
         }
         None => subject.add(["--network", "mode=none"]),
     }

@@ -13,9 +13,8 @@ use anyhow::{Context, Result};
 use super::guests;
 use super::rivals::{self, Subject};
 use super::stats::{Summary, shuffle};
-use crate::doctor::{self, Place};
-use crate::testbed;
-use crate::{assets, cache, cargo, host};
+use super::{Place, inside};
+use crate::{assets, cargo, host};
 
 /// `cargo xtask bench startup`
 #[derive(clap::Args)]
@@ -26,12 +25,8 @@ pub struct Args {
     /// Which parts: first-run, init, cost
     #[arg(long, value_delimiter = ',', default_value = "first-run,init,cost")]
     parts: Vec<String>,
-    /// In the testbed, make time a count of instructions
-    #[arg(long)]
-    icount: bool,
-    /// In the testbed, add what Firecracker wants of a CPU (all guests then boot with noxsave)
-    #[arg(long)]
-    xsave: bool,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Runs the parts that were asked for.
@@ -52,27 +47,9 @@ pub fn main(args: &Args) -> Result<u8> {
         assets,
         init: wanted("init"),
         cost: wanted("cost"),
-        noxsave: args.xsave,
+        noxsave: args.place.xsave,
     };
-    match doctor::ask(&husk) {
-        Place::Here => guests::main(&inner),
-        Place::Testbed(why) => {
-            host::say(format!("measuring guests in the testbed: {why}"));
-            let plan = cache::results_dir().join("bench.json");
-            std::fs::create_dir_all(cache::results_dir())?;
-            std::fs::write(&plan, serde_json::to_string(&inner)?)
-                .with_context(|| format!("writing {}", plan.display()))?;
-            let me = std::env::current_exe().context("finding xtask itself")?;
-            let command = [me.into(), "__bench-guests".into(), plan.into()].to_vec();
-            let mut options = testbed::Options::new(command)?;
-            options.icount = args.icount;
-            if args.xsave {
-                options.cpu = "qemu64,+svm,+npt,+xsave,+xsaveopt,+xgetbv1".to_owned();
-            }
-            options.timeout = Duration::from_secs(3600);
-            Ok(testbed::run(&options)?.end.status())
-        }
-    }
+    inside(&husk, &args.place, "__bench-guests", &inner, 4096)
 }
 
 /// Part 1.
