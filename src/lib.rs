@@ -10,6 +10,28 @@
 //! # Ok::<(), husk::VmError>(())
 //! ```
 //!
+//! A guest of husk's own runs commands (`docs/commands.md`):
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use husk::config::{ConsoleConfig, DiskConfig, GuestConfig, RootConfig, VmConfig};
+//! use husk::{GuestCommand, Vm};
+//!
+//! let mut config = VmConfig::new("/boot/vmlinuz");
+//! config.console = ConsoleConfig::None;
+//! let path = "debian.ext4".into();
+//! config.disks = vec![DiskConfig { id: "root".into(), path, readonly: true, ..Default::default() }];
+//! let root = Some(RootConfig { disk: "root".into(), writable: false });
+//! config.guest = Some(GuestConfig { root, ..GuestConfig::default() });
+//! let vm = Vm::new(config)?.start()?;
+//! let release = vm.exec(["uname", "-r"])?;
+//! vm.copy_in("data.sql".as_ref(), "/tmp/data.sql".as_ref())?;
+//! let load = GuestCommand::new(["psql", "-f", "/tmp/data.sql"]).user("postgres");
+//! let loaded = vm.output(&load.timeout(Duration::from_secs(60)))?;
+//! assert!(release.status.success() && loaded.status.success());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Many VMs can live in one process. The library never exits the process and never prints. The one
 //! signal it claims is the first real-time signal, for which it installs an empty handler: KVM_RUN
 //! can be interrupted in no other way.

@@ -216,12 +216,12 @@ fn husk_run_is_the_command_and_a_writable_root_keeps_what_it_wrote() {
 }
 
 #[test]
-fn husk_run_passes_signals_on_and_others_reach_its_guest_by_name() {
+fn husk_run_passes_a_signal_on_ends_after_the_grace_and_is_reached_by_name() {
     let Some(lab) = Lab::open() else { return };
     let initrd = lab.asset(TINY);
-    let script = "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.1; done";
+    let script = "trap 'echo caught' TERM; echo up; while :; do /bin/busybox sleep 0.1; done";
     let busybox = ["--", "/bin/busybox"];
-    let args = ["--name", "one", "--initrd", initrd.to_str().unwrap()];
+    let args = ["--name", "one", "--grace", "5", "--initrd", initrd.to_str().unwrap()];
     let mut command = cli(&lab, &[&args[..], &busybox, &["sh", "-c", script]].concat());
     let runtime = lab.path("runtime");
     std::fs::create_dir(&runtime).unwrap();
@@ -236,7 +236,9 @@ fn husk_run_passes_signals_on_and_others_reach_its_guest_by_name() {
     assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(9), "{stderr}");
+    // It was told, did not end, and was ended.
+    assert_eq!(output.status.code(), Some(128 + libc::SIGTERM), "{stderr}");
+    assert!(stderr.contains("still ran 5 s after SIGTERM"), "{stderr}");
     assert_eq!(output.stdout, b"caught\n", "{stderr}");
     assert_eq!(runtime.join("husk").read_dir().unwrap().count(), 0, "its name is still there");
 }
