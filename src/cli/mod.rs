@@ -11,6 +11,7 @@ macro_rules! tell {
 }
 
 mod awaited;
+mod compare;
 mod doctor;
 mod footprint;
 mod kernel;
@@ -46,6 +47,7 @@ enum Command {
     Run(Box<run::Run>),
     Doctor(doctor::Doctor),
     Kernel(kernel::Kernel),
+    Compare(compare::Compare),
 }
 
 /// Runs the command line and returns the process' exit status.
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Run(run) => run.execute(started),
         Command::Doctor(doctor) => doctor.execute(),
         Command::Kernel(kernel) => kernel.execute(),
+        Command::Compare(compare) => compare.execute(),
     };
     match result {
         Ok(status) => ExitCode::from(status),
