@@ -20,6 +20,7 @@ const INTERRUPT: i32 = 2;
 /// Every contestant that is installed starts the same small static program with the same files, in
 /// turn and in random order. One clock runs for all of them, from the fork of the launcher.
 #[derive(Args)]
+#[command(allow_negative_numbers = true)]
 pub struct Compare {
     /// The contestants, of process, crun, runc, runsc, podman, husk, qemu, firecracker and
     /// cloud-hypervisor; ratios are to the first [default: those that are installed]

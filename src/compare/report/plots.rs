@@ -11,6 +11,9 @@ use super::mib;
 /// Size of a plot, in pixels.
 const SIZE: (u32, u32) = (860, 380);
 
+/// Lines of the grid between those with a number: none.
+const FAINT: RGBAColor = RGBAColor(255, 255, 255, 0.0);
+
 /// What the drawing library says when it cannot.
 type Trouble = Box<dyn std::error::Error>;
 /// A plane to draw on.
@@ -36,7 +39,13 @@ pub fn distribution(results: &Results, parallel: usize, cold: bool) -> Result<St
             .y_label_area_size(50)
             .build_cartesian_2d((low * 0.8..high * 1.25).log_scale(), 0.0..1.0)?;
         let label = |share: &f64| format!("{:.0} %", share * 100.0);
-        chart.configure_mesh().x_desc("ms").y_label_formatter(&label).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc("ms")
+            .x_label_formatter(&short)
+            .y_label_formatter(&label)
+            .light_line_style(FAINT)
+            .draw()?;
         for (n, (name, points)) in series.iter().enumerate() {
             let style = colour(n).stroke_width(2);
             chart
@@ -81,7 +90,14 @@ pub fn phases(results: &Results) -> Result<String, Trouble> {
             .x_label_area_size(40)
             .y_label_area_size(120)
             .build_cartesian_2d(0.0..longest * 1.02, 0.0..rows as f64)?;
-        chart.configure_mesh().x_desc("ms").disable_y_mesh().y_labels(0).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc("ms")
+            .x_label_formatter(&short)
+            .light_line_style(FAINT)
+            .disable_y_mesh()
+            .y_labels(0)
+            .draw()?;
         for (n, kind) in kinds.iter().enumerate() {
             let mut boxes = Vec::new();
             for (row, (_, phases)) in bars.iter().enumerate() {
@@ -159,12 +175,18 @@ fn lines(
         macro_rules! on {
             ($y:expr) => {{
                 let mut chart = builder.build_cartesian_2d(left..right, $y)?;
-                let whole = |x: &f64| format!("{x:.0}");
+                // There is no half an instance.
+                let whole = |x: &f64| match (x - x.round()).abs() < 0.01 {
+                    true => format!("{x:.0}"),
+                    false => String::new(),
+                };
                 chart
                     .configure_mesh()
                     .x_desc(x_name)
                     .y_desc(y_name)
                     .x_label_formatter(&whole)
+                    .y_label_formatter(&short)
+                    .light_line_style(FAINT)
                     .draw()?;
                 for (n, (name, points)) in series.iter().enumerate() {
                     let style = colour(n).stroke_width(2);
@@ -195,6 +217,11 @@ fn range(series: &[Series], of: impl Fn((f64, f64)) -> f64) -> Option<(f64, f64)
     let all = || series.iter().flat_map(|(_, points)| points.iter().map(|point| of(*point)));
     let (low, high) = (all().reduce(f64::min)?, all().reduce(f64::max)?);
     (low.is_finite() && high.is_finite() && high > 0.0).then_some((low, high))
+}
+
+/// A number without decimals it has no use for.
+fn short(value: &f64) -> String {
+    if *value >= 10.0 { format!("{value:.0}") } else { format!("{value}") }
 }
 
 fn colour(n: usize) -> RGBAColor {
