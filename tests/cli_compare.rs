@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+#[allow(dead_code, reason = "it takes what it needs")]
 #[path = "fixture/process.rs"]
 mod process;
 #[path = "fixture/skipped.rs"]

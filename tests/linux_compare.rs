@@ -40,7 +40,7 @@ fn a_process_a_container_and_a_guest_are_compared_on_one_clock() {
     let mut command = Command::new(husk());
     process::with_ordinary_signals(&mut command);
     command
-        .args(["compare", "--runs", "3", "--parallel", "2,1", "--idle", "1", "--seed", "7"])
+        .args(["compare", "--runs", "3", "--parallel", "1", "--idle", "1", "--seed", "7"])
         .args(["--with", with, "--kernel"])
         .arg(lab.asset(VMLINUZ_CLOUD))
         .arg("--out")
@@ -61,8 +61,6 @@ fn a_process_a_container_and_a_guest_are_compared_on_one_clock() {
         // p50, p95, p99, ratio, runs
         assert_eq!((first.len(), first[4], exit[4]), (5, 3.0, 3.0), "{table}");
         assert!(0.0 < first[0] && first[0] <= exit[0] && first[0] <= first[2], "{table}");
-        let both = figures(&table, "fork → to the first line of the workload, ms, 2 at once", name);
-        assert_eq!(both[4], 4.0, "{table}");
     }
     assert!(figures(&table, first, "husk")[3] > 1.0, "{table}");
     assert!(table.contains("husk     start of the VMM "), "{table}");
@@ -71,6 +69,10 @@ fn a_process_a_container_and_a_guest_are_compared_on_one_clock() {
     // A guest has far more memory than a process, and stands behind its VMM.
     let idle = |name| figures(&table, "idle, for each of 1", name);
     assert!(idle("husk")[0] > 10.0 * idle("process")[0] && idle("process")[0] > 0.0, "{table}");
+    if Command::new("strace").arg("--version").output().is_ok() {
+        // PSS, taken, disk, "0 of 6" in three words, system calls
+        assert!(idle("husk")[6] > 10.0, "{table}");
+    }
     if crun {
         let container = table.lines().find(|line| line.contains(" pid mnt net ipc uts"));
         assert!(container.is_some_and(|line| line.starts_with("crun ")), "{table}");
@@ -78,7 +80,7 @@ fn a_process_a_container_and_a_guest_are_compared_on_one_clock() {
 
     // Every run is in the file, and each moment of a guest after the one before it.
     let csv = fs::read_to_string(out.join("results.csv")).unwrap();
-    assert_eq!(csv.lines().count(), 1 + names.len() * (3 + 4), "{csv}");
+    assert_eq!(csv.lines().count(), 1 + names.len() * 3, "{csv}");
     let husks = csv.lines().filter(|line| line.starts_with("husk,VM,"));
     for line in husks {
         let fields: Vec<f64> =

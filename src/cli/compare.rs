@@ -96,7 +96,7 @@ impl Compare {
         let clock = || {
             let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
             // Short enough to be typed again.
-            u64::from(now.subsec_nanos() / 1000)
+            u64::from(now.subsec_micros())
         };
         Ok(Plan {
             husk: std::env::current_exe()?,

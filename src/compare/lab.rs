@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn containers_and_vms_get_the_same_files_and_all_of_it_goes() {
-        if !busybox().is_ok() {
+        if busybox().is_err() {
             crate::skipped::skipped("no static busybox");
             return;
         }
