@@ -4,8 +4,6 @@
 //! It differs from that of `runc spec` in three things: no terminal, no view of the control groups,
 //! and, for a user who is not root, a user namespace with this user as its root.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 /// The namespaces every container gets.
@@ -13,7 +11,7 @@ const NAMESPACES: [&str; 5] = ["pid", "network", "ipc", "uts", "mount"];
 
 /// The config.json of a container that runs `args` in the files at `root`; `user` is the (uid, gid)
 /// of a user who is not root.
-pub fn config(root: &Path, args: &[&str], user: Option<(u32, u32)>) -> Value {
+pub fn config(root: &str, args: &[&str], user: Option<(u32, u32)>) -> Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     let mut namespaces: Vec<Value> =
         NAMESPACES.iter().map(|kind| json!({ "type": kind })).collect();
@@ -83,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_bundle_has_our_root_read_only_and_our_program() {
-        let config = config(Path::new("/r"), &["/bin/busybox", "sh"], None);
+        let config = config("/r", &["/bin/busybox", "sh"], None);
         assert_eq!(config["root"], json!({ "path": "/r", "readonly": true }));
         assert_eq!(config["process"]["args"], json!(["/bin/busybox", "sh"]));
         assert_eq!(config["process"]["terminal"], json!(false));
@@ -93,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_user_who_is_not_root_gets_a_user_namespace_and_no_control_groups() {
-        let config = config(Path::new("/r"), &["x"], Some((1000, 100)));
+        let config = config("/r", &["x"], Some((1000, 100)));
         assert_eq!(config["linux"]["uidMappings"][0]["hostID"], json!(1000));
         assert_eq!(config["linux"]["gidMappings"][0]["hostID"], json!(100));
         let namespaces = config["linux"]["namespaces"].as_array().unwrap();

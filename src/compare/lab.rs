@@ -111,7 +111,7 @@ impl Lab {
             let bundle = self.bundle(job);
             fs::create_dir_all(&bundle).map_err(host("making", &bundle))?;
             let args = ["/bin/busybox", "sh", workload::script_of(job)];
-            let config = bundle::config(&root, &args, not_root());
+            let config = bundle::config(text(&root)?, &args, not_root());
             write(&bundle.join("config.json"), config.to_string().as_bytes())?;
         }
         Ok(files.iter().map(|(_, bytes)| bytes.len() as u64).sum())
@@ -135,12 +135,24 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), CompareError> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(host("writing", path))
 }
 
+/// `path` as JSON can hold it.
+///
+/// # Errors
+/// It is not UTF-8.
+pub fn text(path: &Path) -> Result<&str, CompareError> {
+    path.to_str().ok_or_else(|| CompareError::Host {
+        what: format!("{path:?}"),
+        source: std::io::Error::other("it is not UTF-8, and JSON cannot hold it"),
+    })
+}
+
 /// A directory of our own, gone when dropped.
 struct Scratch(PathBuf);
 
 impl Scratch {
     fn make() -> Result<Self, CompareError> {
         let template = std::env::temp_dir().join("husk-compare-XXXXXX");
+        text(&template)?;
         let mut bytes = template.as_os_str().as_bytes().to_vec();
         bytes.push(0);
         // SAFETY: a NUL-terminated string of ours, which mkdtemp writes the last letters of.
@@ -184,7 +196,7 @@ fn busybox() -> Result<Vec<u8>, CompareError> {
         read.map_err(host("reading", &path))?;
         // A dynamically linked program names its interpreter near the start of its file.
         let head = bytes.get(..4096).unwrap_or(&bytes);
-        if bytes.starts_with(b"\x7fELF") && !head.windows(3).any(|w| w == b"ld-") {
+        if bytes.starts_with(b"\x7fELF") && !head.windows(4).any(|w| w == b"/ld-") {
             return Ok(bytes);
         }
         dynamic = Some(path);

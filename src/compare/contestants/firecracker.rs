@@ -1,7 +1,7 @@
 //! Firecracker, from a configuration file, without its API's socket.
 
 use super::super::CompareError;
-use super::super::lab::MEMORY_MIB;
+use super::super::lab::{MEMORY_MIB, text};
 use super::super::launch::Call;
 use super::super::workload::script_of;
 use super::{Start, words};
@@ -11,8 +11,8 @@ pub fn call(start: &Start<'_>) -> Result<Call, CompareError> {
     let kernel = start.kernel()?;
     let config = serde_json::json!({
         "boot-source": {
-            "kernel_image_path": &kernel.unpacked,
-            "initrd_path": start.lab.initrd(start.job),
+            "kernel_image_path": text(&kernel.unpacked)?,
+            "initrd_path": text(&start.lab.initrd(start.job))?,
             "boot_args": "console=ttyS0 quiet panic=-1 pci=off END=reboot reboot=k",
         },
         "drives": [],

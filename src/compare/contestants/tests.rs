@@ -48,3 +48,16 @@ fn a_vm_without_a_kernel_is_an_error_and_no_panic() {
         assert!(kind.call(&start).is_err(), "{}", kind.name);
     }
 }
+
+#[test]
+fn a_kernel_whose_name_is_no_text_is_an_error_where_json_must_hold_it() {
+    use std::os::unix::ffi::OsStringExt;
+    let Ok(mut lab) = Lab::make(Workload::True, None) else { return };
+    let odd = PathBuf::from(OsString::from_vec(b"/k/\xff".to_vec()));
+    lab.kernel = Some(Kernel { given: odd.clone(), unpacked: odd, without_acpi: true });
+    let start = Start { lab: &lab, program: Path::new("x"), id: "one", job: Job::Work };
+    let error = Kind::named("firecracker").unwrap().call(&start).unwrap_err().to_string();
+    assert!(error.contains("not UTF-8"), "{error}");
+    let husk = Kind::named("husk").unwrap().call(&start).unwrap();
+    assert!(husk.line().contains("END=reboot"), "{}", husk.line());
+}
