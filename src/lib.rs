@@ -37,6 +37,7 @@
 //! can be interrupted in no other way.
 
 mod boot;
+pub mod compare;
 pub mod config;
 pub mod doctor;
 pub mod error;

@@ -11,6 +11,7 @@ macro_rules! tell {
 }
 
 mod awaited;
+mod compare;
 mod doctor;
 mod exec;
 mod footprint;
@@ -54,6 +55,7 @@ enum Command {
     Logs(named::Logs),
     Stop(named::Stop),
     Kill(named::Kill),
+    Compare(compare::Compare),
 }
 
 /// Runs the command line and returns the process' exit status.
@@ -84,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Logs(logs) => logs.execute(),
         Command::Stop(stop) => stop.execute(),
         Command::Kill(kill) => kill.execute(),
+        Command::Compare(compare) => compare.execute(),
     };
     match result {
         Ok(status) => ExitCode::from(status),

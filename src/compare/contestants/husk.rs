@@ -1,0 +1,27 @@
+//! This husk, as its user runs it: `husk run`, the kernel as it was given.
+
+use super::super::CompareError;
+use super::super::lab::MEMORY_MIB;
+use super::super::launch::Call;
+use super::{Start, words};
+
+/// `husk run …`, with the timeline, which it prints when all is over.
+pub fn call(start: &Start<'_>) -> Result<Call, CompareError> {
+    let kernel = start.kernel()?;
+    // Without ACPI there is no way to turn the machine off: a reboot ends it.
+    let end = if kernel.without_acpi { "quiet END=reboot reboot=k" } else { "quiet END=poweroff" };
+    Ok(start.with(words![
+        "run",
+        "--kernel",
+        &kernel.given,
+        "--initrd",
+        start.lab.initrd(start.job),
+        "--memory",
+        format!("{MEMORY_MIB}M"),
+        "--append",
+        end,
+        "--on-reboot",
+        "exit",
+        "--timeline",
+    ]))
+}

@@ -1,0 +1,63 @@
+use super::super::workload::Workload;
+use super::*;
+
+#[test]
+fn a_mistyped_contestant_is_answered_with_the_nearest() {
+    assert_eq!(Kind::named("crun").unwrap().name, "crun");
+    let error = Kind::named("fircracker").err().unwrap().to_string();
+    assert!(error.contains("did you mean firecracker?"), "{error}");
+    let error = Kind::named("bochs").err().unwrap().to_string();
+    assert!(error.contains("there are process, crun,") && !error.contains("mean"), "{error}");
+}
+
+#[test]
+fn every_contestant_gets_the_same_files_and_a_vm_the_kernel() {
+    let Ok(mut lab) = Lab::make(Workload::True, None) else {
+        crate::skipped::skipped("no static busybox");
+        return;
+    };
+    let (given, unpacked) = (PathBuf::from("/k/vmlinuz"), PathBuf::from("/k/vmlinux"));
+    lab.kernel = Some(Kernel { given, unpacked, without_acpi: false });
+    for kind in &KINDS {
+        for job in [Job::Work, Job::Idle] {
+            let start = Start { lab: &lab, program: Path::new("/bin/x"), id: "one", job };
+            let call = kind.call(&start).unwrap();
+            let mut said = call.line();
+            if kind.name == "firecracker" {
+                let file = call.command.last().unwrap();
+                said.push_str(&std::fs::read_to_string(file).unwrap());
+            }
+            let files = match kind.family {
+                Family::Vm => lab.initrd(job),
+                Family::Container if kind.name != "podman" => lab.bundle(job),
+                _ => lab.root(),
+            };
+            assert!(said.contains(files.to_str().unwrap()), "{}: {said}", kind.name);
+            assert_eq!(said.contains("/k/vmlinu"), kind.family == Family::Vm, "{said}");
+            let undone = call.undo.is_some_and(|undo| undo.last().is_some_and(|id| id == "one"));
+            assert_eq!(undone, kind.family == Family::Container, "{}", kind.name);
+        }
+    }
+}
+
+#[test]
+fn a_vm_without_a_kernel_is_an_error_and_no_panic() {
+    let Ok(lab) = Lab::make(Workload::True, None) else { return };
+    let start = Start { lab: &lab, program: Path::new("x"), id: "one", job: Job::Work };
+    for kind in KINDS.iter().filter(|kind| kind.family == Family::Vm) {
+        assert!(kind.call(&start).is_err(), "{}", kind.name);
+    }
+}
+
+#[test]
+fn a_kernel_whose_name_is_no_text_is_an_error_where_json_must_hold_it() {
+    use std::os::unix::ffi::OsStringExt;
+    let Ok(mut lab) = Lab::make(Workload::True, None) else { return };
+    let odd = PathBuf::from(OsString::from_vec(b"/k/\xff".to_vec()));
+    lab.kernel = Some(Kernel { given: odd.clone(), unpacked: odd, without_acpi: true });
+    let start = Start { lab: &lab, program: Path::new("x"), id: "one", job: Job::Work };
+    let error = Kind::named("firecracker").unwrap().call(&start).unwrap_err().to_string();
+    assert!(error.contains("not UTF-8"), "{error}");
+    let husk = Kind::named("husk").unwrap().call(&start).unwrap();
+    assert!(husk.line().contains("END=reboot"), "{}", husk.line());
+}

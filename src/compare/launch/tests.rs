@@ -1,0 +1,84 @@
+use super::*;
+
+fn shell(script: &str) -> Call {
+    let command = ["/bin/sh", "-c", script].map(OsString::from).to_vec();
+    Call { command, undo: None, directory: None }
+}
+
+fn run(script: &str, limit: Duration) -> Result<Seen, Failure> {
+    let mut instance = Instance::start(&shell(script))?;
+    instance.until_end(limit, &AtomicBool::new(false))?;
+    Ok(instance.seen)
+}
+
+#[test]
+fn the_moments_come_in_their_order() {
+    let seen = run("echo @init; sleep 0.05; echo @work; sleep 0.05", LIMIT).unwrap();
+    let (init, first, exit) = (seen.init.unwrap(), seen.first.unwrap(), seen.exit.unwrap());
+    assert!(init < first && first < exit, "{seen:?}");
+    assert!(exit - init >= Duration::from_millis(100), "{seen:?}");
+}
+
+#[test]
+fn a_failure_says_the_last_words() {
+    let words = |script| run(script, LIMIT).unwrap_err().to_string();
+    assert_eq!(
+        words("echo no such root >&2; exit 3"),
+        "it ended (exit status: 3) before the workload began: no such root"
+    );
+    assert_eq!(words("echo @work; exit 4"), "it ended with exit status: 4: @work");
+    let absent = Call { command: vec!["/no/such/program".into()], undo: None, directory: None };
+    assert!(Instance::start(&absent).is_err_and(|e| e.to_string().contains("cannot be started")));
+}
+
+#[test]
+fn what_takes_too_long_or_is_given_up_is_killed_with_its_children_and_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pid, gone) = (dir.path().join("pid"), dir.path().join("gone"));
+    let script = format!("sleep 1000 & echo $! >{}; echo @work; wait", pid.display());
+    let undo = Some(vec!["touch".into(), gone.clone().into()]);
+    let call = Call { undo, ..shell(&script) };
+    let mut instance = Instance::start(&call).unwrap();
+    let cancel = AtomicBool::new(false);
+    instance.until_first(LIMIT, &cancel).unwrap();
+    let late = instance.until_end(Duration::from_millis(50), &cancel).unwrap_err();
+    assert!(late.to_string().starts_with("not done after 0 s"), "{late}");
+    cancel.store(true, Ordering::Release);
+    assert_eq!(instance.until_end(LIMIT, &cancel), Err(Failure::Cancelled));
+    drop(instance);
+    assert!(gone.exists());
+    let pid = std::fs::read_to_string(pid).unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    let state = format!("/proc/{}/stat", pid.trim());
+    // Its new parent may not have reaped it.
+    while std::fs::read_to_string(&state).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < end, "the child of a killed launcher lives");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_flood_is_read_and_its_end_kept() {
+    let flood = "head -c 3000000 /dev/zero | tr '\\0' x; echo; echo @work";
+    assert!(run(flood, LIMIT).unwrap().first.is_some());
+    let mut tail = Tail::default();
+    tail.push(&[b'x'; 3 * KEPT]);
+    tail.push(b"end");
+    assert_eq!(tail.0.len(), KEPT);
+    assert!(tail.text().ends_with("xend") && tail.has("end") && !tail.has("other"));
+}
+
+#[test]
+fn a_tool_that_hangs_is_ended() {
+    let command = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+    assert_eq!(quietly(&command(&["echo", "1.2"]), LIMIT).as_deref(), Some("1.2\n"));
+    assert_eq!(quietly(&command(&["false"]), LIMIT), None);
+    assert_eq!(quietly(&command(&["/no/such/program"]), LIMIT), None);
+    assert_eq!(quietly(&command(&["sleep", "1000"]), Duration::from_millis(50)), None);
+}
+
+#[test]
+fn a_command_is_shown_as_a_shell_takes_it() {
+    let command = ["a", "b c"].map(OsString::from).to_vec();
+    assert_eq!(Call { command, undo: None, directory: None }.line(), "a 'b c'");
+}

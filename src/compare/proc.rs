@@ -1,0 +1,146 @@
+//! What /proc says of an instance and of the host: memory, processes, namespaces, filters.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+/// Every process that belongs to one: `root`, all it started, and those that carry `id` as a word of
+/// their command line (a shim or monitor that was detached).
+pub fn members(root: u32, id: &str) -> Vec<u32> {
+    let parents = parents();
+    let mut members = BTreeSet::from([root]);
+    members.extend(parents.keys().filter(|pid| has_word(**pid, id)));
+    loop {
+        let more: Vec<u32> = parents
+            .iter()
+            .filter(|(pid, parent)| members.contains(parent) && !members.contains(pid))
+            .map(|(pid, _)| *pid)
+            .collect();
+        if more.is_empty() {
+            return members.into_iter().collect();
+        }
+        members.extend(more);
+    }
+}
+
+/// Each process and its parent.
+fn parents() -> BTreeMap<u32, u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid| Some((pid, parent_of(&stat(pid)?)?))).collect()
+}
+
+fn stat(pid: u32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/stat")).ok()
+}
+
+/// Field 4 of `proc_pid_stat(5)`. The second, in parentheses, may hold anything.
+fn parent_of(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn has_word(pid: u32, id: &str) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
+}
+
+/// The proportional share of memory of these processes in bytes: what several have in common counts
+/// to each in part. `None` when that of one cannot be read; one that has ended has none.
+pub fn pss(pids: &[u32]) -> Option<u64> {
+    let mut sum = 0;
+    for pid in pids {
+        match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+            Ok(text) => sum += kib(&text, "Pss:").unwrap_or(0),
+            // ESRCH: it has ended, or is a thread of the kernel.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(_) => return None,
+        }
+    }
+    Some(sum * 1024)
+}
+
+/// A line of `text` that begins with `name`, a number in kB.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// A line of /proc/meminfo, in bytes.
+pub fn meminfo(name: &str) -> Option<u64> {
+    Some(kib(&fs::read_to_string("/proc/meminfo").ok()?, name)? * 1024)
+}
+
+/// The kinds of namespaces in which one of these processes is not where this one is.
+pub fn namespaces(pids: &[u32]) -> Vec<String> {
+    let of = |pid: &str, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
+    let kinds = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup"];
+    let apart = |kind: &&str| {
+        let own = of("self", kind);
+        pids.iter().any(|pid| of(&pid.to_string(), kind).is_some_and(|ns| Some(ns) != own))
+    };
+    kinds.iter().filter(|kind| apart(kind)).map(|kind| (*kind).to_owned()).collect()
+}
+
+/// How many threads of these processes have a filter of system calls (`Seccomp: 2` of
+/// `proc_pid_status(5)`), and how many there are.
+pub fn filtered(pids: &[u32]) -> (usize, usize) {
+    let (mut filtered, mut all) = (0, 0);
+    for pid in pids {
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
+            all += 1;
+            let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"));
+            filtered += usize::from(mode.is_some_and(|mode| mode.trim() == "2"));
+        }
+    }
+    (filtered, all)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn children_and_those_who_carry_the_name_belong_to_an_instance() {
+        let id = format!("husk-compare-test-{}", std::process::id());
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let script = "read x; exit $1";
+        let mut named = Command::new("/bin/sh")
+            .args(["-c", script, "sh", &id])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        // It is not named so before its exec.
+        while !has_word(named.id(), &id) && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+        let ours = members(std::process::id(), "no such name");
+        assert!(ours.contains(&child.id()) && ours.contains(&named.id()));
+        let found = members(child.id(), &id);
+        let (mut expected, pss) = (vec![child.id(), named.id()], pss(&found));
+        expected.sort_unstable();
+        for process in [&mut child, &mut named] {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+        assert_eq!(found, expected);
+        assert!(pss.is_some_and(|pss| pss > 0));
+    }
+
+    #[test]
+    fn a_parent_is_read_whatever_the_program_is_called() {
+        assert_eq!(parent_of("17 (a) R 9 (b)) S 42 17 17 0"), Some(42));
+        assert_eq!(parent_of("17"), None);
+    }
+
+    #[test]
+    fn this_process_is_in_no_namespace_but_its_own() {
+        assert!(namespaces(&[std::process::id()]).is_empty());
+        assert!(filtered(&[std::process::id()]).1 > 0);
+        assert!(meminfo("MemAvailable:").is_some_and(|bytes| bytes > 0));
+        assert_eq!(kib("A: 1 kB\nPss:     12 kB\n", "Pss:"), Some(12));
+    }
+}

@@ -1,0 +1,196 @@
+//! The runs that are timed: every contestant in every round, at every level, in an order drawn anew.
+//! What a machine does in the course of an hour thus befalls everyone alike.
+
+use std::sync::Barrier;
+use std::time::Duration;
+
+use super::launch::{Call, Failure, Instance, LIMIT};
+use super::results::{Moments, Run};
+use super::stats::Order;
+use super::workload::Job;
+use super::{CompareError, Field, Plan, Progress, cancelled};
+
+/// The most runs with cold caches: each costs reading everything anew.
+const MOST_COLD: usize = 10;
+
+/// Lets every contestant run once, which is not counted: what it reads is in the caches then. Gives
+/// its command, or why it cannot take part.
+pub fn warm_up(
+    field: &Field<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Result<String, String>>, CompareError> {
+    let total = field.contestants.len();
+    let mut outcomes = Vec::new();
+    for n in 0..total {
+        progress(Progress { done: n, total, doing: format!("warm-up of {}", field.name(n)) });
+        let (call, _) = field.call(n, Job::Work)?;
+        outcomes.push(match once(&call, field) {
+            Ok(_) => Ok(call.line()),
+            Err(failure) => Err(cancelled(failure)?),
+        });
+    }
+    Ok(outcomes)
+}
+
+/// What is run in a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Task {
+    entrant: usize,
+    parallel: usize,
+    cold: bool,
+    round: usize,
+}
+
+/// The tasks of all rounds. A level of ten needs a tenth of the rounds.
+fn schedule(contestants: usize, plan: &Plan, cold: bool) -> Vec<Task> {
+    let mut order = Order::of(plan.seed);
+    let mut levels = plan.parallel.clone();
+    levels.sort_unstable();
+    levels.dedup();
+    let mut all = Vec::new();
+    for round in 0..plan.runs {
+        let mut tasks = Vec::new();
+        for entrant in 0..contestants {
+            for &parallel in &levels {
+                if round < plan.runs.div_ceil(parallel) {
+                    tasks.push(Task { entrant, parallel, cold: false, round });
+                }
+            }
+            if cold && round < MOST_COLD {
+                tasks.push(Task { entrant, parallel: 1, cold: true, round });
+            }
+        }
+        order.shuffle(&mut tasks);
+        all.extend(tasks);
+    }
+    all
+}
+
+/// Runs all of it.
+pub fn run(
+    field: &Field<'_>,
+    plan: &Plan,
+    notes: &mut Vec<String>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Run>, CompareError> {
+    let cold = plan.cold
+        && match drop_caches() {
+            Ok(()) => true,
+            Err(e) => {
+                notes.push(format!("cold caches: not measured, /proc/sys/vm/drop_caches: {e}"));
+                false
+            }
+        };
+    let tasks = schedule(field.contestants.len(), plan, cold);
+    let mut runs = Vec::new();
+    for (done, task) in tasks.iter().enumerate() {
+        let doing =
+            format!("round {} of {}: {}", task.round + 1, plan.runs, field.name(task.entrant));
+        progress(Progress { done, total: tasks.len(), doing });
+        let calls = (0..task.parallel).map(|_| Ok(field.call(task.entrant, Job::Work)?.0));
+        let calls = calls.collect::<Result<Vec<Call>, CompareError>>()?;
+        if task.cold {
+            drop_caches().map_err(CompareError::host("writing /proc/sys/vm/drop_caches"))?;
+        }
+        for (instance, outcome) in at_once(&calls, field).into_iter().enumerate() {
+            let outcome = match outcome {
+                Ok(moments) => Ok(moments),
+                Err(failure) => Err(cancelled(failure)?),
+            };
+            let Task { entrant, parallel, cold, round } = *task;
+            runs.push(Run { entrant, cold, parallel, round, instance, outcome });
+        }
+    }
+    Ok(runs)
+}
+
+/// Starts one instance for each call, all at the same moment, and waits for their ends.
+fn at_once(calls: &[Call], field: &Field<'_>) -> Vec<Result<Moments, Failure>> {
+    if let [call] = calls {
+        return vec![once(call, field)];
+    }
+    let (barrier, cancel) = (Barrier::new(calls.len()), field.cancel);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = calls
+            .iter()
+            .map(|call| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    barrier.wait();
+                    watched(call, cancel)
+                })
+            })
+            .collect();
+        let panicked = || Err(Failure::Failed("its watcher panicked".to_owned()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| panicked())).collect()
+    })
+}
+
+fn once(call: &Call, field: &Field<'_>) -> Result<Moments, Failure> {
+    watched(call, field.cancel)
+}
+
+fn watched(call: &Call, cancel: &std::sync::atomic::AtomicBool) -> Result<Moments, Failure> {
+    let mut instance = Instance::start(call)?;
+    instance.until_end(LIMIT, cancel)?;
+    let (Some(first), Some(exit)) = (instance.seen.first, instance.seen.exit) else {
+        return Err(Failure::Failed("it said nothing".to_owned()));
+    };
+    let kvm_run = first_kvm_run(&instance.errors());
+    Ok(Moments { kvm_run, init: instance.seen.init, first, exit })
+}
+
+/// When husk came to its first KVM_RUN, in the table that `husk run --timeline` prints.
+fn first_kvm_run(errors: &str) -> Option<Duration> {
+    let line = errors.lines().find(|line| line.trim_end().ends_with("first KVM_RUN"))?;
+    let ms: f64 = line.split_whitespace().next()?.parse().ok()?;
+    Duration::try_from_secs_f64(ms / 1e3).ok()
+}
+
+/// Drops what the host has cached of files (`Documentation/admin-guide/sysctl/vm.rst`).
+fn drop_caches() -> std::io::Result<()> {
+    std::fs::write("/proc/sys/vm/drop_caches", "3")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::tests::plan;
+
+    #[test]
+    fn every_contestant_runs_equally_often_at_every_level_and_in_no_fixed_order() {
+        let mut plan = plan();
+        (plan.runs, plan.parallel) = (20, vec![10, 1, 1]);
+        let tasks = schedule(3, &plan, true);
+        for entrant in 0..3 {
+            let count = |parallel, cold| {
+                let same = |task: &&Task| {
+                    task.entrant == entrant && task.parallel == parallel && task.cold == cold
+                };
+                tasks.iter().filter(same).count()
+            };
+            assert_eq!((count(1, false), count(10, false), count(1, true)), (20, 2, MOST_COLD));
+        }
+        let order = |round| {
+            let of = tasks.iter().filter(move |task| task.round == round && !task.cold);
+            of.map(|task| task.entrant).collect::<Vec<_>>()
+        };
+        assert!((3..20).any(|round| order(round) != order(2)));
+        assert_eq!(tasks, schedule(3, &plan, true));
+        plan.seed += 1;
+        assert_ne!(tasks, schedule(3, &plan, true));
+    }
+
+    #[test]
+    fn the_first_entry_into_the_guest_is_found_in_a_timeline() {
+        let timeline = crate::timeline::Timeline::default();
+        let start = std::time::Instant::now();
+        timeline.mark_at(crate::timeline::Phase::ProcessStart, start);
+        let run = start + Duration::from_micros(5250);
+        timeline.mark_at(crate::timeline::Phase::FirstRun, run);
+        let text = timeline.to_string();
+        assert_eq!(first_kvm_run(&text), Some(Duration::from_micros(5250)), "{text}");
+        assert_eq!(first_kvm_run("no first KVM_RUN\n"), None);
+        assert_eq!(first_kvm_run("-5 x first KVM_RUN"), None);
+    }
+}

@@ -1,0 +1,235 @@
+//! Reports of made-up results, and a real comparison of what needs neither KVM nor root.
+
+use std::time::Duration;
+
+use super::*;
+
+/// A plan that can be carried out.
+pub fn plan() -> Plan {
+    Plan {
+        husk: "/usr/bin/husk".into(),
+        with: vec!["process".to_owned()],
+        runs: 5,
+        parallel: vec![1, 3],
+        idle: 2,
+        cold: false,
+        workload: Workload::True,
+        kernel: None,
+        seed: 42,
+    }
+}
+
+fn results() -> Results {
+    let entrant = |name, family| Entrant {
+        name,
+        family,
+        version: "1.0 <b>\u{1b}[2J & \"co\"".to_owned(),
+        command: format!("{name} --run 'a b'"),
+    };
+    let names = [("process", Family::Process), ("crun", Family::Container), ("husk", Family::Vm)];
+    let mut runs = Vec::new();
+    for (entrant, (_, family)) in names.iter().enumerate() {
+        for (parallel, cold) in [(1, false), (3, false), (1, true)] {
+            for round in 0..4 {
+                let at = |ms: usize| Duration::from_millis((ms + round * 7) as u64);
+                let vm = *family == Family::Vm;
+                let moments = Moments {
+                    kvm_run: vm.then(|| at(20)),
+                    init: vm.then(|| at(300)),
+                    first: at(10 + 400 * entrant),
+                    exit: at(30 + 450 * entrant),
+                };
+                let outcome = match (entrant, round) {
+                    (1, 3) => Err("it ended, \"badly\"".to_owned()),
+                    _ => Ok(moments),
+                };
+                runs.push(Run { entrant, cold, parallel, round, instance: 0, outcome });
+            }
+        }
+    }
+    let idle = (0..3).flat_map(|entrant| {
+        (1..=2).map(move |count| Idle {
+            entrant,
+            count,
+            pss: Some(((entrant + 1) * count) as u64 * (3 << 20)),
+            taken: Some(-4096),
+            disk: (entrant > 0).then_some(8192),
+        })
+    });
+    let isolation = (0..3).map(|entrant| Isolation {
+        entrant,
+        namespaces: vec!["pid".to_owned(), "net".to_owned()],
+        filtered: (0, 1),
+        syscalls: (entrant == 2).then_some(44),
+    });
+    let mut environment = Environment::of(&crate::doctor::examine());
+    environment.kvm = Kvm::Emulated;
+    Results {
+        environment,
+        workload: Workload::True,
+        plan: plan(),
+        kernel: Some("/boot/vm<linuz".into()),
+        kernel_bytes: Some(8 << 20),
+        files_bytes: 2 << 20,
+        entrants: names.map(|(name, family)| entrant(name, family)).to_vec(),
+        absent: vec![("runc", "not on PATH: `apt-get install runc`".to_owned())],
+        runs,
+        idle: idle.collect(),
+        isolation: isolation.collect(),
+        notes: vec!["a note".to_owned()],
+    }
+}
+
+#[test]
+fn the_table_has_percentiles_ratios_failures_phases_and_what_is_missing() {
+    let table = results().table();
+    let line = |start: &str| {
+        let found = table.lines().find(|line| line.starts_with(start));
+        found.unwrap_or_else(|| panic!("no {start:?} in {table}")).to_owned()
+    };
+    let words = |line: String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    // 10, 17, 24 and 31 ms; 410, 417 and 424.
+    assert_eq!(words(line("process ")), ["process", "17.00", "31.00", "31.00", "1.00", "4"]);
+    let crun = ["crun", "417.00", "424.00", "424.00", "24.53", "3", "(1", "failed)"];
+    assert_eq!(words(line("crun ")), crun);
+    assert!(table.contains("×process"), "{table}");
+    let phases =
+        "start of the VMM 30.50 → guest kernel 280.00 → init 510.00 → workload and end 120.00";
+    assert!(table.contains(phases), "{table}");
+    assert!(table.contains("one at a time, caches cold") && table.contains("3 at once"), "{table}");
+    assert!(table.contains("left out: runc: not on PATH: `apt-get install runc`"), "{table}");
+    assert!(table.contains("note: a note"), "{table}");
+    assert!(line("! ").contains("emulated"), "{table}");
+}
+
+#[test]
+fn every_output_says_that_the_kvm_is_emulated() {
+    let results = results();
+    assert!(results.table().contains("emulated"));
+    assert!(results.axes().contains("emulated"));
+    assert!(results.html().unwrap().contains("class=\"caveat\">this machine and its KVM"));
+    let csv = results.csv();
+    assert!(csv.lines().skip(1).all(|line| line.contains(",emulated,")), "{csv}");
+}
+
+#[test]
+fn the_csv_has_a_line_for_every_run_and_as_many_fields_in_each() {
+    let results = results();
+    let csv = results.csv();
+    assert_eq!(csv.lines().count(), results.runs.len() + 1);
+    for line in csv.lines() {
+        // No field but a quoted one has a comma.
+        let bare = line.replace("\"it ended, \"\"badly\"\"\"", "error");
+        assert_eq!(bare.split(',').count(), 13, "{line}");
+    }
+    let husk = "husk,VM,emulated,true,warm,1,0,0,20.000,300.000,810.000,930.000,";
+    assert!(csv.lines().any(|line| line == husk), "{csv}");
+}
+
+/// Panics unless every element that is opened is closed in its order, and no text has markup in it.
+fn check_markup(html: &str) {
+    let mut open: Vec<String> = Vec::new();
+    let body = html.strip_prefix("<!DOCTYPE html>").unwrap();
+    for piece in body.split('<').skip(1) {
+        let (tag, text) = piece.split_once('>').unwrap_or_else(|| panic!("no end of <{piece}"));
+        assert!(!text.contains('>'), "a stray > in {text:?}");
+        let name = tag.trim_start_matches('/').split([' ', '\n', '/']).next().unwrap().to_owned();
+        assert!(!name.is_empty(), "<{piece}");
+        assert_eq!(tag.matches('"').count() % 2, 0, "<{tag}>");
+        if tag.starts_with('/') {
+            assert_eq!(open.pop().as_ref(), Some(&name), "</{name}>");
+        } else if !tag.ends_with('/') {
+            open.push(name);
+        }
+    }
+    assert!(open.is_empty(), "left open: {open:?}");
+}
+
+#[test]
+fn the_page_is_well_formed_needs_no_network_and_has_the_plots() {
+    let html = results().html().unwrap();
+    check_markup(&html);
+    for outside in ["http:", "https:", "//", "src=", "href=", "url(", "@import", "<script"] {
+        assert!(!html.contains(outside), "{outside} in the page");
+    }
+    assert!(!html.contains('\u{1b}'));
+    assert_eq!(html.matches("<svg ").count(), 5);
+    assert!(html.contains("husk compare --with process,crun,husk --runs 5 --parallel 1,3"));
+    // Drawn, not only framed.
+    assert!(html.matches("<polyline").count() >= 9, "{}", html.matches("<polyline").count());
+}
+
+#[test]
+fn results_with_nothing_in_them_are_no_panic() {
+    let mut empty = results();
+    (empty.runs, empty.idle, empty.isolation) = (Vec::new(), Vec::new(), Vec::new());
+    assert!(empty.table().contains("none"));
+    check_markup(&empty.html().unwrap());
+    empty.entrants.clear();
+    check_markup(&empty.html().unwrap());
+    assert!(empty.axes().contains("not yet") && empty.axes().contains("not measured"));
+}
+
+#[test]
+fn the_axes_have_what_was_measured_and_say_what_is_not_yet() {
+    let axes = results().axes();
+    for axis in ["start-up", "resources", "isolation", "portability", "management", "scale"] {
+        assert!(axes.lines().any(|line| line == axis), "{axes}");
+    }
+    assert!(axes.contains("different system calls of the VMM: 44"), "{axes}");
+    assert!(axes.contains("not yet"), "{axes}");
+}
+
+#[test]
+fn a_plan_that_cannot_be_carried_out_is_refused_with_the_option_it_is_about() {
+    let refused = |change: fn(&mut Plan)| {
+        let mut plan = plan();
+        change(&mut plan);
+        plan.check().unwrap_err().to_string()
+    };
+    assert!(refused(|plan| plan.runs = 0).starts_with("--runs must be from 1"));
+    assert!(refused(|plan| plan.parallel = vec![1, 0]).contains("--parallel"));
+    assert!(refused(|plan| plan.parallel = Vec::new()).contains("--parallel"));
+    assert!(refused(|plan| plan.idle = 5000).starts_with("--idle"));
+    let unknown = refused(|plan| plan.with = vec!["proces".to_owned()]);
+    assert!(unknown.contains("did you mean process?"), "{unknown}");
+    assert!(plan().check().is_ok());
+}
+
+#[test]
+fn processes_are_compared_where_there_is_neither_kvm_nor_root() {
+    let cancel = AtomicBool::new(false);
+    let (mut last, mut plan) = (None, plan());
+    plan.workload = Workload::Sh;
+    plan.with.push("process".to_owned());
+    let outcome = compare(&plan, &cancel, &mut |progress| last = Some(progress));
+    let results = match outcome {
+        Err(e @ CompareError::NoBusybox { .. }) => return crate::skipped::skipped(e),
+        other => other.unwrap(),
+    };
+    assert_eq!(results.entrants.len(), 1);
+    // Five alone, and two times three at once.
+    assert_eq!(results.runs.len(), 5 + 2 * 3);
+    assert!(results.runs.iter().all(|run| run.outcome.is_ok()), "{:?}", results.runs);
+    for moments in results.good(0, 1, false) {
+        assert!(moments.first <= moments.exit && moments.init.is_none(), "{moments:?}");
+    }
+    assert_eq!(results.idle.len(), 2);
+    assert!(results.idle.iter().all(|idle| idle.pss.is_some_and(|pss| pss > 0)));
+    assert!(last.is_some_and(|last| last.done < last.total));
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("a/b");
+    prepare_directory(&out).unwrap();
+    let files = results.write(&out).unwrap();
+    assert!(files.iter().all(|file| file.metadata().unwrap().len() > 500));
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 2);
+}
+
+#[test]
+fn a_comparison_that_is_given_up_ends() {
+    let cancel = AtomicBool::new(true);
+    match compare(&plan(), &cancel, &mut |_| ()) {
+        Err(e @ CompareError::NoBusybox { .. }) => crate::skipped::skipped(e),
+        outcome => assert!(matches!(outcome, Err(CompareError::Cancelled)), "{outcome:?}"),
+    }
+}

@@ -1,0 +1,121 @@
+//! What every contestant is to do, in the same words and with the same files.
+//!
+//! ```text
+//! /bin/busybox   the host's, statically linked
+//! /workload      a script: says MARK, works, ends
+//! /idle          a script: says MARK and sleeps
+//! /init          of VMs only: says INIT, runs one of the two, ends the machine
+//! ```
+
+use super::CompareError;
+use crate::config::nearest;
+
+/// The first line of a workload, which stops the clock of `t_first`.
+pub const MARK: &str = "@work";
+/// The first line of a guest's init.
+pub const INIT: &str = "@init";
+
+/// What an instance is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// To do the workload and end.
+    Work,
+    /// To idle until it is killed.
+    Idle,
+}
+
+/// A workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Workload {
+    /// Says its line and ends: all that is measured is the start and the end.
+    #[default]
+    True,
+    /// A shell that counts to a thousand, starts ten programs, and reads and writes a pipe.
+    Sh,
+}
+
+impl Workload {
+    const ALL: [Workload; 2] = [Workload::True, Workload::Sh];
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Workload::True => "true",
+            Workload::Sh => "sh",
+        }
+    }
+
+    /// The one called `name`.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn named(name: &str) -> Result<Self, CompareError> {
+        let names = || Self::ALL.iter().map(|workload| workload.name());
+        Self::ALL.into_iter().find(|workload| workload.name() == name).ok_or_else(|| {
+            CompareError::Unknown {
+                what: "workload",
+                name: name.to_owned(),
+                meant: nearest(name, names()),
+                known: names().collect::<Vec<_>>().join(", "),
+            }
+        })
+    }
+
+    /// The script `/workload`, run with the root of the files as its directory.
+    pub(super) fn script(self) -> String {
+        let work = match self {
+            Workload::True => "",
+            Workload::Sh => {
+                "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done\n\
+                 for n in 0 1 2 3 4 5 6 7 8 9; do ./bin/busybox true; done\n\
+                 ./bin/busybox cat ./bin/busybox | ./bin/busybox wc -c\n"
+            }
+        };
+        format!("echo {MARK}\n{work}")
+    }
+}
+
+/// The script `/idle`.
+pub(super) fn idle_script() -> String {
+    format!("echo {MARK}\nexec ./bin/busybox sleep 100000\n")
+}
+
+/// The script a job runs, relative to the root of the files.
+pub(super) fn script_of(job: Job) -> &'static str {
+    match job {
+        Job::Work => "workload",
+        Job::Idle => "idle",
+    }
+}
+
+/// A guest's `/init` for `job`. How the machine is ended is the VMM's matter: the kernel gives
+/// `END=` of its command line to init (`Documentation/admin-guide/kernel-parameters.rst`).
+pub(super) fn init(job: Job) -> String {
+    format!(
+        "#!/bin/busybox sh\necho {INIT}\ncd /\n/bin/busybox sh ./{}\nexec /bin/busybox ${{END:-poweroff}} -f\n",
+        script_of(job)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_workload_is_answered_with_the_nearest() {
+        assert_eq!(Workload::named("sh").unwrap(), Workload::Sh);
+        let error = Workload::named("tru").unwrap_err().to_string();
+        assert!(error.contains("did you mean true?"), "{error}");
+        let error = Workload::named("postgres").unwrap_err().to_string();
+        assert!(error.contains("there are true, sh") && !error.contains("mean"), "{error}");
+    }
+
+    #[test]
+    fn the_marks_are_distinct_and_each_script_says_its_own_first() {
+        assert_ne!(MARK, INIT);
+        for workload in Workload::ALL {
+            assert!(workload.script().starts_with("echo @work\n"));
+        }
+        assert!(init(Job::Idle).contains("./idle\n") && init(Job::Work).contains("./workload\n"));
+    }
+}

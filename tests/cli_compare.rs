@@ -1,0 +1,154 @@
+//! `husk compare` as a user runs it, with what needs neither KVM nor root; and what is mistyped.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+#[allow(dead_code, reason = "it takes what it needs")]
+#[path = "fixture/process.rs"]
+mod process;
+#[path = "fixture/skipped.rs"]
+mod skipped;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// `husk compare` with everything it writes in `dir`.
+fn compare(dir: &Path, args: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_husk"));
+    process::with_ordinary_signals(&mut command);
+    command.arg("compare").args(args.split_whitespace());
+    command.current_dir(dir).env("TMPDIR", dir).env("HOME", dir).env_remove("HUSK_KERNEL");
+    command
+}
+
+/// Status, stdout and stderr.
+fn run(dir: &Path, args: &str) -> (i32, String, String) {
+    let done = compare(dir, args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (process::status(done.status), text(done.stdout), text(done.stderr))
+}
+
+/// Whether the workload's program is here; if not, says that the calling test is skipped.
+fn has_busybox(said: &str) -> bool {
+    let has = !said.contains("busybox-static");
+    if !has {
+        skipped::skipped("no statically linked busybox");
+    }
+    has
+}
+
+#[test]
+fn a_mistyped_option_is_answered_before_anything_is_started_or_written() {
+    let dir = tempfile::tempdir().unwrap();
+    for (args, words) in [
+        ("--with proces,crun", "did you mean process?"),
+        ("--with process,", "no contestant called \"\""),
+        ("--with process --workload tru", "did you mean true?"),
+        ("--with process --runs 0", "--runs must be from 1 to 100000, and is 0"),
+        ("--with process --parallel 1,0", "a level of --parallel must be from 1 to 1000"),
+        ("--with process --parallel 1,x", "--parallel"),
+        ("--with process --idle 9999", "--idle must be from 0 to 1000"),
+        ("--with process --seed -1", "--seed"),
+    ] {
+        let (status, out, err) = run(dir.path(), args);
+        assert_eq!((status, out.as_str()), (125, ""), "{args}: {err}");
+        assert!(err.contains(words), "{args}: {err}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_directory_for_the_results_that_cannot_be_made_is_named_first() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let (status, out, err) = run(dir.path(), "--with process --out file/results");
+    assert_eq!((status, out.as_str()), (125, ""));
+    assert!(err.starts_with("husk: making file/results: "), "{err}");
+}
+
+#[test]
+fn a_vm_without_a_kernel_or_a_kvm_that_boots_it_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let (status, _, err) = run(dir.path(), "--with process,husk --kernel no-such-kernel --runs 1");
+    assert_eq!(status, 125, "{err}");
+    let boots = Command::new(env!("CARGO_BIN_EXE_husk")).arg("doctor").output().unwrap();
+    let words = match (boots.status.success(), err.contains("busybox-static")) {
+        (_, true) => "busybox-static",
+        (true, _) => "no-such-kernel",
+        (false, _) => "`husk compare --with process`",
+    };
+    assert!(err.contains(words), "{err}");
+}
+
+#[test]
+fn processes_are_compared_and_the_results_are_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = "--with process --runs 4 --parallel 1,2 --idle 1 --seed 3";
+    let (status, table, err) = run(dir.path(), args);
+    if !has_busybox(&err) {
+        return;
+    }
+    assert_eq!(status, 0, "{err}");
+    assert!(table.contains("(--seed 3)") && table.contains("×process"), "{table}");
+    assert!(err.contains("results.csv") && !err.contains('\u{1b}'), "{err}");
+    let csv = std::fs::read_to_string(dir.path().join("husk-compare/results.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 4 + 4, "{csv}");
+    let axes = run(dir.path(), &format!("{args} --table --out other")).1;
+    assert!(axes.contains("\nisolation\n") && axes.contains("not yet"), "{axes}");
+    let mut left: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["husk-compare", "other"]);
+}
+
+/// Killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only when it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn ctrl_c_ends_it_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = compare(dir.path(), "--with process --runs 100000 --parallel 1 --idle 0");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = Running(command.spawn().unwrap());
+    let scratch = || {
+        let entries = std::fs::read_dir(dir.path()).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with("husk-compare-")).count()
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while scratch() == 0 && running.0.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < end, "it never began");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let pid = libc::pid_t::try_from(running.0.id()).unwrap();
+    // SAFETY: kill touches no memory; the child has not been waited for, so the id is its own.
+    unsafe { libc::kill(pid, libc::SIGINT) };
+    let status = loop {
+        if let Some(status) = running.0.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < end, "it does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let err = std::io::read_to_string(running.0.stderr.take().unwrap()).unwrap();
+    if !has_busybox(&err) {
+        return;
+    }
+    assert_eq!(process::status(status), 128 + libc::SIGINT, "{err}");
+    assert!(err.contains("given up"), "{err}");
+    assert_eq!(scratch(), 0);
+}

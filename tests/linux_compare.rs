@@ -1,0 +1,100 @@
+//! `husk compare` with a guest that boots: a process, a container where crun is installed, and husk,
+//! on one clock.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod guest;
+
+use std::fs;
+use std::process::Command;
+
+use guest::{Lab, VMLINUZ_CLOUD, husk, kernel_cache, process};
+
+/// The figures of a line of a table: everything behind the name.
+fn figures(table: &str, title: &str, name: &str) -> Vec<f64> {
+    let lines = table.lines().skip_while(|line| !line.starts_with(title));
+    let line = lines
+        .skip(2)
+        .take_while(|line| !line.is_empty())
+        .find(|line| line.split_whitespace().next() == Some(name));
+    let line = line.unwrap_or_else(|| panic!("no {name} under {title:?}:\n{table}"));
+    line.split_whitespace().skip(1).map(|word| word.parse().unwrap_or(f64::NAN)).collect()
+}
+
+#[test]
+fn a_process_a_container_and_a_guest_are_compared_on_one_clock() {
+    let Some(lab) = Lab::open() else { return };
+    let crun = Command::new("crun").arg("--version").output().is_ok();
+    let (names, with) = match crun {
+        true => (vec!["process", "crun", "husk"], "process,crun,husk"),
+        false => (vec!["process", "husk"], "process,husk"),
+    };
+    let (out, scratch) = (lab.path("out"), lab.path("scratch"));
+    fs::create_dir(&scratch).unwrap();
+    let mut command = Command::new(husk());
+    process::with_ordinary_signals(&mut command);
+    command
+        .args(["compare", "--runs", "3", "--parallel", "1", "--idle", "1", "--seed", "7"])
+        .args(["--with", with, "--kernel"])
+        .arg(lab.asset(VMLINUZ_CLOUD))
+        .arg("--out")
+        .arg(&out)
+        .env("XDG_CACHE_HOME", kernel_cache())
+        .env("TMPDIR", &scratch);
+    let done = command.output().unwrap();
+    let table = String::from_utf8(done.stdout).unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(process::status(done.status), 0, "{said}\n{table}");
+    assert!(!table.contains("left out") && !table.contains("failed"), "{table}");
+
+    // Everyone has run, and a guest takes longer to come than a process.
+    let first = "fork → to the first line of the workload, ms, one at a time";
+    let exit = "fork → to its end, reaped, ms, one at a time";
+    for name in &names {
+        let (first, exit) = (figures(&table, first, name), figures(&table, exit, name));
+        // p50, p95, p99, ratio, runs
+        assert_eq!((first.len(), first[4], exit[4]), (5, 3.0, 3.0), "{table}");
+        assert!(0.0 < first[0] && first[0] <= exit[0] && first[0] <= first[2], "{table}");
+    }
+    assert!(figures(&table, first, "husk")[3] > 1.0, "{table}");
+    assert!(table.contains("husk     start of the VMM "), "{table}");
+    assert!(table.contains(" → guest kernel "), "{table}");
+
+    // A guest has far more memory than a process, and stands behind its VMM.
+    let idle = |name| figures(&table, "idle, for each of 1", name);
+    assert!(idle("husk")[0] > 10.0 * idle("process")[0] && idle("process")[0] > 0.0, "{table}");
+    if Command::new("strace").arg("--version").output().is_ok() {
+        // PSS, taken, disk, "0 of 6" in three words, system calls
+        assert!(idle("husk")[6] > 10.0, "{table}");
+    }
+    if crun {
+        let container = table.lines().find(|line| line.contains(" pid mnt net ipc uts"));
+        assert!(container.is_some_and(|line| line.starts_with("crun ")), "{table}");
+    }
+
+    // Every run is in the file, and each moment of a guest after the one before it.
+    let csv = fs::read_to_string(out.join("results.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + names.len() * 3, "{csv}");
+    let husks = csv.lines().filter(|line| line.starts_with("husk,VM,"));
+    for line in husks {
+        let fields: Vec<f64> =
+            line.split(',').skip(8).take(4).map(|field| field.parse().unwrap()).collect();
+        assert!(fields.is_sorted() && fields[0] > 0.0, "{line}");
+    }
+    let html = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(html.matches("<svg ").count() >= 4 && html.ends_with("</html>\n"));
+    let emulated = table.contains("KVM emulated");
+    for output in [&table, &html] {
+        assert_eq!(output.contains("themselves emulated"), emulated, "{output}");
+    }
+    assert_eq!(csv.contains(",emulated,"), emulated);
+
+    assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0, "left behind in {scratch:?}");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 2);
+}
