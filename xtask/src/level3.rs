@@ -90,7 +90,9 @@ pub fn run(wanted: &Wanted) -> Result<Count> {
     };
     let record = Record::read(&plan.journal);
     let slowest: Vec<_> = record.slowest(10).into_iter().map(slow).collect();
-    host::say(format!("the slowest of them: {}", slowest.join(", ")));
+    if !slowest.is_empty() {
+        host::say(format!("the slowest of them: {}", slowest.join(", ")));
+    }
     Ok(count(&record, end.as_ref()))
 }
 
