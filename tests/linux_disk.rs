@@ -285,7 +285,8 @@ cmp /noise /mnt/mine
 umount /mnt
 echo "before=$(blockdev --getsize64 /dev/vdc)"
 echo WRITTEN
-until [ $(blockdev --getsize64 /dev/vdc) = 16777216 ]; do sleep 0.1; done
+read line
+until [ $(blockdev --getsize64 /dev/vdc) = 16777216 ]; do sleep 0.2; done
 echo here | dd of=/dev/vdc bs=512 seek=32767 conv=notrunc,fsync 2>/dev/null
 echo "told=$(dmesg | grep -c 'vdc.*new size')"
 "#;
@@ -303,6 +304,7 @@ echo "told=$(dmesg | grep -c 'vdc.*new size')"
     lab.guest().disk(&base, "overlay").script(other).run().expect_clean();
     OpenOptions::new().write(true).open(&growing).unwrap().set_len(16 << 20).unwrap();
     guest.signal(libc::SIGUSR2);
+    guest.type_line("go on");
     let done = guest.finish();
     done.expect_clean();
     done.expect_fact("before", "4194304").expect_fact("told", "1");
