@@ -140,6 +140,8 @@ exit 0
     let mut unread = connect(&socket, 5002);
     let stuck = connect(&socket, 5003);
     fill(&stuck);
+    // The guest's own hashing is done.
+    guest.wait_for("back=");
     let before = cpu_time(guest.pid());
     thread::sleep(Duration::from_secs(2));
     let used = cpu_time(guest.pid()) - before;
@@ -162,7 +164,6 @@ exit 0
     assert_eq!(hash.split_whitespace().next(), Some(sha256(&bytes).as_str()));
 
     let received = echo.join().unwrap();
-    guest.wait_for("back=");
     guest.type_line("that is all");
     let done = guest.finish();
     done.expect_clean().expect_fact("nobody", "1").expect_fact("connected", "0");

@@ -4,9 +4,15 @@
 //! valid, so that a mutation always changes what happens. After the last act the device is reset and
 //! a driver that behaves must get what it asks for: a guest breaks its own device at most.
 
+use std::io::Write;
+
+use husk_devices::block::{Disk, DiskFormat, DiskOptions};
 use husk_devices::bus::BusDevice;
+use husk_devices::virtio::blk::{Blk, BlkOptions};
 use husk_devices::virtio::testing::subject::{INDIRECT_DESC, Kind, SIZE, Subject};
-use husk_devices::virtio::testing::{DATA, Desc, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring};
+use husk_devices::virtio::testing::{
+    DATA, Desc, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, release,
+};
 
 /// The most acts of one input: more only take time.
 const MOST_ACTS: usize = 64;
@@ -80,6 +86,52 @@ pub fn drive(kind: Kind, input: &[u8]) {
         act(&mut subject, &mut script);
     }
     finish(subject);
+}
+
+/// A disk's requests upon an image of any content, which is in the input behind them.
+pub fn image(input: &[u8]) {
+    /// Bytes of a request in the input: what, where (in sectors), how many.
+    const REQUEST: usize = 4;
+    const REQUESTS: usize = 8;
+    let mut script = Script::new(input);
+    let (how, requests) = (script.byte(), script.bytes(REQUEST * REQUESTS));
+    let mut file = tempfile::NamedTempFile::new_in("/dev/shm").expect("room for an image");
+    file.write_all(script.0).expect("room for an image");
+    let format = Some(DiskFormat::Qcow2);
+    let options = DiskOptions { read_only: how & 1 != 0, format, ..DiskOptions::default() };
+    let Ok(disk) = Disk::open(file.path(), options) else { return };
+    let Ok(device) = Blk::new("image", disk, BlkOptions::default()) else { return };
+    let mut driver = Driver::start(Box::new(device), 0, SIZE);
+    for (n, request) in requests.as_chunks::<REQUEST>().0.iter().enumerate() {
+        let [what, low, high, len] = *request;
+        let kind = [0u32, 1, 4, 11, 13][usize::from(what) % 5];
+        let sector = u64::from(u16::from_le_bytes([low, high]));
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        driver.write(DATA, &header);
+        let bytes = (u32::from(len) + 1) * 512;
+        // Discard and write zeroes say what they are about in one segment (virtio 1.3 §5.2.6).
+        let mut segment = [0; 16];
+        segment[..8].copy_from_slice(&sector.to_le_bytes());
+        segment[8..12].copy_from_slice(&(u32::from(len) + 1).to_le_bytes());
+        driver.write(DATA + 0x100, &segment);
+        let data = match kind {
+            0 => Some(Piece::In(DATA + 0x1000, bytes)),
+            1 => Some(Piece::Out(DATA + 0x1000, bytes)),
+            4 => None,
+            _ => Some(Piece::Out(DATA + 0x100, 16)),
+        };
+        let pieces: Vec<Piece> = [Some(Piece::Out(DATA, 16)), data, Some(Piece::In(DATA + 16, 1))]
+            .into_iter()
+            .flatten()
+            .collect();
+        driver.send(0, &pieces);
+        assert_eq!(driver.wait_used(0, 1).len(), 1, "request {n} has no answer");
+    }
+    let Driver { transport, memory, rings } = driver;
+    drop((transport, rings));
+    release(memory);
 }
 
 /// Drives registers alone, in any order, of a device that nobody has touched.

@@ -95,7 +95,7 @@ fn run(name: &str, program: &Path, build: &Path, seconds: u64) -> Result<u8> {
         .arg(format!("-timeout={SLOWEST}"))
         .arg(format!("-rss_limit_mb={MOST_MEMORY}"))
         .arg(format!("-artifact_prefix={}/{name}-", findings.display()))
-        .args(["-verbosity=0", "-print_final_stats=1", "-max_len=4096"])
+        .args(["-verbosity=0", "-print_final_stats=1", "-max_len=16384"])
         .arg(&corpus)
         .args(seeds.is_dir().then_some(&seeds))
         .stdin(Stdio::null())
