@@ -17,6 +17,7 @@ mod exec;
 mod footprint;
 mod kernel;
 mod keyvalue;
+mod life;
 mod limits;
 mod logging;
 mod metrics;

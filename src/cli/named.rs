@@ -13,7 +13,8 @@ use husk::named::{self, Remote};
 
 use super::awaited::Awaited;
 use super::exec::{Surroundings, attach, for_terminal, status_of, status_of_error};
-use super::run::{parse_seconds, watch};
+use super::life::watch;
+use super::run::parse_seconds;
 use super::signals::Signals;
 use super::stdout::print;
 use super::{Error, terminal};

@@ -1,11 +1,11 @@
 //! `husk run`: boot a kernel, be its console, end with its status.
 
+mod ending;
 mod values;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -14,24 +14,24 @@ use husk::config::{
     OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VolumeConfig, VsockConfig,
 };
 use husk::timeline::{Phase, Timeline};
-use husk::{ConsoleStreams, Escape, GuestCommand, Outcome, RunningVm, Vm};
+use husk::{ConsoleStreams, GuestCommand, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
 use super::awaited::Awaited;
 use super::exec::{self, Exec, Forward};
-use super::signals::{self, Signals};
+use super::life::{
+    Escapes, TIMED_OUT, attend_disks, attend_escapes, attend_metrics, attend_window, conclude,
+    kill, report,
+};
+use super::signals::Signals;
 use super::{Error, footprint, limits, logging, metrics, net, terminal};
+use ending::Ending;
 pub use values::parse_seconds;
 use values::{
     parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,
     parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_switch, parse_volume,
     parse_vsock,
 };
-
-/// Exit status: the time given with --timeout ran out.
-pub const TIMED_OUT: u8 = 124;
-/// Exit status: kernel panic, triple fault, KVM internal error.
-const GUEST_DIED: u8 = 134;
 
 /// What `husk run --help` ends with.
 pub const AFTER_HELP: &str = "\
@@ -226,72 +226,24 @@ impl Run {
             limits::raise_descriptors();
         }
         let _restore = terminal::Restore;
-        let resized = Awaited::block(libc::SIGWINCH)?;
-        let asked = metrics_path.as_ref().map(|_| Awaited::block(libc::SIGUSR1)).transpose()?;
-        let larger = Awaited::block(libc::SIGUSR2)?;
-        let signals = Signals::block()?;
-        if let Some(command) = command {
-            let signals = Forward::attend(signals, grace)?;
-            let kernel = config.kernel.display().to_string();
-            let vm = Vm::with(config, None, timeline.clone())?;
-            let metrics = metrics_path.as_deref().map(metrics::File::make).transpose()?;
-            let timeout = timeout.map(|limit| (limit, Instant::now()));
-            let vm = Arc::new(vm.start()?);
-            if let (Some(file), Some(asked)) = (metrics.clone(), asked) {
-                attend_metrics(file, asked, &vm)?;
-            }
-            attend_disks(larger, &vm)?;
-            footprint::release();
-            let _name = name.map(|name| husk::named::serve(&name, &vm, kernel)).transpose()?;
-            let limits = exec::Limits { timeout, grace };
-            let status = exec::run(&vm, command, &signals, resized, &limits)?;
-            report(show, metrics.as_ref(), &vm);
-            return Ok(status);
-        }
-        let ending = Ending::attend(signals, grace)?;
-        let (console, escapes) = console(&config)?;
-        let kernel = config.kernel.display().to_string();
-        let vm = Vm::with(config, console, timeline.clone())?;
-        let metrics = metrics_path.as_deref().map(metrics::File::make).transpose()?;
-        if escapes.is_some() {
-            if terminal::is_anothers() {
-                tell!(
-                    "husk: this job is in the background and the terminal, its guest's console, is \
-                     not: it stops until the shell's `fg` (or leave the terminal alone: \
-                     </dev/null, or --console file=PATH)\n"
-                );
-            }
-            terminal::make_raw();
-        }
-        let vm = Arc::new(vm.start()?);
-        let _name = name.map(|name| husk::named::serve(&name, &vm, kernel)).transpose()?;
-        if let Some(path) = vm.console_path() {
-            tell!("husk: the console is at {}\n", path.display());
-        }
-        if let Some(escapes) = escapes {
-            attend_escapes(escapes, vm.clone())?;
-            attend_window(resized, &vm)?;
-        }
-        ending.started(vm.clone());
-        if let (Some(file), Some(asked)) = (metrics.clone(), asked) {
-            attend_metrics(file, asked, &vm)?;
-        }
-        attend_disks(larger, &vm)?;
-
-        let Some(outcome) = wait(&vm, timeout) else {
-            let ended = kill(&vm);
-            terminal::restore();
-            tell!("husk: the VM still ran after {} s\n", timeout.unwrap_or_default().as_secs_f64());
-            report(show, metrics.as_ref(), &vm);
-            if !ended {
-                std::process::exit(TIMED_OUT.into());
-            }
-            return Ok(TIMED_OUT);
+        let session = Session {
+            resized: Awaited::block(libc::SIGWINCH)?,
+            asked: metrics_path.as_ref().map(|_| Awaited::block(libc::SIGUSR1)).transpose()?,
+            larger: Awaited::block(libc::SIGUSR2)?,
+            signals: Signals::block()?,
+            kernel: config.kernel.display().to_string(),
+            config,
+            timeline,
+            name,
+            metrics_path,
+            grace,
+            timeout,
+            show,
         };
-        terminal::restore();
-        let status = conclude(&outcome, ending.signal());
-        report(show, metrics.as_ref(), &vm);
-        Ok(status)
+        match command {
+            Some(command) => session.run_command(command),
+            None => session.run_console(),
+        }
     }
 
     fn into_config(self) -> Result<(VmConfig, Option<GuestCommand>), Error> {
@@ -345,6 +297,104 @@ impl Run {
     }
 }
 
+/// A VM from here on: what it is made of, and what is asked of husk while it runs.
+struct Session {
+    config: VmConfig,
+    timeline: Arc<Timeline>,
+    /// The kernel's path, for `husk ps`.
+    kernel: String,
+    name: Option<String>,
+    metrics_path: Option<PathBuf>,
+    grace: Duration,
+    timeout: Option<Duration>,
+    /// `--timeline`.
+    show: bool,
+    resized: Awaited,
+    /// For the metrics.
+    asked: Option<Awaited>,
+    /// Some disks are.
+    larger: Awaited,
+    signals: Signals,
+}
+
+impl Session {
+    /// A guest for one command.
+    fn run_command(self, command: GuestCommand) -> Result<u8, Error> {
+        let signals = Forward::attend(self.signals, self.grace)?;
+        let vm = Vm::with(self.config, None, self.timeline)?;
+        let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
+        let timeout = self.timeout.map(|limit| (limit, Instant::now()));
+        let vm = Arc::new(vm.start()?);
+        attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
+        footprint::release();
+        let _name =
+            self.name.map(|name| husk::named::serve(&name, &vm, self.kernel)).transpose()?;
+        let limits = exec::Limits { timeout, grace: self.grace };
+        let status = exec::run(&vm, command, &signals, self.resized, &limits)?;
+        report(self.show, metrics.as_ref(), &vm);
+        Ok(status)
+    }
+
+    /// A guest whose console is ours.
+    fn run_console(self) -> Result<u8, Error> {
+        let ending = Ending::attend(self.signals, self.grace)?;
+        let (console, escapes) = console(&self.config)?;
+        let vm = Vm::with(self.config, console, self.timeline)?;
+        let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
+        if escapes.is_some() {
+            if terminal::is_anothers() {
+                tell!(
+                    "husk: this job is in the background and the terminal, its guest's console, is \
+                     not: it stops until the shell's `fg` (or leave the terminal alone: \
+                     </dev/null, or --console file=PATH)\n"
+                );
+            }
+            terminal::make_raw();
+        }
+        let vm = Arc::new(vm.start()?);
+        let _name =
+            self.name.map(|name| husk::named::serve(&name, &vm, self.kernel)).transpose()?;
+        if let Some(path) = vm.console_path() {
+            tell!("husk: the console is at {}\n", path.display());
+        }
+        if let Some(escapes) = escapes {
+            attend_escapes(escapes, vm.clone())?;
+            attend_window(self.resized, &vm)?;
+        }
+        ending.started(vm.clone());
+        attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
+
+        let Some(outcome) = wait(&vm, self.timeout) else {
+            let ended = kill(&vm);
+            terminal::restore();
+            let limit = self.timeout.unwrap_or_default();
+            tell!("husk: the VM still ran after {} s\n", limit.as_secs_f64());
+            report(self.show, metrics.as_ref(), &vm);
+            if !ended {
+                std::process::exit(TIMED_OUT.into());
+            }
+            return Ok(TIMED_OUT);
+        };
+        terminal::restore();
+        let status = conclude(&outcome, ending.signal());
+        report(self.show, metrics.as_ref(), &vm);
+        Ok(status)
+    }
+}
+
+/// Attends to what may be asked of husk while any VM runs.
+fn attend(
+    vm: &Arc<RunningVm>,
+    metrics: Option<&metrics::File>,
+    asked: Option<Awaited>,
+    larger: Awaited,
+) -> std::io::Result<()> {
+    if let (Some(file), Some(asked)) = (metrics, asked) {
+        attend_metrics(file.clone(), asked, vm)?;
+    }
+    attend_disks(larger, vm)
+}
+
 /// Waits until the VM ends, at most for `limit`, and gives back meanwhile what only the start needed:
 /// at once, and when the guest has come up and its drivers have their devices.
 fn wait(vm: &RunningVm, limit: Option<Duration>) -> Option<Outcome> {
@@ -380,8 +430,6 @@ fn spare(file: &Path, config: &VmConfig) -> Result<(), String> {
     Ok(())
 }
 
-type Escapes = std::sync::mpsc::Receiver<Escape>;
-
 /// On a terminal, standard streams with the escape key; otherwise what the configuration says.
 fn console(config: &VmConfig) -> Result<(Option<ConsoleStreams>, Option<Escapes>), Error> {
     use std::io::IsTerminal;
@@ -395,206 +443,6 @@ fn console(config: &VmConfig) -> Result<(Option<ConsoleStreams>, Option<Escapes>
         let _ = typed.send(escape);
     }));
     Ok((Some(streams), Some(escapes)))
-}
-
-/// Starts a thread that mostly sleeps: with a small stack, which no huge page backs.
-pub fn watch(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    const STACK: usize = 128 << 10;
-    std::thread::Builder::new().stack_size(STACK).spawn(work).map(drop)
-}
-
-/// Tells the guest the size of the terminal, now and whenever it changes, as long as there is a VM.
-fn attend_window(resized: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
-    let tell = |vm: &RunningVm| {
-        if let Some(size) = terminal::size() {
-            vm.resize_console(size);
-        }
-    };
-    tell(vm);
-    let vm = Arc::downgrade(vm);
-    watch(move || {
-        loop {
-            resized.wait();
-            let Some(vm) = vm.upgrade() else { return };
-            tell(&vm);
-        }
-    })
-}
-
-/// Writes the metrics now and whenever it is asked for them, as long as there is a VM.
-fn attend_metrics(file: metrics::File, asked: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
-    file.write(vm);
-    let vm = Arc::downgrade(vm);
-    watch(move || {
-        loop {
-            asked.wait();
-            let Some(vm) = vm.upgrade() else { return };
-            file.write(&vm);
-        }
-    })
-}
-
-/// Looks at the sizes of all disks whenever it is asked to, as long as there is a VM.
-fn attend_disks(asked: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
-    if vm.disks().is_empty() {
-        return Ok(());
-    }
-    let vm = Arc::downgrade(vm);
-    watch(move || {
-        loop {
-            asked.wait();
-            let Some(vm) = vm.upgrade() else { return };
-            for id in vm.disks() {
-                match vm.resize_disk(id, None) {
-                    Ok(size) => log::info!("disk {id} has {size} bytes"),
-                    Err(e) => log::warn!("{e}"),
-                }
-            }
-        }
-    })
-}
-
-/// Does what is asked of husk on its terminal.
-pub fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<()> {
-    watch(move || {
-        for escape in escapes {
-            match escape {
-                Escape::Help => tell!(
-                    "\nhusk: Ctrl-a x  end the VM\n      Ctrl-a h  this help\n      \
-                     Ctrl-a a  send Ctrl-a\n"
-                ),
-                Escape::End => end(&vm, 0),
-            }
-        }
-    })
-}
-
-/// Ends the VM at once. False when it has not ended after a while: something of it waits for the host,
-/// a disk that does not answer, and only the end of the process can end it.
-pub fn kill(vm: &Arc<RunningVm>) -> bool {
-    const LIMIT: Duration = Duration::from_secs(6);
-    let killer = vm.clone();
-    // In a thread, for even the controller may be waiting. An error means that it has ended.
-    let kill = move || {
-        let _ = killer.kill();
-    };
-    if watch(kill).is_err() {
-        return false;
-    }
-    let ended = vm.wait_timeout(LIMIT).is_some();
-    if !ended {
-        tell!("husk: the VM does not end, because the host does not answer it; husk ends anyway\n");
-    }
-    ended
-}
-
-/// Ends the VM at once, and, if it does not end, the process with `status`.
-pub fn end(vm: &Arc<RunningVm>, status: i32) {
-    if !kill(vm) {
-        terminal::restore();
-        std::process::exit(status);
-    }
-}
-
-/// What the signals that ask husk to end do.
-///
-/// Before the VM runs there is nothing to end but the process. Then the first presses the power
-/// button and, after the grace, ends the VM; a second one at once.
-#[derive(Clone, Default)]
-struct Ending {
-    vm: Arc<OnceLock<Arc<RunningVm>>>,
-    signal: Arc<AtomicI32>,
-}
-
-impl Ending {
-    /// Waits for `signals` in a thread of its own.
-    fn attend(signals: Signals, grace: Duration) -> std::io::Result<Self> {
-        let ending = Self::default();
-        let this = ending.clone();
-        watch(move || {
-            let signal = signals.wait();
-            let Some(vm) = this.vm.get() else {
-                terminal::restore();
-                std::process::exit(128 + signal);
-            };
-            this.signal.store(signal, Ordering::Release);
-            tell!(
-                "husk: {}: the guest's power button is pressed; it has {} s to turn itself off, and a \
-                 second signal ends it at once\n",
-                signals::name(signal),
-                grace.as_secs_f64()
-            );
-            let (pressing, patient) = (vm.clone(), vm.clone());
-            // In a thread, for even the controller may be waiting. An error means that it has ended.
-            let pressed = watch(move || {
-                let _ = pressing.press_power_button();
-            });
-            let granted = pressed.and_then(|()| {
-                watch(move || {
-                    if patient.wait_timeout(grace).is_none() {
-                        end(&patient, 128 + signal);
-                    }
-                })
-            });
-            match granted {
-                Ok(()) => drop(signals.wait()),
-                Err(e) => log::error!("the grace is not granted: {e}"),
-            }
-            end(vm, 128 + signal);
-        })?;
-        Ok(ending)
-    }
-
-    /// From now on there is a VM to end.
-    fn started(&self, vm: Arc<RunningVm>) {
-        // Called once.
-        let _ = self.vm.set(vm);
-    }
-
-    /// The signal that came, or 0.
-    fn signal(&self) -> i32 {
-        self.signal.load(Ordering::Acquire)
-    }
-}
-
-/// Says what has to be said about the end, and returns the exit status.
-pub fn conclude(outcome: &Outcome, signal: i32) -> u8 {
-    match outcome {
-        Outcome::PowerOff | Outcome::Reboot => 0,
-        Outcome::Exit(status) => *status,
-        // By a signal after the grace, or by Ctrl-a x.
-        Outcome::Killed if signal != 0 => 128u8.wrapping_add(signal as u8),
-        Outcome::Killed => 0,
-        Outcome::Panic { console } => {
-            tell!("husk: the guest's kernel panicked\n");
-            report_console(console);
-            GUEST_DIED
-        }
-        Outcome::Crash { report, console } => {
-            tell!("husk: the guest died: {report}");
-            report_console(console);
-            GUEST_DIED
-        }
-        Outcome::Failed { why } => {
-            tell!("husk: {why}\n");
-            super::CANNOT
-        }
-    }
-}
-
-pub fn report_console(console: &str) {
-    if !console.is_empty() {
-        tell!("husk: the last lines of its console:\n{console}\n");
-    }
-}
-
-fn report(timeline: bool, metrics: Option<&metrics::File>, vm: &RunningVm) {
-    if let Some(file) = metrics {
-        file.write(vm);
-    }
-    if timeline {
-        tell!("{}", vm.timeline());
-    }
 }
 
 #[cfg(test)]

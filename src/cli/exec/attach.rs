@@ -10,7 +10,7 @@ use husk::{Escape, GuestChild, GuestCommand, Status, WindowSize};
 
 use super::streams::{self, To};
 use crate::cli::awaited::Awaited;
-use crate::cli::run::watch;
+use crate::cli::life::watch;
 use crate::cli::{Error, terminal};
 
 /// How long what the command wrote is waited for after its end without a limit: for ever, nearly.

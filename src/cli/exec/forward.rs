@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use husk::{GuestChild, RunningVm};
 
-use crate::cli::run::{end, watch};
+use crate::cli::life::{end, watch};
 use crate::cli::signals::{self, Signals};
 use crate::cli::terminal;
 

@@ -10,7 +10,7 @@ use husk::{Escape, GuestCommand, Outcome, RunningVm, Status};
 use super::attach;
 use super::forward::Forward;
 use crate::cli::awaited::Awaited;
-use crate::cli::run::{TIMED_OUT, conclude, end, kill, report_console};
+use crate::cli::life::{self, TIMED_OUT, conclude, end, kill, report_console};
 use crate::cli::{CANNOT, Error, terminal};
 
 /// Exit statuses of a shell for a command that cannot be run.
@@ -141,6 +141,6 @@ fn failed(error: &ExecError, vm: &Arc<RunningVm>, signals: &Forward, limits: &Li
 
 fn attend_escapes(vm: Arc<RunningVm>) -> std::io::Result<std::sync::mpsc::Sender<Escape>> {
     let (typed, escapes) = channel();
-    crate::cli::run::attend_escapes(escapes, vm)?;
+    life::attend_escapes(escapes, vm)?;
     Ok(typed)
 }

@@ -21,7 +21,7 @@ fn own(stream: impl AsFd) -> io::Result<File> {
 /// When no thread can be started, or standard input is closed.
 pub fn feed(mut to: ChildInput, on_escape: Option<Sender<Escape>>) -> io::Result<()> {
     let Ok(mut from) = own(io::stdin()) else { return Ok(()) };
-    super::super::run::watch(move || {
+    super::super::life::watch(move || {
         let mut room = vec![0; PIECE];
         let mut filter = EscapeFilter::default();
         let mut typed = Vec::new();
@@ -68,7 +68,7 @@ pub enum To {
 /// # Errors
 /// When no thread can be started.
 pub fn show(mut from: ChildOutput, to: To, done: Sender<()>) -> io::Result<()> {
-    super::super::run::watch(move || {
+    super::super::life::watch(move || {
         let file = match to {
             To::Stdout => own(io::stdout()),
             To::Stderr => own(io::stderr()),
