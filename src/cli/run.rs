@@ -395,19 +395,23 @@ fn attend(
     attend_disks(larger, vm)
 }
 
-/// Waits until the VM ends, at most for `limit`, and gives back meanwhile what only the start needed:
-/// at once, and when the guest has come up and its drivers have their devices.
+/// Waits until the VM ends, at most for `limit`, and gives back meanwhile what only its start needed:
+/// at once, and after ever longer times, for how long a guest takes to come up nobody knows.
 fn wait(vm: &RunningVm, limit: Option<Duration>) -> Option<Outcome> {
-    const UP: Duration = Duration::from_secs(5);
-    footprint::release();
-    let first = limit.map_or(UP, |limit| limit.min(UP));
-    if let Some(outcome) = vm.wait_timeout(first) {
-        return Some(outcome);
-    }
-    footprint::release();
-    match limit {
-        None => Some(vm.wait()),
-        Some(limit) => vm.wait_timeout(limit.saturating_sub(first)),
+    const FIRST: Duration = Duration::from_secs(1);
+    let began = Instant::now();
+    let mut pause = FIRST;
+    loop {
+        footprint::release();
+        let left = limit.map(|limit| limit.saturating_sub(began.elapsed()));
+        let step = left.map_or(pause, |left| left.min(pause));
+        if let Some(outcome) = vm.wait_timeout(step) {
+            return Some(outcome);
+        }
+        if left == Some(step) {
+            return None;
+        }
+        pause = pause.saturating_mul(2);
     }
 }
 
