@@ -90,19 +90,23 @@ type Registers = Serial<Irq, FifoWatch, Sink>;
 ///
 /// Linux reads the receiver empty when it opens the port, so that bytes given to it before are lost.
 /// They are held back until it enables the interrupt, or asks for the status again and again without
-/// writing anything, as nobody does who does not wait for input.
+/// writing anything, as nobody does who does not wait for input. All four interrupts at once do not
+/// count: so Linux finds out what the port is, and disables them again (`autoconfig` of `8250_port.c`).
 struct Port {
     registers: Registers,
     /// Reads of the status since the last byte written, while nothing was received.
     asked: u32,
 }
 
+/// Every interrupt that there is.
+const IER_ALL: u8 = 0xf;
 /// So many are no accident: a driver that writes asks once a byte.
 const ASKS_OF_A_READER: u32 = 16;
 
 impl Port {
     fn wants_input(&mut self) -> bool {
-        self.asked >= ASKS_OF_A_READER || self.enabled() & IER_RDI != 0
+        let enabled = self.enabled();
+        self.asked >= ASKS_OF_A_READER || enabled & IER_RDI != 0 && enabled != IER_ALL
     }
 
     /// The interrupts that are enabled; none while the divisor latch hides the register.
