@@ -152,8 +152,9 @@ fn a_second_signal_ends_the_vm_at_once() {
 fn a_piped_standard_input_is_typed_on_the_console_to_its_end() {
     let Some(lab) = Lab::open() else { return };
     let mut guest = lab.tiny().start();
-    guest.wait_for("a shell; it powers off at its end");
+    // Before the guest has a driver for it.
     guest.type_line("echo answer-$((6 * 7))");
+    guest.wait_for("a shell; it powers off at its end");
     guest.wait_for("answer-42");
     // More at once than the UART's FIFO holds.
     let lines = "0123456789012345678901234567890123456789\n".repeat(40);
