@@ -26,6 +26,13 @@ pub enum ImageError {
     /// The modules or their index cannot be read.
     #[error("kernel modules: {}: {source}", .path.display())]
     Modules { path: PathBuf, r#source: io::Error },
+    /// An index names a file outside of the modules' directory.
+    #[error(
+        "kernel modules: {}, line {line}: `{path}` does not lie in that directory: make the index anew \
+         with depmod",
+        .index.display()
+    )]
+    ModulePath { index: PathBuf, line: usize, path: String },
     /// The user's own initrd cannot be read.
     #[error("initrd {}: {source}", .path.display())]
     Initrd { path: PathBuf, r#source: io::Error },
