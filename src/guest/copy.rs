@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use husk_guest_protocol::{Action, Begin, Frame, Stage, VERSION, stream, tag};
 
@@ -98,7 +99,8 @@ fn begin(
     // Checked by `record`, so the cast keeps the number.
     let len = request.len() as u32;
     let begin = Begin { version: VERSION, action, tty: false, window: (0, 0), mode, len };
-    session::begin(socket, begin, &request).map_err(|end| error(end, explain, path))
+    let until = Instant::now() + session::PATIENCE;
+    session::begin(socket, begin, &request, until).map_err(|end| error(end, explain, path))
 }
 
 fn shown(path: &OsStr) -> String {
@@ -120,6 +122,7 @@ fn error(end: End, explain: &Explain, path: &Path) -> ExecError {
         },
         End::Cannot(_, errno) => ExecError::Agent(io::Error::from_raw_os_error(errno)),
         End::Lost => explain(),
+        End::Late => ExecError::NotStarted,
         _ => ExecError::Protocol,
     }
 }

@@ -50,6 +50,9 @@ pub enum ExecError {
     /// The agent was not ready in time.
     #[error("the guest was not ready to run a command after {} s", .0.as_secs_f64())]
     NotReady(Duration),
+    /// The guest was ready and did not begin in time.
+    #[error("the guest's agent was ready and did not begin in time")]
+    NotStarted,
     /// The guest could not be set up; in its own words.
     #[error("the guest cannot be set up: {0}")]
     SetUp(String),

@@ -26,6 +26,7 @@ mod tests;
 pub use child::{ChildInput, ChildOutput, GuestChild};
 pub use command::{GuestCommand, Output, Status};
 pub(crate) use copy::{get, put};
+pub(crate) use session::{PATIENCE, is_late};
 
 /// The program that runs in guests: init and agent in one, compiled by `build/agent.rs`.
 const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/husk-agent"));

@@ -197,7 +197,8 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn spawn(&self, command: &GuestCommand) -> Result<GuestChild, NameError> {
-        Ok(command.spawn_on(self.agent()?, self.explain())?)
+        let agent = self.agent()?;
+        Ok(command.spawn_on(agent, self.explain(), Instant::now() + guest::PATIENCE)?)
     }
 
     /// As [`crate::RunningVm::copy_in`].

@@ -108,7 +108,7 @@ fn answer(client: &UnixStream, info: &Info, vm: &Weak<RunningVm>) -> std::io::Re
             let info = serde_json::to_string(info).map_err(std::io::Error::other)?;
             writing.write_all(format!("OK {info}\n").as_bytes())
         }
-        request::CONNECT => match vm.dial() {
+        request::CONNECT => match vm.dial(None) {
             Ok(agent) => fds::send(client, b"OK\n", agent.as_raw_fd()),
             Err(e) => {
                 let words = e.to_string().replace('\n', " ");
