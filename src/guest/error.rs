@@ -91,6 +91,24 @@ pub enum ExecError {
         /// Why.
         r#source: io::Error,
     },
+    /// A file of the guest's is longer than what is taken from one.
+    #[error(
+        "{path}: it has more than {max} bytes, which is the most that is copied out of the guest"
+    )]
+    TooLarge {
+        /// The file.
+        path: String,
+        /// The most, in bytes.
+        max: u64,
+    },
+    /// The guest has stopped in the middle of a file.
+    #[error("{path}: nothing more of it has come from the guest in {} s", .idle.as_secs_f64())]
+    Stalled {
+        /// The file.
+        path: String,
+        /// How long it was waited for.
+        idle: Duration,
+    },
     /// A file of the host's cannot be read or written.
     #[error("{path}: {source}", path = .path.display())]
     HostFile {

@@ -25,7 +25,7 @@ mod tests;
 
 pub use child::{ChildInput, ChildOutput, GuestChild};
 pub use command::{GuestCommand, Output, Status};
-pub(crate) use copy::{get, put};
+pub(crate) use copy::{Limits, get, put};
 pub(crate) use session::{PATIENCE, is_late};
 
 /// The program that runs in guests: init and agent in one, compiled by `build/agent.rs`.

@@ -306,11 +306,23 @@ impl Session {
     pub fn read(&self, name: u8, room: &mut [u8]) -> usize {
         let Some(pipe) = self.pipe(name) else { return 0 };
         let (count, granted) = pipe.read(room);
-        if granted > 0 {
-            // After the end nothing more comes, and nobody needs to be told.
-            let _ = self.say(Frame::Credit(name, granted));
-        }
+        self.grant(name, granted);
         count
+    }
+
+    /// The same, and `None` when nothing has come in that time.
+    pub fn read_within(&self, name: u8, room: &mut [u8], idle: Duration) -> Option<usize> {
+        let Some(pipe) = self.pipe(name) else { return Some(0) };
+        let (count, granted) = pipe.read_within(room, idle)?;
+        self.grant(name, granted);
+        Some(count)
+    }
+
+    fn grant(&self, name: u8, bytes: u32) {
+        if bytes > 0 {
+            // After the end nothing more comes, and nobody needs to be told.
+            let _ = self.say(Frame::Credit(name, bytes));
+        }
     }
 
     /// Reads no more from a stream: whoever writes to it is told so.

@@ -273,7 +273,7 @@ fn files_are_copied_whole_or_not_at_all() {
     assert!(std::fs::read(path("in")).unwrap() == bytes);
     assert_eq!(path("in").metadata().unwrap().permissions().mode() & 0o7777, 0o750);
     let (socket, mut child) = agent();
-    get(socket, &explain(), &path("in"), &path("out")).unwrap();
+    get(socket, &explain(), &path("in"), &path("out"), Limits::default()).unwrap();
     child.wait().unwrap();
     assert!(std::fs::read(path("out")).unwrap() == bytes);
 
@@ -284,7 +284,7 @@ fn files_are_copied_whole_or_not_at_all() {
     assert!(matches!(error, ExecError::GuestFile { .. }), "{error}");
     for wrong in [path("none"), dir.path().to_owned()] {
         let (socket, mut child) = agent();
-        let error = get(socket, &explain(), &wrong, &path("never")).unwrap_err();
+        let error = get(socket, &explain(), &wrong, &path("never"), Limits::default()).unwrap_err();
         child.wait().unwrap();
         assert!(matches!(error, ExecError::GuestFile { .. }), "{error}");
     }
@@ -365,4 +365,26 @@ fn a_guest_that_answers_a_byte_at_a_time_has_no_longer_for_it() {
     let error = shell("").spawn_on(socket, explain(), until).unwrap_err();
     assert!(matches!(error, ExecError::NotStarted), "{error}");
     assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_guest_that_never_ends_a_file_or_sends_too_much_of_it_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let sending = |len: usize| {
+        impostor(move |mut socket| {
+            send(&socket, Frame::Started).unwrap();
+            send(&socket, Frame::Output(stream::STDOUT, &vec![7; len])).unwrap();
+            // Until it is cut off.
+            let _ = socket.read_to_end(&mut Vec::new());
+        })
+    };
+    let copy = |len, idle| {
+        let (to, limits) = (dir.path().join("to"), Limits { max: 1000, idle });
+        get(sending(len), &explain(), "/file".as_ref(), &to, limits).unwrap_err()
+    };
+    let error = copy(1000, Duration::from_millis(100));
+    assert!(matches!(&error, ExecError::Stalled { path, .. } if path == "/file"), "{error}");
+    let error = copy(1001, LONG);
+    assert!(matches!(error, ExecError::TooLarge { max: 1000, .. }), "{error}");
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0, "something was left");
 }

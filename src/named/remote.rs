@@ -214,6 +214,6 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn copy_out(&self, from: &std::path::Path, to: &std::path::Path) -> Result<(), NameError> {
-        Ok(guest::get(self.agent()?, &self.explain(), from, to)?)
+        Ok(guest::get(self.agent()?, &self.explain(), from, to, guest::Limits::default())?)
     }
 }

@@ -85,12 +85,21 @@ impl RunningVm {
     }
 
     /// Copies the file `from` of the guest's to `to` on the host, where it appears when all of it is
-    /// there.
+    /// there. At most 64 GiB, and an error when the guest sends nothing of it for 60 s.
     ///
     /// # Errors
     /// See [`ExecError`].
     pub fn copy_out(&self, from: &Path, to: &Path) -> Result<(), ExecError> {
-        guest::get(self.dial(None)?, &self.explain(), from, to)
+        guest::get(self.dial(None)?, &self.explain(), from, to, guest::Limits::default())
+    }
+
+    /// As [`RunningVm::copy_out`], with `max` bytes at most: a guest may send as much as it likes.
+    ///
+    /// # Errors
+    /// See [`ExecError`]; [`ExecError::TooLarge`] when there are more.
+    pub fn copy_out_at_most(&self, from: &Path, to: &Path, max: u64) -> Result<(), ExecError> {
+        let limits = guest::Limits { max, ..guest::Limits::default() };
+        guest::get(self.dial(None)?, &self.explain(), from, to, limits)
     }
 
     /// Asks the agent to end all processes of the guest, write everything to the disks and turn the
