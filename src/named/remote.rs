@@ -78,7 +78,7 @@ pub(super) fn list_in(directory: &Directory) -> Result<Vec<Info>, NameError> {
 impl Remote {
     /// A connection to the VM's husk, whoever that is proved to be.
     fn open(&self) -> Result<UnixStream, NameError> {
-        let socket = UnixStream::connect(&self.path).map_err(|e| match e.kind() {
+        let socket = fds::connect(&self.path, Some(PATIENCE)).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 NameError::Unknown(self.name.clone())
             }

@@ -114,3 +114,25 @@ fn a_descriptor_comes_with_the_bytes_it_was_sent_with() {
     let (_, none) = fds::receive(&other, &mut room).unwrap();
     assert!(none.is_none());
 }
+
+#[test]
+fn a_name_whose_vm_does_not_answer_is_taken_and_holds_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let path = dir.path().join("husk/stopped.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    // SAFETY: an open socket and a number. One caller may wait, and no more.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    let mut waiting = Vec::new();
+    let full = loop {
+        match fds::connect(&path, None) {
+            Ok(caller) => waiting.push(caller),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
+    let late = fds::connect(&path, Some(std::time::Duration::from_millis(10))).unwrap_err();
+    assert_eq!(late.kind(), std::io::ErrorKind::WouldBlock);
+    assert!(matches!(named(&names, "stopped"), Err(NameError::InUse(_))));
+    assert!(path.exists());
+}
