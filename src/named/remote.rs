@@ -102,7 +102,11 @@ impl Remote {
         let mut socket = self.open()?;
         let failed = host(&self.path, "ask");
         socket.set_read_timeout(Some(patience)).map_err(&failed)?;
-        socket.write_all(format!("{what}\n").as_bytes()).map_err(&failed)?;
+        match socket.write_all(format!("{what}\n").as_bytes()) {
+            // It may have said no before it was asked.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written.map_err(&failed)?,
+        }
         let mut line = Vec::new();
         let mut passed = None;
         // Byte by byte, for what follows the line is somebody else's.

@@ -6,10 +6,11 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Weak;
+use std::time::{Duration, Instant};
 
 use super::directory::Directory;
 use super::remote::{find_in, list_in};
-use super::serve::serve_in;
+use super::serve::{CLIENTS_MAX, serve_in};
 use super::*;
 
 fn directory(at: &Path) -> Directory {
@@ -131,8 +132,31 @@ fn a_name_whose_vm_does_not_answer_is_taken_and_holds_up_nobody() {
         }
     };
     assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
-    let late = fds::connect(&path, Some(std::time::Duration::from_millis(10))).unwrap_err();
+    let late = fds::connect(&path, Some(Duration::from_millis(10))).unwrap_err();
     assert_eq!(late.kind(), std::io::ErrorKind::WouldBlock);
     assert!(matches!(named(&names, "stopped"), Err(NameError::InUse(_))));
     assert!(path.exists());
+}
+
+#[test]
+fn one_too_many_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let _named = named(&names, "one").unwrap();
+    let path = dir.path().join("husk/one.sock");
+    let silent: Vec<_> = (0..CLIENTS_MAX).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    // They are accepted in their order, and have a time of seconds to ask.
+    let mut answer = String::new();
+    UnixStream::connect(&path).unwrap().read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "ERROR too many at once\n");
+    drop(silent);
+    // As soon as one of them has left.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match find_in(&names, "one").unwrap().info() {
+            Err(NameError::Refused { why, .. }) if why == "it has ended" => break,
+            other => assert!(Instant::now() < deadline, "{other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
