@@ -140,8 +140,18 @@ pub enum ExecError {
     #[error("the VM ended before the command did: {}", told(.0))]
     Ended(Box<Outcome>),
     /// The agent has gone and the VM is still there.
-    #[error("the agent in the guest has gone; its console said last:\n{console}")]
+    #[error("the agent in the guest has gone{said}", said = said(.console))]
     AgentLost {
+        /// The console's last lines.
+        console: String,
+    },
+    /// A VM of another process has ended before the command.
+    #[error("the VM has ended{how}{said}", how = told_how(.how), said = said(.console))]
+    VmGone {
+        /// How, if that is known.
+        how: Option<String>,
+        /// Its guest died, by a panic of its kernel or otherwise.
+        died: bool,
         /// The console's last lines.
         console: String,
     },
@@ -158,8 +168,19 @@ pub enum ExecError {
     },
 }
 
+fn told_how(how: &Option<String>) -> String {
+    how.as_ref().map(|how| format!(": {how}")).unwrap_or_default()
+}
+
+fn said(console: &str) -> String {
+    if console.is_empty() {
+        return String::new();
+    }
+    format!("; its console said last:\n{console}")
+}
+
 /// An end, in a few words.
-fn told(outcome: &Outcome) -> &'static str {
+pub(crate) fn told(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::PowerOff => "the guest turned itself off",
         Outcome::Reboot => "the guest wanted to be restarted",

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::directory::{Directory, clean, user};
 use super::error::{NameError, host};
-use super::remote::Info;
+use super::remote::{Info, Why};
 use super::{LINE_MAX, PATIENCE, fds, request};
 use crate::vm::RunningVm;
 
@@ -31,6 +31,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Lines of the console in a log: all that are kept.
 const LOG_LINES: usize = usize::MAX;
+/// Lines of the console that are told when the agent has gone.
+const CONSOLE_LINES: usize = 40;
 
 /// A name that is taken. Dropping it gives it up.
 #[derive(Debug)]
@@ -203,6 +205,12 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
         request::LOG => {
             writing.write_all(b"OK\n")?;
             writing.write_all(vm.console_tail(LOG_LINES).as_bytes())
+        }
+        request::WHY => {
+            let why = serde_json::to_string(&Why::of(vm.ending().as_ref()));
+            let why = why.map_err(io::Error::other)?;
+            writing.write_all(format!("OK {why}\n").as_bytes())?;
+            writing.write_all(vm.console_tail(CONSOLE_LINES).as_bytes())
         }
         _ => writing.write_all(b"ERROR nobody asks that\n"),
     }

@@ -9,9 +9,11 @@ use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use super::directory::Directory;
-use super::remote::{find_in, list_in};
+use super::remote::{Why, find_in, list_in};
 use super::serve::{CLIENTS_MAX, serve_in};
 use super::*;
+use crate::guest::error::ExecError;
+use crate::outcome::Outcome;
 
 fn directory(at: &Path) -> Directory {
     Directory::at(at.join("husk")).unwrap()
@@ -159,4 +161,27 @@ fn one_too_many_is_told_so() {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn an_end_is_told_in_words_with_the_last_of_the_console() {
+    let why = Why::of(Some(&Outcome::Panic { console: String::new() }));
+    let line = serde_json::to_string(&why).unwrap();
+    assert!(!line.contains('\n'), "{line}");
+    let error = serde_json::from_str::<Why>(&line).unwrap().error("last".to_owned());
+    let words = "the VM has ended: the guest's kernel panicked; its console said last:\nlast";
+    assert_eq!(error.to_string(), words);
+    assert!(matches!(error, ExecError::VmGone { died: true, .. }));
+    let error = Why::of(None).error(String::new());
+    assert_eq!(error.to_string(), "the agent in the guest has gone");
+}
+
+#[test]
+fn a_name_that_has_gone_is_a_vm_that_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let named = named(&names, "one").unwrap();
+    let explain = find_in(&names, "one").unwrap().explain();
+    drop(named);
+    assert_eq!(explain().to_string(), "the VM has ended");
 }

@@ -145,6 +145,11 @@ impl RunningVm {
         })
     }
 
+    /// How it has ended, which may be a moment off, unless it goes on.
+    pub(crate) fn ending(&self) -> Option<Outcome> {
+        self.wait_timeout(LAST_WORDS)
+    }
+
     /// Tells why the guest does not answer any more: the VM's end, which may be a moment off.
     fn explain(&self) -> Arc<dyn Fn() -> ExecError + Send + Sync> {
         let (verdict, console) = (self.verdict.clone(), self.console.clone());

@@ -10,7 +10,7 @@ use husk::{Escape, GuestCommand, Outcome, RunningVm, Status};
 use super::attach;
 use super::forward::Forward;
 use crate::cli::awaited::Awaited;
-use crate::cli::life::{self, TIMED_OUT, conclude, end, kill, report_console};
+use crate::cli::life::{self, GUEST_DIED, TIMED_OUT, conclude, end, kill, report_console};
 use crate::cli::{CANNOT, Error, terminal};
 
 /// Exit statuses of a shell for a command that cannot be run.
@@ -95,6 +95,7 @@ pub fn status_of_error(error: &ExecError) -> u8 {
     match error {
         ExecError::NotFound(_) => NOT_FOUND,
         ExecError::NotExecutable { .. } => NOT_EXECUTABLE,
+        ExecError::VmGone { died: true, .. } => GUEST_DIED,
         _ => CANNOT,
     }
 }
