@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The most bytes that the program may have: it is part of every husk, and unpacked in every guest.
-const SIZE_MAX: u64 = 700 << 10;
+const SIZE_MAX: u64 = 100 << 10;
 
 /// Compiles it.
 pub fn compile() -> Result<(), Box<dyn Error>> {

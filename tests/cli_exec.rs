@@ -114,6 +114,22 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
 }
 
 #[test]
+fn a_pipe_for_a_root_or_a_kernel_is_refused_and_not_waited_for() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    let made = Command::new("mkfifo").arg(sandbox.path().join("pipe")).status().unwrap();
+    assert!(made.success());
+    for (option, args) in [
+        ("--root", &["--kernel", "kernel", "--root", "pipe"][..]),
+        ("--kernel", &["--kernel", "pipe"]),
+    ] {
+        let began = std::time::Instant::now();
+        refuses_run(&sandbox, &[args, &["--", "true"]].concat(), &["pipe"]);
+        assert!(began.elapsed() < fixture::LIMIT, "{option}");
+    }
+}
+
+#[test]
 fn a_kernel_without_a_driver_is_refused_before_it_is_started() {
     needs_kvm!();
     let sandbox = Sandbox::with_kernel();

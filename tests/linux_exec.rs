@@ -226,11 +226,27 @@ fn husk_run_passes_a_signal_on_ends_after_the_grace_and_is_reached_by_name() {
     let runtime = lab.path("runtime");
     std::fs::create_dir(&runtime).unwrap();
     command.env("XDG_RUNTIME_DIR", &runtime);
-    let mut child = command.spawn().unwrap();
-    let mut line = [0; 3];
-    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
-    assert_eq!(&line, b"up\n");
+    let begin = |command: &mut Command| {
+        let mut child = command.spawn().unwrap();
+        let mut line = [0; 3];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+        assert_eq!(&line, b"up\n");
+        child
+    };
+    let child = begin(&mut command);
     others_reach_it_by_its_name(&lab, &runtime);
+    let mut other = Command::new(husk());
+    other.args([
+        "exec",
+        "one",
+        "--",
+        "/bin/busybox",
+        "sh",
+        "-c",
+        "echo up; /bin/busybox sleep 1000",
+    ]);
+    other.env("XDG_RUNTIME_DIR", &runtime);
+    let other = begin(other.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
     let pid = libc::pid_t::try_from(child.id()).unwrap();
     // SAFETY: kill touches no memory; the child has not been waited for, so the id is its own.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
@@ -241,6 +257,10 @@ fn husk_run_passes_a_signal_on_ends_after_the_grace_and_is_reached_by_name() {
     assert!(stderr.contains("still ran 5 s after SIGTERM"), "{stderr}");
     assert_eq!(output.stdout, b"caught\n", "{stderr}");
     assert_eq!(runtime.join("husk").read_dir().unwrap().count(), 0, "its name is still there");
+    let output = other.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(stderr.contains("the VM has ended"), "{stderr}");
 }
 
 /// `husk ps`, `exec` and `cp` for the VM called `one`, in which there is busybox.

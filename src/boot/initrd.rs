@@ -4,17 +4,16 @@
 //! [`Initrd::open`] checks the file, [`Initrd::load`] places and reads it. Its contents are the
 //! kernel's business alone.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use vm_memory::GuestMemoryMmap;
 
 use super::host::for_each_span;
 use super::params::GuestRange;
-use super::recognise::not_a_file;
 use super::{PAGE, align_down, align_up};
+use crate::files;
 
 /// Why an initrd cannot be used. All name the path the user gave.
 #[derive(Debug, thiserror::Error)]
@@ -62,14 +61,9 @@ impl Initrd {
     /// When it is no regular file, cannot be read, or is empty.
     pub fn open(path: &Path) -> Result<Initrd, InitrdError> {
         let failed = |source| InitrdError::Read { path: path.to_owned(), source };
-        // Non-blocking, or a FIFO would hang here.
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(failed)?;
+        let file = files::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
-        if let Some(what) = not_a_file(&metadata) {
+        if let Some(what) = files::not_a_file(&metadata) {
             return Err(InitrdError::NotAFile { path: path.to_owned(), what });
         }
         match metadata.len() {

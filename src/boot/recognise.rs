@@ -4,9 +4,8 @@
 //! as it is, the second unpacked; what that takes time to make is kept in the [`Cache`] and found
 //! there next time. Called by [`Kernel::open`](super::Kernel::open), once for each machine.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::bzimage::{self, SetupHeader};
@@ -16,6 +15,7 @@ use super::error::KernelError;
 use super::image::Image;
 use super::unpack::Compression;
 use super::{carried, relayout};
+use crate::files;
 
 /// A longer `vmlinux` is read as it is each time, in bytes: hashing and copying what is mostly
 /// debugging information would cost more than it saves.
@@ -67,30 +67,18 @@ fn read_error(path: &Path) -> impl Fn(io::Error) -> KernelError {
     |source| KernelError::Read { path: path.to_owned(), source }
 }
 
-/// Opens a file of at least one byte. Non-blocking, or a FIFO would hang here.
+/// Opens a file of at least one byte.
 fn open_file(path: &Path) -> Result<(File, Stamp, u64), KernelError> {
     let failed = |source| KernelError::Open { path: path.to_owned(), source };
-    let file =
-        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+    let file = files::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
-    if let Some(what) = not_a_file(&metadata) {
+    if let Some(what) = files::not_a_file(&metadata) {
         return Err(KernelError::NotAFile { path: path.to_owned(), what });
     }
     if metadata.len() == 0 {
         return Err(KernelError::NotAKernel { path: path.to_owned(), what: "an empty file" });
     }
     Ok((file, Stamp::of(&metadata), metadata.len()))
-}
-
-/// What it is, if it is no regular file.
-pub(super) fn not_a_file(metadata: &Metadata) -> Option<&'static str> {
-    let kind = metadata.file_type();
-    match () {
-        () if kind.is_file() => None,
-        () if kind.is_dir() => Some("a directory"),
-        () if kind.is_fifo() => Some("a pipe"),
-        () => Some("a device or socket"),
-    }
 }
 
 /// What a file that begins like this might be.

@@ -13,7 +13,7 @@ use super::{CANNOT, metrics, terminal};
 /// Exit status: the time given with --timeout ran out.
 pub const TIMED_OUT: u8 = 124;
 /// Exit status: kernel panic, triple fault, KVM internal error.
-const GUEST_DIED: u8 = 134;
+pub const GUEST_DIED: u8 = 134;
 
 /// What is asked of husk on its terminal.
 pub type Escapes = Receiver<Escape>;

@@ -8,9 +8,9 @@ use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use super::cpio::Cpio;
 use super::workload::{self, Job, Workload};
 use super::{CompareError, bundle};
+use crate::cpio::Cpio;
 use crate::kernels::{self, UnpackFileError};
 
 /// The memory of every VM, in MiB.
@@ -98,14 +98,14 @@ impl Lab {
         for job in [Job::Work, Job::Idle] {
             let mut cpio = Cpio::default();
             for dir in ["bin", "dev", "proc", "sys", "tmp"] {
-                cpio.dir(dir);
+                cpio.directory(dir);
             }
             // The kernel opens it for init before any devtmpfs is mounted.
-            cpio.char_device("dev/console", 5, 1);
+            cpio.device("dev/console", 0o600, 5, 1);
             for (name, bytes) in files {
-                cpio.file(name, bytes);
+                cpio.file(name, 0o755, bytes);
             }
-            cpio.file("init", workload::init(job).as_bytes());
+            cpio.file("init", 0o755, workload::init(job).as_bytes());
             write(&self.initrd(job), &cpio.finish())?;
 
             let bundle = self.bundle(job);

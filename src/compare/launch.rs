@@ -258,14 +258,7 @@ impl Instance {
 impl Drop for Instance {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            if let Ok(group) = libc::pid_t::try_from(self.child.id()) {
-                // SAFETY: touches no memory. The launcher has not been reaped, so its number, and
-                // that of its group, is nobody else's.
-                unsafe { libc::kill(-group, libc::SIGKILL) };
-            }
-            // Both fail only when it is gone.
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            kill_group(&mut self.child);
         }
         let clean = self.ended.is_some_and(|status| status.success());
         if let (false, Some(undo)) = (clean, &self.undo) {
@@ -275,11 +268,37 @@ impl Drop for Instance {
     }
 }
 
+/// Kills the leader of a process group, which has not been reaped, with its group, and reaps it.
+fn kill_group(leader: &mut Child) {
+    if let Ok(group) = libc::pid_t::try_from(leader.id()) {
+        // SAFETY: touches no memory. The leader has not been reaped, so its number, and that of its
+        // group, is nobody else's.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
+    }
+    // Both fail only when it is gone.
+    let _ = leader.kill();
+    let _ = leader.wait();
+}
+
+/// The leader of a process group; it and all of the group are killed, unless it was reaped before.
+struct Group {
+    child: Child,
+    reaped: bool,
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.reaped {
+            kill_group(&mut self.child);
+        }
+    }
+}
+
 /// Runs a command whose output matters only when asked for: its standard output, if it ended well
 /// within `limit`.
 pub fn quietly(command: &[OsString], limit: Duration) -> Option<String> {
     let (program, args) = command.split_first()?;
-    let mut child = Command::new(program)
+    let child = Command::new(program)
         .args(args)
         .process_group(0)
         .stdin(Stdio::null())
@@ -287,8 +306,9 @@ pub fn quietly(command: &[OsString], limit: Duration) -> Option<String> {
         .stderr(Stdio::null())
         .spawn()
         .ok()?;
-    let pidfd = pidfd(&child).ok();
-    let mut output = child.stdout.take();
+    let mut group = Group { child, reaped: false };
+    let pidfd = pidfd(&group.child).ok();
+    let mut output = group.child.stdout.take();
     if let Some(output) = &output {
         nonblocking(output.as_raw_fd()).ok()?;
     }
@@ -297,7 +317,8 @@ pub fn quietly(command: &[OsString], limit: Duration) -> Option<String> {
         if drain(&mut output, &mut text) {
             output = None;
         }
-        if let Ok(Some(status)) = child.try_wait() {
+        if let Ok(Some(status)) = group.child.try_wait() {
+            group.reaped = true;
             drain(&mut output, &mut text);
             break Some(status);
         }
@@ -310,11 +331,7 @@ pub fn quietly(command: &[OsString], limit: Duration) -> Option<String> {
         // SAFETY: an array of pollfds and its length, alive through the call.
         unsafe { libc::poll(fds.as_mut_ptr(), 2, TICK.as_millis() as libc::c_int) };
     };
-    if status.is_none() {
-        // Both fail only when it is gone.
-        let _ = child.kill();
-        let _ = child.wait();
-    }
+    drop(group);
     status.filter(ExitStatus::success).map(|_| text.text())
 }
 

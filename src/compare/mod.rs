@@ -8,7 +8,6 @@
 
 mod bundle;
 mod contestants;
-mod cpio;
 mod environment;
 mod error;
 mod idle;

@@ -1,7 +1,8 @@
 //! The runs that are timed: every contestant in every round, at every level, in an order drawn anew.
 //! What a machine does in the course of an hour thus befalls everyone alike.
 
-use std::sync::Barrier;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::Builder;
 use std::time::Duration;
 
 use super::launch::{Call, Failure, Instance, LIMIT};
@@ -10,6 +11,8 @@ use super::stats::Order;
 use super::workload::Job;
 use super::{CompareError, Field, Plan, Progress, cancelled};
 
+/// Bytes of stack of a thread that watches an instance.
+const STACK: usize = 512 << 10;
 /// The most runs with cold caches: each costs reading everything anew.
 const MOST_COLD: usize = 10;
 
@@ -104,26 +107,66 @@ pub fn run(
     Ok(runs)
 }
 
+/// Holds back threads until all are there, or until one cannot be made.
+#[derive(Default)]
+struct Start {
+    /// Whether to go on; nothing while it is open.
+    go: Mutex<Option<bool>>,
+    said: Condvar,
+}
+
+impl Start {
+    fn say(&self, go: bool) {
+        *self.go.lock().unwrap_or_else(PoisonError::into_inner) = Some(go);
+        self.said.notify_all();
+    }
+
+    fn wait(&self) -> bool {
+        let mut go = self.go.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match *go {
+                Some(go) => return go,
+                None => go = self.said.wait(go).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// Does `work` on each of `all` in a thread of its own with this stack, all from the same moment on, and
+/// gives what came of each. Nothing is begun unless there are threads for all.
+fn together<T: Sync, R: Send>(
+    all: &[T],
+    stack: usize,
+    work: impl Fn(&T) -> Result<R, Failure> + Sync,
+) -> Vec<Result<R, Failure>> {
+    let (start, work) = (&Start::default(), &work);
+    std::thread::scope(|scope| {
+        let spawn = |one| {
+            let waiting = move || if start.wait() { work(one) } else { Err(Failure::Cancelled) };
+            Builder::new().stack_size(stack).spawn_scoped(scope, waiting)
+        };
+        match all.iter().map(spawn).collect::<std::io::Result<Vec<_>>>() {
+            Ok(threads) => {
+                start.say(true);
+                let panicked = || Err(Failure::Failed("its watcher panicked".to_owned()));
+                threads.into_iter().map(|one| one.join().unwrap_or_else(|_| panicked())).collect()
+            }
+            Err(e) => {
+                start.say(false);
+                let why = format!("no thread to watch it: {e}");
+                all.iter().map(|_| Err(Failure::Failed(why.clone()))).collect()
+            }
+        }
+    })
+}
+
 /// Starts one instance for each call, all at the same moment, and waits for their ends.
 fn at_once(calls: &[Call], field: &Field<'_>) -> Vec<Result<Moments, Failure>> {
     if let [call] = calls {
         return vec![once(call, field)];
     }
-    let (barrier, cancel) = (Barrier::new(calls.len()), field.cancel);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = calls
-            .iter()
-            .map(|call| {
-                let barrier = &barrier;
-                scope.spawn(move || {
-                    barrier.wait();
-                    watched(call, cancel)
-                })
-            })
-            .collect();
-        let panicked = || Err(Failure::Failed("its watcher panicked".to_owned()));
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| panicked())).collect()
-    })
+    let cancel = field.cancel;
+    together(calls, STACK, |call| watched(call, cancel))
 }
 
 fn once(call: &Call, field: &Field<'_>) -> Result<Moments, Failure> {
@@ -179,6 +222,26 @@ mod tests {
         assert_eq!(tasks, schedule(3, &plan, true));
         plan.seed += 1;
         assert_ne!(tasks, schedule(3, &plan, true));
+    }
+
+    #[test]
+    fn all_work_together_or_none_when_there_is_no_thread_for_one() {
+        let (here, all) = (std::sync::atomic::AtomicUsize::new(0), [1, 2, 3, 4]);
+        let outcomes = together(&all, STACK, |n| {
+            here.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+            // Until everybody is there.
+            while here.load(std::sync::atomic::Ordering::Acquire) < all.len() {
+                std::thread::yield_now();
+            }
+            Ok(n * n)
+        });
+        assert_eq!(outcomes, [1, 4, 9, 16].map(Ok));
+        // More than there are addresses for: the second or third cannot be made.
+        let outcomes = together(&all, 1 << 46, |_| -> Result<(), _> { panic!("it was begun") });
+        assert_eq!(outcomes.len(), all.len());
+        for outcome in outcomes {
+            assert!(matches!(outcome, Err(Failure::Failed(why)) if why.contains("no thread")));
+        }
     }
 
     #[test]

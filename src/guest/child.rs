@@ -74,7 +74,7 @@ impl GuestChild {
             End::Exited(status) => Ok(Status::Exited(status)),
             End::Signaled(signal, out_of_memory) => Ok(Status::Signaled { signal, out_of_memory }),
             End::Lost => Err((self.explain)()),
-            End::Cannot(..) | End::Nonsense => Err(ExecError::Protocol),
+            End::Cannot(..) | End::Late | End::Nonsense => Err(ExecError::Protocol),
         }
     }
 

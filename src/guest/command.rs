@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use husk_devices::virtio::console::tty::WindowSize;
 use husk_guest_protocol::{Action, Begin, REQUEST_MAX, Stage, VERSION, record_head, tag};
@@ -136,11 +136,12 @@ impl GuestCommand {
         self
     }
 
-    /// Starts it, over a connection to an agent.
+    /// Starts it, over a connection to an agent, until then.
     pub(crate) fn spawn_on(
         &self,
         socket: UnixStream,
         explain: Explain,
+        until: Instant,
     ) -> Result<GuestChild, ExecError> {
         let request = self.request()?;
         let size = self.terminal.unwrap_or(WindowSize { columns: 0, rows: 0 });
@@ -153,10 +154,11 @@ impl GuestCommand {
             // Checked where it was made.
             len: request.len() as u32,
         };
-        match session::begin(socket, begin, &request) {
+        match session::begin(socket, begin, &request, until) {
             Ok(session) => Ok(GuestChild::new(session, explain)),
             Err(End::Cannot(stage, errno)) => Err(self.refused(stage, errno)),
             Err(End::Lost) => Err(explain()),
+            Err(End::Late) => Err(ExecError::NotStarted),
             Err(_) => Err(ExecError::Protocol),
         }
     }
@@ -187,8 +189,9 @@ impl GuestCommand {
         &self,
         socket: UnixStream,
         explain: Explain,
+        until: Instant,
     ) -> Result<Output, ExecError> {
-        let mut child = self.spawn_on(socket, explain)?;
+        let mut child = self.spawn_on(socket, explain, until)?;
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let max = self.collected_max;

@@ -138,12 +138,16 @@ impl Agent {
         known.clone()
     }
 
-    /// A connection for a session.
+    /// A connection for a session, until then.
     ///
     /// # Errors
-    /// When the agent does not take it, or not in time.
-    pub fn dial(&self) -> io::Result<UnixStream> {
-        self.inside.dial(GUEST_PORT, PATIENCE)
+    /// When the agent does not take it; `TimedOut` or `WouldBlock` when it does not in time.
+    pub fn dial(&self, until: Instant) -> io::Result<UnixStream> {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.inside.dial(GUEST_PORT, left)
     }
 
     /// Asks it to write everything to the disks and turn the machine off.

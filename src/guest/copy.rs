@@ -1,13 +1,13 @@
 //! A file's way into a guest and out of one.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use husk_guest_protocol::{Action, Begin, Frame, Stage, VERSION, stream, tag};
 
@@ -20,18 +20,29 @@ use crate::files;
 /// Bytes that are read at a time.
 const PIECE: usize = 64 << 10;
 
+/// What is taken from a guest that sends a file, which it may never end.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The longest file, in bytes.
+    pub max: u64,
+    /// How long it may send nothing.
+    pub idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { max: 64 << 30, idle: Duration::from_secs(60) }
+    }
+}
+
 /// Copies the file `from` of the host's to `to` in the guest, with its permissions.
 ///
 /// # Errors
 /// What cannot be read here or written there.
 pub fn put(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Result<(), ExecError> {
     let failed = |source| ExecError::HostFile { path: from.to_owned(), source };
-    let mut file = File::open(from).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if let Some(what) = files::not_a_file(&metadata) {
-        return Err(failed(io::Error::other(format!("it is {what}, not a file"))));
-    }
-    let mode = metadata.permissions().mode() & 0o7777;
+    let mut file = files::open_regular(from).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
     let session = begin(socket, explain, Action::Put, mode, to)?;
     let mut room = vec![0; PIECE];
     let read = loop {
@@ -64,18 +75,17 @@ pub fn put(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Res
 ///
 /// # Errors
 /// What cannot be read there or written here.
-pub fn get(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Result<(), ExecError> {
+pub fn get(
+    socket: UnixStream,
+    explain: &Explain,
+    from: &Path,
+    to: &Path,
+    limits: Limits,
+) -> Result<(), ExecError> {
     let session = begin(socket, explain, Action::Get, 0, from)?;
     let mut ended = Ok(());
     let written = files::write_renamed(to, None, |file| {
-        let mut room = vec![0; PIECE];
-        loop {
-            match session.read(stream::STDOUT, &mut room) {
-                0 => break,
-                count => file.write_all(room.get(..count).unwrap_or_default())?,
-            }
-        }
-        ended = conclude(&session, explain, from);
+        ended = receive(&session, explain, from, file, limits)?;
         match ended {
             Ok(()) => Ok(()),
             Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -84,6 +94,37 @@ pub fn get(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Res
     session.cut();
     ended?;
     written.map_err(|source| ExecError::HostFile { path: to.to_owned(), source })
+}
+
+/// Writes what comes of the file `from` to `file`. The outer error is the host's, the inner the guest's.
+fn receive(
+    session: &Session,
+    explain: &Explain,
+    from: &Path,
+    file: &mut impl Write,
+    limits: Limits,
+) -> io::Result<Result<(), ExecError>> {
+    let Limits { max, idle } = limits;
+    let path = || shown(from.as_os_str());
+    let (mut room, mut left) = (vec![0; PIECE], max);
+    loop {
+        let Some(count) = session.read_within(stream::STDOUT, &mut room, idle) else {
+            return Ok(Err(ExecError::Stalled { path: path(), idle }));
+        };
+        if count == 0 {
+            break;
+        }
+        let Some(rest) = left.checked_sub(count as u64) else {
+            return Ok(Err(ExecError::TooLarge { path: path(), max }));
+        };
+        left = rest;
+        file.write_all(room.get(..count).unwrap_or_default())?;
+    }
+    Ok(match session.wait(Instant::now().checked_add(idle)) {
+        Some(End::Exited(0)) => Ok(()),
+        Some(end) => Err(error(end, explain, from)),
+        None => Err(ExecError::Stalled { path: path(), idle }),
+    })
 }
 
 fn begin(
@@ -98,7 +139,8 @@ fn begin(
     // Checked by `record`, so the cast keeps the number.
     let len = request.len() as u32;
     let begin = Begin { version: VERSION, action, tty: false, window: (0, 0), mode, len };
-    session::begin(socket, begin, &request).map_err(|end| error(end, explain, path))
+    let until = Instant::now() + session::PATIENCE;
+    session::begin(socket, begin, &request, until).map_err(|end| error(end, explain, path))
 }
 
 fn shown(path: &OsStr) -> String {
@@ -120,6 +162,7 @@ fn error(end: End, explain: &Explain, path: &Path) -> ExecError {
         },
         End::Cannot(_, errno) => ExecError::Agent(io::Error::from_raw_os_error(errno)),
         End::Lost => explain(),
+        End::Late => ExecError::NotStarted,
         _ => ExecError::Protocol,
     }
 }

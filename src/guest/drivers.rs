@@ -1,11 +1,11 @@
 //! Which drivers a machine's kernel needs, by their modules' names and the options of the kernel's
 //! configuration that have them.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use crate::config::VmConfig;
+use crate::files;
 
 /// A driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,12 @@ const FILE_SYSTEMS: [(u64, &[u8], Driver); 5] = [
 /// The driver of the file system on the disk at `path`, if it is one of these, and not inside of another
 /// format.
 fn file_system(path: &Path) -> Option<Driver> {
-    let file = File::open(path).ok()?;
+    let file = files::open(path).ok()?;
+    let kind = file.metadata().ok()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        // It is refused where the disk is made.
+        return None;
+    }
     let found = FILE_SYSTEMS.iter().find(|(at, magic, _)| {
         let mut bytes = vec![0; magic.len()];
         file.read_exact_at(&mut bytes, *at).is_ok() && bytes == *magic

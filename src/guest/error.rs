@@ -26,6 +26,13 @@ pub enum ImageError {
     /// The modules or their index cannot be read.
     #[error("kernel modules: {}: {source}", .path.display())]
     Modules { path: PathBuf, r#source: io::Error },
+    /// An index names a file outside of the modules' directory.
+    #[error(
+        "kernel modules: {}, line {line}: `{path}` does not lie in that directory: make the index anew \
+         with depmod",
+        .index.display()
+    )]
+    ModulePath { index: PathBuf, line: usize, path: String },
     /// The user's own initrd cannot be read.
     #[error("initrd {}: {source}", .path.display())]
     Initrd { path: PathBuf, r#source: io::Error },
@@ -43,6 +50,9 @@ pub enum ExecError {
     /// The agent was not ready in time.
     #[error("the guest was not ready to run a command after {} s", .0.as_secs_f64())]
     NotReady(Duration),
+    /// The guest was ready and did not begin in time.
+    #[error("the guest's agent was ready and did not begin in time")]
+    NotStarted,
     /// The guest could not be set up; in its own words.
     #[error("the guest cannot be set up: {0}")]
     SetUp(String),
@@ -81,6 +91,24 @@ pub enum ExecError {
         /// Why.
         r#source: io::Error,
     },
+    /// A file of the guest's is longer than what is taken from one.
+    #[error(
+        "{path}: it has more than {max} bytes, which is the most that is copied out of the guest"
+    )]
+    TooLarge {
+        /// The file.
+        path: String,
+        /// The most, in bytes.
+        max: u64,
+    },
+    /// The guest has stopped in the middle of a file.
+    #[error("{path}: nothing more of it has come from the guest in {} s", .idle.as_secs_f64())]
+    Stalled {
+        /// The file.
+        path: String,
+        /// How long it was waited for.
+        idle: Duration,
+    },
     /// A file of the host's cannot be read or written.
     #[error("{path}: {source}", path = .path.display())]
     HostFile {
@@ -112,8 +140,18 @@ pub enum ExecError {
     #[error("the VM ended before the command did: {}", told(.0))]
     Ended(Box<Outcome>),
     /// The agent has gone and the VM is still there.
-    #[error("the agent in the guest has gone; its console said last:\n{console}")]
+    #[error("the agent in the guest has gone{said}", said = said(.console))]
     AgentLost {
+        /// The console's last lines.
+        console: String,
+    },
+    /// A VM of another process has ended before the command.
+    #[error("the VM has ended{how}{said}", how = told_how(.how), said = said(.console))]
+    VmGone {
+        /// How, if that is known.
+        how: Option<String>,
+        /// Its guest died, by a panic of its kernel or otherwise.
+        died: bool,
         /// The console's last lines.
         console: String,
     },
@@ -130,8 +168,19 @@ pub enum ExecError {
     },
 }
 
+fn told_how(how: &Option<String>) -> String {
+    how.as_ref().map(|how| format!(": {how}")).unwrap_or_default()
+}
+
+fn said(console: &str) -> String {
+    if console.is_empty() {
+        return String::new();
+    }
+    format!("; its console said last:\n{console}")
+}
+
 /// An end, in a few words.
-fn told(outcome: &Outcome) -> &'static str {
+pub(crate) fn told(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::PowerOff => "the guest turned itself off",
         Outcome::Reboot => "the guest wanted to be restarted",

@@ -2,8 +2,8 @@
 //! and the commands it has it run.
 //!
 //! ```text
-//! image ─┬─ cpio           session ─▶ child, copy     (frames over a socket)
-//!        └─ modules, drivers      control             (the agent's life)
+//! image ─▶ modules, drivers   session ─▶ child, copy     (frames over a socket)
+//!                             control                    (the agent's life)
 //! ```
 //!
 //! [`image`] needs no VM, and [`session`] only a socket with an agent behind it: who connects them is
@@ -14,7 +14,6 @@ mod child;
 pub mod command;
 pub mod control;
 mod copy;
-mod cpio;
 mod drivers;
 pub mod error;
 pub mod image;
@@ -26,7 +25,8 @@ mod tests;
 
 pub use child::{ChildInput, ChildOutput, GuestChild};
 pub use command::{GuestCommand, Output, Status};
-pub(crate) use copy::{get, put};
+pub(crate) use copy::{Limits, get, put};
+pub(crate) use session::{PATIENCE, is_late};
 
 /// The program that runs in guests: init and agent in one, compiled by `build/agent.rs`.
 const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/husk-agent"));

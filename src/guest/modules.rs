@@ -1,10 +1,10 @@
 //! The modules of a kernel: where they are, which are needed for what, and in what order.
 //!
-//! Reads `modules.dep` and `modules.builtin`, which depmod and the kernel's build make. They are the
-//! user's files: their length is bounded, and a loop in them is no loop here.
+//! Reads `modules.dep` and `modules.builtin`, which depmod and the kernel's build make. They are
+//! files of whoever made the kernel: their length is bounded, a loop in them is no loop here, and no
+//! path or link of theirs leads out of the modules' directory.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -48,7 +48,8 @@ pub fn directory_of(kernel: &Path) -> Option<PathBuf> {
 /// or in its file's name or directory.
 fn release_of(kernel: &Path) -> Option<String> {
     let mut head = Vec::new();
-    let read = File::open(kernel).and_then(|file| file.take(HEAD).read_to_end(&mut head));
+    let file = files::open_regular(kernel);
+    let read = file.and_then(|file| file.take(HEAD).read_to_end(&mut head));
     if read.is_ok() && head.get(0x202..0x206) == Some(b"HdrS") {
         let at = head.get(0x20e..0x210)?.first_chunk().map(|at| u16::from_le_bytes(*at))?;
         let text = head.get(usize::from(at) + 0x200..)?;
@@ -71,14 +72,11 @@ impl Modules {
     /// Reads the index in `directory` (`…/lib/modules/RELEASE`).
     ///
     /// # Errors
-    /// When it is not there, or cannot be read.
+    /// When it is not there, cannot be read, or names files elsewhere.
     pub fn open(directory: &Path) -> Result<Modules, ImageError> {
-        let read = |name: &str| {
-            let path = directory.join(name);
-            match files::read(&path, INDEX_MAX) {
-                Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-                Err(source) => Err(ImageError::Modules { path, source }),
-            }
+        let read = |name: &str| match files::read_beneath(directory, Path::new(name), INDEX_MAX) {
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(source) => Err(ImageError::Modules { path: directory.join(name), source }),
         };
         let dep = read("modules.dep")?;
         // Not there in a tree that depmod made by itself.
@@ -86,20 +84,34 @@ impl Modules {
             true => read("modules.builtin")?,
             false => String::new(),
         };
-        Ok(Modules::parse(directory, &dep, &builtin))
+        Modules::parse(directory, &dep, &builtin)
     }
 
-    fn parse(directory: &Path, dep: &str, builtin: &str) -> Modules {
-        let lines = dep.lines().filter_map(|line| line.split_once(':'));
-        let files = lines.map(|(path, deps)| {
-            let deps = deps.split_whitespace().map(str::to_owned).collect();
-            (name_of(path), (path.to_owned(), deps))
-        });
-        Modules {
-            directory: directory.to_owned(),
-            files: files.collect(),
-            builtin: builtin.lines().map(name_of).collect(),
+    fn parse(directory: &Path, dep: &str, builtin: &str) -> Result<Modules, ImageError> {
+        let check = |index: &str, line: usize, path: &str| match files::is_beneath(Path::new(path))
+        {
+            true => Ok(()),
+            false => Err(ImageError::ModulePath {
+                index: directory.join(index),
+                line: line + 1,
+                path: path.to_owned(),
+            }),
+        };
+        let mut files = HashMap::new();
+        for (n, line) in dep.lines().enumerate() {
+            let Some((path, dependencies)) = line.split_once(':') else { continue };
+            let dependencies: Vec<_> = dependencies.split_whitespace().map(str::to_owned).collect();
+            for path in dependencies.iter().map(String::as_str).chain([path]) {
+                check("modules.dep", n, path)?;
+            }
+            files.insert(name_of(path), (path.to_owned(), dependencies));
         }
+        let mut names = HashSet::new();
+        for (n, path) in builtin.lines().enumerate().filter(|(_, path)| !path.is_empty()) {
+            check("modules.builtin", n, path)?;
+            names.insert(name_of(path));
+        }
+        Ok(Modules { directory: directory.to_owned(), files, builtin: names })
     }
 
     /// Whether the kernel has `name`, as a module or built in.
@@ -145,11 +157,12 @@ impl Modules {
     /// Reads the module at `path`, and unpacks it: a kernel of another distribution may not do that.
     ///
     /// # Errors
-    /// When it cannot be read, is damaged, or has more than 64 MiB.
+    /// When it cannot be read, is damaged, is a link out of the directory, or has more than 64 MiB.
     pub fn read(&self, path: &str) -> Result<Vec<u8>, ImageError> {
         let full = self.directory.join(path);
         let failed = |source| ImageError::Modules { path: full.clone(), source };
-        let bytes = files::read(&full, MODULE_MAX).map_err(failed)?;
+        let bytes =
+            files::read_beneath(&self.directory, Path::new(path), MODULE_MAX).map_err(failed)?;
         match full.extension().and_then(|ending| ending.to_str()) {
             Some("xz") => {
                 let reader = lzma_rust2::XzReader::new_mem_limit(&*bytes, false, WINDOW_MAX_KIB);
@@ -196,7 +209,7 @@ mod tests {
 
     #[test]
     fn dependencies_come_first_and_once_and_a_loop_ends() {
-        let modules = Modules::parse(Path::new(""), DEP, "kernel/fs/ext4/ext4.ko\n");
+        let modules = Modules::parse(Path::new(""), DEP, "kernel/fs/ext4/ext4.ko\n").unwrap();
         let names = |wanted: &[&str]| -> Vec<String> {
             modules.closure(wanted).into_iter().map(|(name, _)| name).collect()
         };
@@ -218,11 +231,35 @@ mod tests {
         std::fs::write(dir.path().join("x.ko.xz"), xz.finish().unwrap()).unwrap();
         std::fs::write(dir.path().join("p.ko"), &content).unwrap();
         std::fs::write(dir.path().join("d.ko.xz"), b"\xfd7zXZ\0nonsense").unwrap();
-        let modules = Modules::parse(dir.path(), "", "");
+        let modules = Modules::parse(dir.path(), "", "").unwrap();
         assert_eq!(modules.read("x.ko.xz").unwrap(), content);
         assert_eq!(modules.read("p.ko").unwrap(), content);
         let error = modules.read("d.ko.xz").unwrap_err().to_string();
         assert!(error.contains("d.ko.xz"), "{error}");
+    }
+
+    #[test]
+    fn a_path_out_of_the_directory_is_refused_by_file_and_line_and_no_link_leads_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let modules = dir.path().join("modules");
+        std::fs::create_dir(&modules).unwrap();
+        std::fs::write(dir.path().join("secret.ko"), "secret").unwrap();
+        let refusal = |dep: &str, builtin: &str| {
+            std::fs::write(modules.join("modules.dep"), dep).unwrap();
+            std::fs::write(modules.join("modules.builtin"), builtin).unwrap();
+            Modules::open(&modules).unwrap_err().to_string()
+        };
+        for path in ["../secret.ko", "/etc/secret.ko", "k/../../secret.ko"] {
+            for dep in [format!("a.ko:\n{path}: a.ko\n"), format!("a.ko:\nb.ko: a.ko {path}\n")] {
+                let error = refusal(&dep, "");
+                assert!(error.contains("modules.dep, line 2") && error.contains(path), "{error}");
+            }
+            let error = refusal("", &format!("a.ko\n\n{path}\n"));
+            assert!(error.contains("modules.builtin, line 3"), "{error}");
+        }
+        std::os::unix::fs::symlink("../secret.ko", modules.join("l.ko")).unwrap();
+        let error = Modules::parse(&modules, "l.ko:", "").unwrap().read("l.ko").unwrap_err();
+        assert!(error.to_string().contains("l.ko: it leads out"), "{error}");
     }
 
     #[test]

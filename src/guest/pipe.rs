@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use husk_guest_protocol::WINDOW;
 
@@ -74,18 +75,36 @@ impl Pipe {
         while state.bytes.is_empty() && !state.ended && !room.is_empty() {
             state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let (first, _) = state.bytes.as_slices();
+        state.take(room)
+    }
+
+    /// The same, and `None` when nothing has come in that time.
+    pub fn read_within(&self, room: &mut [u8], idle: Duration) -> Option<(usize, u32)> {
+        let until = Instant::now().checked_add(idle);
+        let mut state = self.state();
+        while state.bytes.is_empty() && !state.ended && !room.is_empty() {
+            let left = until?.checked_duration_since(Instant::now())?;
+            let waited = self.more.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Some(state.take(room))
+    }
+}
+
+impl State {
+    fn take(&mut self, room: &mut [u8]) -> (usize, u32) {
+        let (first, _) = self.bytes.as_slices();
         let count = first.len().min(room.len());
         for (to, from) in room.iter_mut().zip(first) {
             *to = *from;
         }
-        state.bytes.drain(..count);
+        self.bytes.drain(..count);
         // At most the window, so the cast keeps the number.
-        state.owed += count as u32;
-        if state.owed < WINDOW / 4 || state.ended {
+        self.owed += count as u32;
+        if self.owed < WINDOW / 4 || self.ended {
             return (count, 0);
         }
-        (count, std::mem::take(&mut state.owed))
+        (count, std::mem::take(&mut self.owed))
     }
 }
 

@@ -14,8 +14,9 @@ use husk_guest_protocol::{Begin, Frame, HEADER_LEN, Header, PAYLOAD_MAX, Stage, 
 
 use super::pipe::Pipe;
 
-/// How long the guest may take to take a request, and to say what became of it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a guest that is ready may take to take a connection and a request, and to say what became of
+/// it, when nobody has said.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of stack of a thread that reads a session.
 const STACK: usize = 128 << 10;
 
@@ -28,6 +29,8 @@ pub enum End {
     Signaled(u8, bool),
     /// It did not go on, for this error number.
     Cannot(Stage, i32),
+    /// The guest has not said in time whether it begins.
+    Late,
     /// The guest, or its agent, has gone, or the host has cut the session.
     Lost,
     /// The guest says what no agent says.
@@ -55,16 +58,56 @@ pub struct Session {
     stderr: Pipe,
 }
 
+/// A socket that is waited for until then, however often bytes come or go.
+struct Timed<'a>(&'a UnixStream, Option<Instant>);
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let Some(until) = self.1 else { return Ok(None) };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        if let Some(left) = self.left()? {
+            self.0.set_read_timeout(Some(left))?;
+        }
+        self.0.read(room)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(left) = self.left()? {
+            self.0.set_write_timeout(Some(left))?;
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether an error of a socket means that a time is up.
+pub fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
 /// Reads frames.
 pub struct Frames {
     socket: UnixStream,
     payload: Vec<u8>,
+    /// Until when a frame is waited for, if not by the socket's own limit.
+    until: Option<Instant>,
 }
 
 impl Frames {
     /// Of this socket.
     pub fn new(socket: UnixStream) -> Frames {
-        Frames { socket, payload: vec![0; PAYLOAD_MAX] }
+        Frames { socket, payload: vec![0; PAYLOAD_MAX], until: None }
     }
 
     /// The next frame; `None` when there is no more.
@@ -73,7 +116,8 @@ impl Frames {
     /// `InvalidData` at what is no frame, else the host's.
     pub fn next(&mut self) -> io::Result<Option<Frame<'_>>> {
         let mut header = [0; HEADER_LEN];
-        match self.socket.read_exact(&mut header) {
+        let mut socket = Timed(&self.socket, self.until);
+        match socket.read_exact(&mut header) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(e) => return Err(e),
@@ -81,7 +125,7 @@ impl Frames {
         let nonsense = |_| io::Error::from(io::ErrorKind::InvalidData);
         let header = Header::decode(header).map_err(nonsense)?;
         let payload = self.payload.get_mut(..header.len).unwrap_or_default();
-        self.socket.read_exact(payload)?;
+        socket.read_exact(payload)?;
         Frame::decode(header, payload).map(Some).map_err(nonsense)
     }
 }
@@ -90,7 +134,11 @@ impl Frames {
 ///
 /// # Errors
 /// The host's, when nobody is there.
-pub fn send(mut socket: &UnixStream, frame: Frame<'_>) -> io::Result<()> {
+pub fn send(socket: &UnixStream, frame: Frame<'_>) -> io::Result<()> {
+    write(socket, frame)
+}
+
+fn write(mut socket: impl Write, frame: Frame<'_>) -> io::Result<()> {
     let encoded = frame.encode();
     match encoded.bytes() {
         [] => socket.write_all(encoded.head()),
@@ -99,26 +147,32 @@ pub fn send(mut socket: &UnixStream, frame: Frame<'_>) -> io::Result<()> {
     }
 }
 
-/// Says what a session is to do and hears whether it does.
+/// Says what a session is to do and hears whether it does, all of it until then.
 ///
 /// # Errors
 /// How it has ended already.
-pub fn begin(socket: UnixStream, begin: Begin, request: &[u8]) -> Result<Arc<Session>, End> {
+pub fn begin(
+    socket: UnixStream,
+    begin: Begin,
+    request: &[u8],
+    until: Instant,
+) -> Result<Arc<Session>, End> {
     let lost = |_| End::Lost;
-    socket.set_write_timeout(Some(PATIENCE)).map_err(lost)?;
-    socket.set_read_timeout(Some(PATIENCE)).map_err(lost)?;
     let mut frames = Frames::new(socket.try_clone().map_err(lost)?);
-    let said = send(&socket, Frame::Begin(begin)).and_then(|()| {
-        request.chunks(Frame::PIECE).try_for_each(|part| send(&socket, Frame::Part(part)))
-    });
+    frames.until = Some(until);
+    let send = |frame| write(Timed(&socket, Some(until)), frame);
+    let said = send(Frame::Begin(begin))
+        .and_then(|()| request.chunks(Frame::PIECE).try_for_each(|part| send(Frame::Part(part))));
     // When the guest does not want it any more it may have said why.
     match frames.next() {
         Ok(Some(Frame::Started)) if said.is_ok() => {}
         Ok(Some(Frame::Cannot(stage, errno))) => return Err(End::Cannot(stage, errno as i32)),
         Ok(None) => return Err(End::Lost),
+        Err(e) if is_late(&e) => return Err(End::Late),
         Err(e) if e.kind() != io::ErrorKind::InvalidData => return Err(End::Lost),
         Ok(Some(_)) | Err(_) => return Err(End::Nonsense),
     }
+    frames.until = None;
     socket.set_write_timeout(None).map_err(lost)?;
     socket.set_read_timeout(None).map_err(lost)?;
     let session = Arc::new(Session {
@@ -252,11 +306,23 @@ impl Session {
     pub fn read(&self, name: u8, room: &mut [u8]) -> usize {
         let Some(pipe) = self.pipe(name) else { return 0 };
         let (count, granted) = pipe.read(room);
-        if granted > 0 {
-            // After the end nothing more comes, and nobody needs to be told.
-            let _ = self.say(Frame::Credit(name, granted));
-        }
+        self.grant(name, granted);
         count
+    }
+
+    /// The same, and `None` when nothing has come in that time.
+    pub fn read_within(&self, name: u8, room: &mut [u8], idle: Duration) -> Option<usize> {
+        let Some(pipe) = self.pipe(name) else { return Some(0) };
+        let (count, granted) = pipe.read_within(room, idle)?;
+        self.grant(name, granted);
+        Some(count)
+    }
+
+    fn grant(&self, name: u8, bytes: u32) {
+        if bytes > 0 {
+            // After the end nothing more comes, and nobody needs to be told.
+            let _ = self.say(Frame::Credit(name, bytes));
+        }
     }
 
     /// Reads no more from a stream: whoever writes to it is told so.

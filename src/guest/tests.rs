@@ -20,6 +20,10 @@ use super::*;
 /// Nothing here takes that long, on any machine.
 const LONG: Duration = Duration::from_secs(60);
 
+fn later() -> Instant {
+    Instant::now() + LONG
+}
+
 fn explain() -> Explain {
     Arc::new(|| ExecError::AgentLost { console: String::new() })
 }
@@ -55,7 +59,7 @@ fn agent() -> (UnixStream, Child) {
 
 fn output(command: &GuestCommand) -> Result<Output, ExecError> {
     let (socket, mut child) = agent();
-    let output = command.output_on(socket, explain());
+    let output = command.output_on(socket, explain(), later());
     child.wait().unwrap();
     output
 }
@@ -161,7 +165,7 @@ fn megabytes_pass_through_a_command_unchanged() {
 #[test]
 fn streams_are_not_held_back_until_the_end() {
     let (socket, mut agent) = agent();
-    let mut child = GuestCommand::new(["cat"]).spawn_on(socket, explain()).unwrap();
+    let mut child = GuestCommand::new(["cat"]).spawn_on(socket, explain(), later()).unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     for line in [&b"one"[..], b"two"] {
         stdin.write_all(line).unwrap();
@@ -178,7 +182,7 @@ fn streams_are_not_held_back_until_the_end() {
 #[test]
 fn a_stream_that_nobody_reads_any_more_is_a_broken_pipe_for_the_command() {
     let (socket, mut agent) = agent();
-    let mut child = GuestCommand::new(["yes"]).spawn_on(socket, explain()).unwrap();
+    let mut child = GuestCommand::new(["yes"]).spawn_on(socket, explain(), later()).unwrap();
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 1000]).unwrap();
     drop(stdout);
@@ -201,7 +205,7 @@ fn a_background_process_that_keeps_a_stream_holds_up_nobody() {
 fn signals_reach_the_command_and_what_it_started() {
     let (socket, mut agent) = agent();
     let command = shell("trap 'echo caught; exit 5' TERM; echo up; sleep 100 & wait");
-    let mut child = command.spawn_on(socket, explain()).unwrap();
+    let mut child = command.spawn_on(socket, explain(), later()).unwrap();
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 3]).unwrap();
     child.signal(15).unwrap();
@@ -241,7 +245,7 @@ fn a_terminal_has_a_size_and_one_stream() {
     let (socket, mut agent) = agent();
     let size = |columns, rows| crate::WindowSize { columns, rows };
     let command = shell("stty size; read line; stty size; [ -t 2 ] && echo $TERM >&2");
-    let mut child = command.terminal(size(81, 25)).spawn_on(socket, explain()).unwrap();
+    let mut child = command.terminal(size(81, 25)).spawn_on(socket, explain(), later()).unwrap();
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let mut first = [0; 7];
     stdout.read_exact(&mut first).unwrap();
@@ -269,7 +273,7 @@ fn files_are_copied_whole_or_not_at_all() {
     assert!(std::fs::read(path("in")).unwrap() == bytes);
     assert_eq!(path("in").metadata().unwrap().permissions().mode() & 0o7777, 0o750);
     let (socket, mut child) = agent();
-    get(socket, &explain(), &path("in"), &path("out")).unwrap();
+    get(socket, &explain(), &path("in"), &path("out"), Limits::default()).unwrap();
     child.wait().unwrap();
     assert!(std::fs::read(path("out")).unwrap() == bytes);
 
@@ -280,7 +284,7 @@ fn files_are_copied_whole_or_not_at_all() {
     assert!(matches!(error, ExecError::GuestFile { .. }), "{error}");
     for wrong in [path("none"), dir.path().to_owned()] {
         let (socket, mut child) = agent();
-        let error = get(socket, &explain(), &wrong, &path("never")).unwrap_err();
+        let error = get(socket, &explain(), &wrong, &path("never"), Limits::default()).unwrap_err();
         child.wait().unwrap();
         assert!(matches!(error, ExecError::GuestFile { .. }), "{error}");
     }
@@ -316,7 +320,7 @@ fn a_guest_that_floods_a_stream_nobody_reads_is_cut_off() {
         }
         panic!("all of it was taken");
     });
-    let child = shell("").spawn_on(socket, explain()).unwrap();
+    let child = shell("").spawn_on(socket, explain(), later()).unwrap();
     let error = child.wait_timeout(LONG).unwrap_err();
     assert!(matches!(error, ExecError::Protocol), "{error}");
 }
@@ -337,11 +341,50 @@ fn a_guest_that_says_what_no_agent_says_is_an_error_and_no_status() {
             // Until it is cut off.
             let _ = socket.read(&mut [0]);
         });
-        let child = shell("").spawn_on(socket, explain()).unwrap();
+        let child = shell("").spawn_on(socket, explain(), later()).unwrap();
         let error = child.wait_timeout(LONG).unwrap_err();
         assert!(matches!(error, ExecError::Protocol), "{nonsense:?}: {error}");
     }
     let gone = impostor(|socket| send(&socket, Frame::Started).unwrap());
-    let child = shell("").spawn_on(gone, explain()).unwrap();
+    let child = shell("").spawn_on(gone, explain(), later()).unwrap();
     assert!(matches!(child.wait(), Err(ExecError::AgentLost { .. })));
+}
+
+#[test]
+fn a_guest_that_answers_a_byte_at_a_time_has_no_longer_for_it() {
+    let socket = impostor(|mut socket| {
+        let piece = [0; 8000];
+        let frame = Frame::Output(stream::STDOUT, &piece).encode();
+        socket.write_all(frame.head()).unwrap();
+        while socket.write_all(&[0]).is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let begun = Instant::now();
+    let until = begun + Duration::from_millis(200);
+    let error = shell("").spawn_on(socket, explain(), until).unwrap_err();
+    assert!(matches!(error, ExecError::NotStarted), "{error}");
+    assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_guest_that_never_ends_a_file_or_sends_too_much_of_it_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let sending = |len: usize| {
+        impostor(move |mut socket| {
+            send(&socket, Frame::Started).unwrap();
+            send(&socket, Frame::Output(stream::STDOUT, &vec![7; len])).unwrap();
+            // Until it is cut off.
+            let _ = socket.read_to_end(&mut Vec::new());
+        })
+    };
+    let copy = |len, idle| {
+        let (to, limits) = (dir.path().join("to"), Limits { max: 1000, idle });
+        get(sending(len), &explain(), "/file".as_ref(), &to, limits).unwrap_err()
+    };
+    let error = copy(1000, Duration::from_millis(100));
+    assert!(matches!(&error, ExecError::Stalled { path, .. } if path == "/file"), "{error}");
+    let error = copy(1001, LONG);
+    assert!(matches!(error, ExecError::TooLarge { max: 1000, .. }), "{error}");
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0, "something was left");
 }

@@ -4,10 +4,10 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::error::{NameError, host};
+use super::fds;
 
 /// Bytes of the longest name: with the longest directory there is room in a socket's address.
 pub const NAME_MAX: usize = 40;
@@ -119,7 +119,8 @@ pub(super) fn clean(path: &Path) -> bool {
         Ok(found) if !found.file_type().is_socket() => return false,
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
+    // Not waited for: the directory is locked, and who has too many callers to answer is there.
+    match fds::connect(path, None) {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).is_ok(),
         Err(e) => e.kind() == io::ErrorKind::NotFound,
         Ok(_) => false,

@@ -1,9 +1,51 @@
-//! A descriptor sent with an answer (`man 7 unix`, SCM_RIGHTS), and who is at the other end of a socket.
+//! What the standard library has not of local sockets (`man 7 unix`): connections that are not waited for,
+//! a descriptor sent with an answer (SCM_RIGHTS), and who is at the other end.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// Connects to the socket at `path`. Somebody who listens there and has too many waiting is waited for
+/// at most for `patience`, or not at all.
+///
+/// # Errors
+/// The host's; `WouldBlock` when somebody listens and does not answer in time.
+pub fn connect(path: &Path, patience: Option<Duration>) -> io::Result<UnixStream> {
+    // SAFETY: an address is numbers, all of which may be zero.
+    let mut address: libc::sockaddr_un = unsafe { MaybeUninit::zeroed().assume_init() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    // The last byte stays the end of it.
+    if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: plain numbers; it makes a new descriptor, or fails.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is new, a socket, and nobody else's.
+    let socket = unsafe { UnixStream::from_raw_fd(fd) };
+    match patience {
+        // It goes for connecting as well.
+        Some(_) => socket.set_write_timeout(patience)?,
+        None => socket.set_nonblocking(true)?,
+    }
+    let len = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: an open socket, and an address of that length, which is read.
+    if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    socket.set_nonblocking(false)?;
+    Ok(socket)
+}
 
 /// Room for the control message of one descriptor, aligned as one.
 #[repr(C, align(8))]

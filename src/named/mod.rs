@@ -29,6 +29,8 @@ mod request {
     pub const SHUT_DOWN: &str = "stop";
     pub const KILL: &str = "kill";
     pub const LOG: &str = "log";
+    /// Why the agent does not answer any more.
+    pub const WHY: &str = "why";
 }
 
 /// The longest line of a request or of an answer, in bytes.

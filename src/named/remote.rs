@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::directory::{Directory, clean, user};
 use super::error::{NameError, host};
 use super::{LINE_MAX, PATIENCE, fds, request};
-use crate::guest::error::ExecError;
+use crate::guest::error::{ExecError, told};
 use crate::guest::{self, GuestChild, GuestCommand};
+use crate::outcome::Outcome;
 
 /// The most of a log that is read, in bytes.
 const LOG_MAX: u64 = 16 << 20;
@@ -29,6 +30,35 @@ pub struct Info {
     pub kernel: String,
     /// When it got its name, in seconds since the epoch.
     pub since: u64,
+}
+
+/// The most of a console's last lines that is read with an end, in bytes.
+const CONSOLE_MAX: u64 = 64 << 10;
+/// How long the end of a VM whose agent has gone may take to be told.
+const WHY_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Why the agent of a VM does not answer any more. The console's last lines follow it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Why {
+    /// How the VM has ended, if it has.
+    pub ended: Option<String>,
+    /// The guest died.
+    pub died: bool,
+}
+
+impl Why {
+    pub fn of(outcome: Option<&Outcome>) -> Why {
+        let died = matches!(outcome, Some(Outcome::Panic { .. } | Outcome::Crash { .. }));
+        Why { ended: outcome.map(|outcome| told(outcome).to_owned()), died }
+    }
+
+    /// In an error's words.
+    pub fn error(self, console: String) -> ExecError {
+        match self.ended {
+            Some(_) => ExecError::VmGone { how: self.ended, died: self.died, console },
+            None => ExecError::AgentLost { console },
+        }
+    }
 }
 
 /// A named VM.
@@ -78,7 +108,7 @@ pub(super) fn list_in(directory: &Directory) -> Result<Vec<Info>, NameError> {
 impl Remote {
     /// A connection to the VM's husk, whoever that is proved to be.
     fn open(&self) -> Result<UnixStream, NameError> {
-        let socket = UnixStream::connect(&self.path).map_err(|e| match e.kind() {
+        let socket = fds::connect(&self.path, Some(PATIENCE)).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 NameError::Unknown(self.name.clone())
             }
@@ -102,7 +132,11 @@ impl Remote {
         let mut socket = self.open()?;
         let failed = host(&self.path, "ask");
         socket.set_read_timeout(Some(patience)).map_err(&failed)?;
-        socket.write_all(format!("{what}\n").as_bytes()).map_err(&failed)?;
+        match socket.write_all(format!("{what}\n").as_bytes()) {
+            // It may have said no before it was asked.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written.map_err(&failed)?,
+        }
         let mut line = Vec::new();
         let mut passed = None;
         // Byte by byte, for what follows the line is somebody else's.
@@ -184,11 +218,24 @@ impl Remote {
         passed.ok_or_else(|| NameError::Nonsense(self.name.clone()))
     }
 
-    fn explain(&self) -> std::sync::Arc<dyn Fn() -> ExecError + Send + Sync> {
+    fn why(&self) -> Result<ExecError, NameError> {
+        let (answer, _, socket) = self.ask(request::WHY, WHY_PATIENCE)?;
+        let why: Why =
+            serde_json::from_str(&answer).map_err(|_| NameError::Nonsense(self.name.clone()))?;
+        let mut console = Vec::new();
+        // What has come of it is told even if the rest does not.
+        let _ = socket.take(CONSOLE_MAX).read_to_end(&mut console);
+        Ok(why.error(String::from_utf8_lossy(&console).into_owned()))
+    }
+
+    pub(super) fn explain(&self) -> std::sync::Arc<dyn Fn() -> ExecError + Send + Sync> {
         let this = self.clone();
         std::sync::Arc::new(move || {
-            let console = this.log().unwrap_or_default();
-            ExecError::AgentLost { console }
+            this.why().unwrap_or_else(|_| match this.is_gone_within(PATIENCE) {
+                // Its husk has ended with it, or while it was asked.
+                true => ExecError::VmGone { how: None, died: false, console: String::new() },
+                false => ExecError::AgentLost { console: String::new() },
+            })
         })
     }
 
@@ -197,7 +244,8 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn spawn(&self, command: &GuestCommand) -> Result<GuestChild, NameError> {
-        Ok(command.spawn_on(self.agent()?, self.explain())?)
+        let agent = self.agent()?;
+        Ok(command.spawn_on(agent, self.explain(), Instant::now() + guest::PATIENCE)?)
     }
 
     /// As [`crate::RunningVm::copy_in`].
@@ -213,6 +261,6 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn copy_out(&self, from: &std::path::Path, to: &std::path::Path) -> Result<(), NameError> {
-        Ok(guest::get(self.agent()?, &self.explain(), from, to)?)
+        Ok(guest::get(self.agent()?, &self.explain(), from, to, guest::Limits::default())?)
     }
 }

@@ -1,28 +1,38 @@
 //! The VM's side of its name.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::directory::{Directory, clean, user};
 use super::error::{NameError, host};
-use super::remote::Info;
+use super::remote::{Info, Why};
 use super::{LINE_MAX, PATIENCE, fds, request};
 use crate::vm::RunningVm;
 
 /// Bytes of stack of the threads here.
 const STACK: usize = 128 << 10;
-/// Who is served at once; others wait.
-const CLIENTS_MAX: usize = 16;
+/// Requests that are read and answered at once; others are told so.
+pub(super) const CLIENTS_MAX: usize = 16;
+/// Requests for the agent at once, which may take minutes: they keep none of the others out.
+const CONNECTING_MAX: usize = 16;
+/// What those are told for whom there is no room.
+const TOO_MANY: &[u8] = b"ERROR too many at once\n";
+/// How long nobody is accepted when that has failed.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often it is told that it fails.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Lines of the console in a log: all that are kept.
 const LOG_LINES: usize = usize::MAX;
+/// Lines of the console that are told when the agent has gone.
+const CONSOLE_LINES: usize = 40;
 
 /// A name that is taken. Dropping it gives it up.
 #[derive(Debug)]
@@ -31,6 +41,7 @@ pub struct Named {
     path: PathBuf,
     /// Device and inode of the socket.
     identity: (u64, u64),
+    given_up: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -58,40 +69,96 @@ pub(super) fn serve_in(
     let made = fs::symlink_metadata(&path).map_err(host(&path, "stat"))?;
     drop(lock);
     let listener = Arc::new(listener);
-    let accepting = listener.clone();
+    let given_up = Arc::new(AtomicBool::new(false));
+    let (accepting, leaving) = (listener.clone(), given_up.clone());
     let thread = std::thread::Builder::new()
         .name("husk-name".to_owned())
         .stack_size(STACK)
-        .spawn(move || accept(&accepting, &Arc::new(info), &vm))
+        .spawn(move || {
+            let clients =
+                Clients { info, vm, answering: Places::default(), connecting: Places::default() };
+            let clients = Arc::new(clients);
+            let next = || accepting.accept().map(|(client, _)| client);
+            accept(&leaving, next, |client| admit(&clients, client));
+        })
         .map_err(host(&path, "start a thread"))?;
-    Ok(Named { listener, path, identity: (made.dev(), made.ino()), thread: Some(thread) })
+    let identity = (made.dev(), made.ino());
+    Ok(Named { listener, path, identity, given_up, thread: Some(thread) })
 }
 
-fn accept(listener: &UnixListener, info: &Arc<Info>, vm: &Weak<RunningVm>) {
-    let clients = Arc::new(AtomicUsize::new(0));
-    // It fails when the name is given up.
-    while let Ok((client, _)) = listener.accept() {
-        if clients.load(Ordering::Acquire) >= CLIENTS_MAX {
-            // It sees an end without an answer.
-            continue;
+/// Places of which there are only so many.
+#[derive(Debug, Default, Clone)]
+struct Places(Arc<AtomicUsize>);
+
+/// One of them, free again when dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Places {
+    fn take(&self, max: usize) -> Option<Place> {
+        let more = |taken| (taken < max).then_some(taken + 1);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Place(self.0.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What is answered from, and who is answered.
+struct Clients {
+    info: Info,
+    vm: Weak<RunningVm>,
+    answering: Places,
+    connecting: Places,
+}
+
+/// Admits those who come until the name is given up. That one cannot be accepted, for want of
+/// descriptors or because it has gone, is no reason to leave.
+fn accept<T>(given_up: &AtomicBool, next: impl Fn() -> io::Result<T>, admit: impl Fn(T)) {
+    let mut told: Option<Instant> = None;
+    loop {
+        let next = next();
+        if given_up.load(Ordering::Acquire) {
+            return;
         }
-        clients.fetch_add(1, Ordering::AcqRel);
-        let (info, vm, count) = (info.clone(), vm.clone(), clients.clone());
-        let thread = std::thread::Builder::new().name("husk-name".to_owned()).stack_size(STACK);
-        let spawned = thread.spawn(move || {
-            if let Err(e) = answer(&client, &info, &vm) {
-                log::debug!("a client of the VM's name: {e}");
+        match next {
+            Ok(client) => admit(client),
+            Err(e) => {
+                if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
+                    log::warn!("the VM's name: nobody can be answered for the moment: {e}");
+                    told = Some(Instant::now());
+                }
+                std::thread::sleep(PAUSE);
             }
-            count.fetch_sub(1, Ordering::AcqRel);
-        });
-        if spawned.is_err() {
-            clients.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
+/// Answers a client in a thread of its own, if there is room.
+fn admit(clients: &Arc<Clients>, client: UnixStream) {
+    let Some(place) = clients.answering.take(CLIENTS_MAX) else {
+        // It fits into any socket's buffer, so that nobody is waited for.
+        let _ = client.set_nonblocking(true).and_then(|()| (&client).write_all(TOO_MANY));
+        return;
+    };
+    let clients = clients.clone();
+    let thread = std::thread::Builder::new().name("husk-name".to_owned()).stack_size(STACK);
+    let spawned = thread.spawn(move || {
+        if let Err(e) = answer(&client, &clients, place) {
+            log::debug!("a client of the VM's name: {e}");
+        }
+    });
+    if let Err(e) = spawned {
+        log::debug!("a client of the VM's name: no thread for it: {e}");
+    }
+}
+
 /// Reads a request and answers it.
-fn answer(client: &UnixStream, info: &Info, vm: &Weak<RunningVm>) -> std::io::Result<()> {
+fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()> {
+    let Clients { info, vm, .. } = clients;
     client.set_read_timeout(Some(PATIENCE))?;
     client.set_write_timeout(Some(PATIENCE))?;
     // The directory keeps others out; this is for one whose permissions somebody has changed since.
@@ -108,13 +175,20 @@ fn answer(client: &UnixStream, info: &Info, vm: &Weak<RunningVm>) -> std::io::Re
             let info = serde_json::to_string(info).map_err(std::io::Error::other)?;
             writing.write_all(format!("OK {info}\n").as_bytes())
         }
-        request::CONNECT => match vm.dial() {
-            Ok(agent) => fds::send(client, b"OK\n", agent.as_raw_fd()),
-            Err(e) => {
-                let words = e.to_string().replace('\n', " ");
-                writing.write_all(format!("ERROR {words}\n").as_bytes())
+        request::CONNECT => {
+            // Kept until the answer, instead of the other.
+            let Some(_connecting) = clients.connecting.take(CONNECTING_MAX) else {
+                return writing.write_all(TOO_MANY);
+            };
+            drop(place);
+            match vm.dial(None) {
+                Ok(agent) => fds::send(client, b"OK\n", agent.as_raw_fd()),
+                Err(e) => {
+                    let words = e.to_string().replace('\n', " ");
+                    writing.write_all(format!("ERROR {words}\n").as_bytes())
+                }
             }
-        },
+        }
         request::SHUT_DOWN => {
             if vm.has_agent() {
                 vm.ask_to_shut_down();
@@ -132,6 +206,12 @@ fn answer(client: &UnixStream, info: &Info, vm: &Weak<RunningVm>) -> std::io::Re
             writing.write_all(b"OK\n")?;
             writing.write_all(vm.console_tail(LOG_LINES).as_bytes())
         }
+        request::WHY => {
+            let why = serde_json::to_string(&Why::of(vm.ending().as_ref()));
+            let why = why.map_err(io::Error::other)?;
+            writing.write_all(format!("OK {why}\n").as_bytes())?;
+            writing.write_all(vm.console_tail(CONSOLE_LINES).as_bytes())
+        }
         _ => writing.write_all(b"ERROR nobody asks that\n"),
     }
 }
@@ -144,11 +224,51 @@ impl Drop for Named {
             // What stays is cleaned by the next who wants the name.
             let _ = fs::remove_file(&self.path);
         }
+        self.given_up.store(true, Ordering::Release);
         // SAFETY: shutdown takes no pointers. It ends the thread's wait in accept(2).
         unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
         if let Some(thread) = self.thread.take() {
             // A panic in it was told when it happened.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::*;
+
+    #[test]
+    fn a_client_that_cannot_be_accepted_does_not_make_the_name_deaf() {
+        let given_up = AtomicBool::new(false);
+        let (calls, admitted) = (Cell::new(0), RefCell::new(Vec::new()));
+        let next = || {
+            calls.set(calls.get() + 1);
+            match calls.get() {
+                1 => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+                2 => Err(io::Error::from_raw_os_error(libc::ECONNABORTED)),
+                3 => Ok("somebody"),
+                _ => {
+                    given_up.store(true, Ordering::Release);
+                    Err(io::Error::from_raw_os_error(libc::EINVAL))
+                }
+            }
+        };
+        accept(&given_up, next, |client| admitted.borrow_mut().push(client));
+        assert_eq!((calls.get(), admitted.into_inner()), (4, vec!["somebody"]));
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_it_is_left() {
+        let places = Places::default();
+        let (one, two) = (places.take(2).unwrap(), places.take(2).unwrap());
+        assert!(places.take(2).is_none());
+        drop(one);
+        let three = places.take(2).unwrap();
+        assert!(places.take(2).is_none());
+        drop((two, three));
+        assert_eq!(places.0.load(Ordering::Acquire), 0);
     }
 }

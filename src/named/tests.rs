@@ -6,11 +6,14 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Weak;
+use std::time::{Duration, Instant};
 
 use super::directory::Directory;
-use super::remote::{find_in, list_in};
-use super::serve::serve_in;
+use super::remote::{Why, find_in, list_in};
+use super::serve::{CLIENTS_MAX, serve_in};
 use super::*;
+use crate::guest::error::ExecError;
+use crate::outcome::Outcome;
 
 fn directory(at: &Path) -> Directory {
     Directory::at(at.join("husk")).unwrap()
@@ -113,4 +116,72 @@ fn a_descriptor_comes_with_the_bytes_it_was_sent_with() {
     assert_eq!(text, "through");
     let (_, none) = fds::receive(&other, &mut room).unwrap();
     assert!(none.is_none());
+}
+
+#[test]
+fn a_name_whose_vm_does_not_answer_is_taken_and_holds_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let path = dir.path().join("husk/stopped.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    // SAFETY: an open socket and a number. One caller may wait, and no more.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    let mut waiting = Vec::new();
+    let full = loop {
+        match fds::connect(&path, None) {
+            Ok(caller) => waiting.push(caller),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
+    let late = fds::connect(&path, Some(Duration::from_millis(10))).unwrap_err();
+    assert_eq!(late.kind(), std::io::ErrorKind::WouldBlock);
+    assert!(matches!(named(&names, "stopped"), Err(NameError::InUse(_))));
+    assert!(path.exists());
+}
+
+#[test]
+fn one_too_many_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let _named = named(&names, "one").unwrap();
+    let path = dir.path().join("husk/one.sock");
+    let silent: Vec<_> = (0..CLIENTS_MAX).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    // They are accepted in their order, and have a time of seconds to ask.
+    let mut answer = String::new();
+    UnixStream::connect(&path).unwrap().read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "ERROR too many at once\n");
+    drop(silent);
+    // As soon as one of them has left.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match find_in(&names, "one").unwrap().info() {
+            Err(NameError::Refused { why, .. }) if why == "it has ended" => break,
+            other => assert!(Instant::now() < deadline, "{other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_end_is_told_in_words_with_the_last_of_the_console() {
+    let why = Why::of(Some(&Outcome::Panic { console: String::new() }));
+    let line = serde_json::to_string(&why).unwrap();
+    assert!(!line.contains('\n'), "{line}");
+    let error = serde_json::from_str::<Why>(&line).unwrap().error("last".to_owned());
+    let words = "the VM has ended: the guest's kernel panicked; its console said last:\nlast";
+    assert_eq!(error.to_string(), words);
+    assert!(matches!(error, ExecError::VmGone { died: true, .. }));
+    let error = Why::of(None).error(String::new());
+    assert_eq!(error.to_string(), "the agent in the guest has gone");
+}
+
+#[test]
+fn a_name_that_has_gone_is_a_vm_that_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let named = named(&names, "one").unwrap();
+    let explain = find_in(&names, "one").unwrap().explain();
+    drop(named);
+    assert_eq!(explain().to_string(), "the VM has ended");
 }

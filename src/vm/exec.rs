@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::panic::CONSOLE_LINES;
 use super::running::RunningVm;
@@ -48,7 +48,8 @@ impl RunningVm {
     /// # Errors
     /// See [`ExecError`].
     pub fn output(&self, command: &GuestCommand) -> Result<Output, ExecError> {
-        command.output_on(self.dial()?, self.explain())
+        let socket = self.dial(None)?;
+        command.output_on(socket, self.explain(), Instant::now() + guest::PATIENCE)
     }
 
     /// Starts a command, whose streams are the caller's. Waits until the guest is ready first.
@@ -56,7 +57,22 @@ impl RunningVm {
     /// # Errors
     /// See [`ExecError`].
     pub fn spawn(&self, command: &GuestCommand) -> Result<GuestChild, ExecError> {
-        command.spawn_on(self.dial()?, self.explain())
+        let socket = self.dial(None)?;
+        command.spawn_on(socket, self.explain(), Instant::now() + guest::PATIENCE)
+    }
+
+    /// As [`RunningVm::spawn`], all of it within `limit`: the wait for the guest, and the command's start.
+    ///
+    /// # Errors
+    /// See [`ExecError`]; [`ExecError::NotReady`] or [`ExecError::NotStarted`] when the time is up.
+    pub fn spawn_within(
+        &self,
+        command: &GuestCommand,
+        limit: Duration,
+    ) -> Result<GuestChild, ExecError> {
+        let Some(end) = Instant::now().checked_add(limit) else { return self.spawn(command) };
+        let socket = self.dial(Some(end))?;
+        command.spawn_on(socket, self.explain(), end.min(Instant::now() + guest::PATIENCE))
     }
 
     /// Copies the file `from` of the host's to `to` in the guest, where it appears when all of it is
@@ -65,16 +81,25 @@ impl RunningVm {
     /// # Errors
     /// See [`ExecError`].
     pub fn copy_in(&self, from: &Path, to: &Path) -> Result<(), ExecError> {
-        guest::put(self.dial()?, &self.explain(), from, to)
+        guest::put(self.dial(None)?, &self.explain(), from, to)
     }
 
     /// Copies the file `from` of the guest's to `to` on the host, where it appears when all of it is
-    /// there.
+    /// there. At most 64 GiB, and an error when the guest sends nothing of it for 60 s.
     ///
     /// # Errors
     /// See [`ExecError`].
     pub fn copy_out(&self, from: &Path, to: &Path) -> Result<(), ExecError> {
-        guest::get(self.dial()?, &self.explain(), from, to)
+        guest::get(self.dial(None)?, &self.explain(), from, to, guest::Limits::default())
+    }
+
+    /// As [`RunningVm::copy_out`], with `max` bytes at most: a guest may send as much as it likes.
+    ///
+    /// # Errors
+    /// See [`ExecError`]; [`ExecError::TooLarge`] when there are more.
+    pub fn copy_out_at_most(&self, from: &Path, to: &Path, max: u64) -> Result<(), ExecError> {
+        let limits = guest::Limits { max, ..guest::Limits::default() };
+        guest::get(self.dial(None)?, &self.explain(), from, to, limits)
     }
 
     /// Asks the agent to end all processes of the guest, write everything to the disks and turn the
@@ -108,10 +133,21 @@ impl RunningVm {
         self.agent.is_some()
     }
 
-    /// A connection for a session, when the guest is ready.
-    pub(crate) fn dial(&self) -> Result<UnixStream, ExecError> {
-        self.wait_ready(BOOT_PATIENCE)?;
-        self.agent()?.dial().map_err(|_| self.explain()())
+    /// A connection for a session, when the guest is ready; until `end`, if there is one.
+    pub(crate) fn dial(&self, end: Option<Instant>) -> Result<UnixStream, ExecError> {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        self.wait_ready(left.map_or(BOOT_PATIENCE, |left| left.min(BOOT_PATIENCE)))?;
+        let patience = Instant::now() + guest::PATIENCE;
+        let dialled = self.agent()?.dial(end.map_or(patience, |end| end.min(patience)));
+        dialled.map_err(|e| match guest::is_late(&e) {
+            true => ExecError::NotStarted,
+            false => self.explain()(),
+        })
+    }
+
+    /// How it has ended, which may be a moment off, unless it goes on.
+    pub(crate) fn ending(&self) -> Option<Outcome> {
+        self.wait_timeout(LAST_WORDS)
     }
 
     /// Tells why the guest does not answer any more: the VM's end, which may be a moment off.

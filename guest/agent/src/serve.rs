@@ -23,7 +23,7 @@ pub fn serve(host: &mut Wire, listening: Fd) {
         }
         let [said, knocked, ended] = polls.map(|poll| poll.happened != 0);
         if ended {
-            forget(children);
+            process::forget(children);
             while process::reap(-1).is_some() {}
         }
         if knocked {
@@ -36,12 +36,6 @@ pub fn serve(host: &mut Wire, listening: Fd) {
             }
         }
     }
-}
-
-/// Reads that children have ended: once for any number of them.
-pub fn forget(children: Fd) {
-    let mut told = [0; 128];
-    while crate::sys::file::read(children, &mut told).is_ok() {}
 }
 
 /// Begins a session in a process of its own. Only the host's: a process of the guest's could become

@@ -10,14 +10,12 @@ use husk::{Escape, GuestCommand, Outcome, RunningVm, Status};
 use super::attach;
 use super::forward::Forward;
 use crate::cli::awaited::Awaited;
-use crate::cli::life::{self, TIMED_OUT, conclude, end, kill, report_console};
+use crate::cli::life::{self, GUEST_DIED, TIMED_OUT, conclude, end, kill, report_console};
 use crate::cli::{CANNOT, Error, terminal};
 
 /// Exit statuses of a shell for a command that cannot be run.
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
-/// How long a guest may take to be ready when no --timeout says less.
-const BOOT: Duration = Duration::from_secs(120);
 /// Lines of the console that are shown when something failed.
 const CONSOLE_LINES: usize = 40;
 
@@ -49,9 +47,10 @@ pub fn run(
 ) -> Result<u8, Error> {
     signals.has_vm(vm.clone());
     let (command, interactive) = attach::for_terminal(command);
-    let started = vm
-        .wait_ready(limits.left().map_or(BOOT, |left| left.min(BOOT)))
-        .and_then(|()| vm.spawn(&command));
+    let started = match limits.left() {
+        Some(left) => vm.spawn_within(&command, left),
+        None => vm.spawn(&command),
+    };
     let child = match started {
         Ok(child) => child,
         Err(e) => return Ok(failed(&e, vm, signals, limits)),
@@ -96,6 +95,7 @@ pub fn status_of_error(error: &ExecError) -> u8 {
     match error {
         ExecError::NotFound(_) => NOT_FOUND,
         ExecError::NotExecutable { .. } => NOT_EXECUTABLE,
+        ExecError::VmGone { died: true, .. } => GUEST_DIED,
         _ => CANNOT,
     }
 }
@@ -116,7 +116,11 @@ fn failed(error: &ExecError, vm: &Arc<RunningVm>, signals: &Forward, limits: &Li
             Outcome::Killed => return conclude(&Outcome::Killed, signals.signal()),
             outcome => return conclude(outcome, signals.signal()),
         },
-        ExecError::NotReady(_) if limits.left().is_some_and(|left| left.is_zero()) => TIMED_OUT,
+        ExecError::NotReady(_) | ExecError::NotStarted
+            if limits.left().is_some_and(|left| left.is_zero()) =>
+        {
+            TIMED_OUT
+        }
         error => status_of_error(error),
     };
     tell!("husk: {error}\n");

@@ -48,11 +48,15 @@ fn what_takes_too_long_or_is_given_up_is_killed_with_its_children_and_deleted() 
     drop(instance);
     assert!(gone.exists());
     let pid = std::fs::read_to_string(pid).unwrap();
+    dies(&pid, "the child of a killed launcher lives");
+}
+
+fn dies(pid: &str, words: &str) {
     let end = Instant::now() + Duration::from_secs(30);
     let state = format!("/proc/{}/stat", pid.trim());
     // Its new parent may not have reaped it.
     while std::fs::read_to_string(&state).is_ok_and(|stat| !stat.contains(") Z ")) {
-        assert!(Instant::now() < end, "the child of a killed launcher lives");
+        assert!(Instant::now() < end, "{words}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -74,7 +78,12 @@ fn a_tool_that_hangs_is_ended() {
     assert_eq!(quietly(&command(&["echo", "1.2"]), LIMIT).as_deref(), Some("1.2\n"));
     assert_eq!(quietly(&command(&["false"]), LIMIT), None);
     assert_eq!(quietly(&command(&["/no/such/program"]), LIMIT), None);
-    assert_eq!(quietly(&command(&["sleep", "1000"]), Duration::from_millis(50)), None);
+    let dir = tempfile::tempdir().unwrap();
+    let pid = dir.path().join("pid");
+    let script = format!("sleep 1000 & echo $! >{}; wait", pid.display());
+    // Long enough that the shell has begun, on any machine.
+    assert_eq!(quietly(&command(&["sh", "-c", &script]), Duration::from_secs(1)), None);
+    dies(&std::fs::read_to_string(pid).unwrap(), "the child of a tool that was ended lives");
 }
 
 #[test]

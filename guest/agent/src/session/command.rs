@@ -6,7 +6,6 @@ use super::Cannot;
 use super::launch::{self, Running};
 use super::pump::{Forwarded, Input, Output};
 use super::request::Request;
-use crate::serve::forget;
 use crate::sys::file::{Poll, poll};
 use crate::sys::process::{End, SIGHUP, SIGKILL};
 use crate::sys::{Errno, Fd, Result, file, process, terminal};
@@ -99,7 +98,7 @@ impl Command {
                 }
             }
             if ended {
-                forget(children);
+                process::forget(children);
                 while let Some((id, end)) = process::reap(-1) {
                     if id == self.id {
                         self.end = Some(end);

@@ -115,6 +115,12 @@ pub fn children() -> Result<Fd> {
     Ok(Fd(fd as i32))
 }
 
+/// Reads from [`children`] that some have ended: once for any number of them.
+pub fn forget(children: Fd) {
+    let mut told = [0; 128];
+    while super::file::read(children, &mut told).is_ok() {}
+}
+
 /// setgroups(2), setgid(2), setuid(2): this user and group, and no other group.
 pub fn become_user(user: u32, group: u32) -> Result<()> {
     // SAFETY: the kernel reads one number at `group`; the others take no pointers.

@@ -1,5 +1,7 @@
 //! An archive in the "newc" cpio format, which the kernel unpacks as an initramfs
-//! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
+//! (`Documentation/driver-api/early-userspace/buffer-format.rst`): uncompressed, and the same bytes for the
+//! same content. Who makes one is `guest` for the guest of a command, and `compare` for its contestants;
+//! nothing here knows what the files mean.
 
 const S_IFCHR: u32 = 0o020_000;
 const S_IFDIR: u32 = 0o040_000;
@@ -23,9 +25,9 @@ impl Cpio {
         self.entry(name, S_IFREG | (mode & 0o7777), (0, 0), data);
     }
 
-    /// Adds a character device (0666).
-    pub fn device(&mut self, name: &str, major: u32, minor: u32) {
-        self.entry(name, S_IFCHR | 0o666, (major, minor), &[]);
+    /// Adds a character device with permissions `mode`.
+    pub fn device(&mut self, name: &str, mode: u32, major: u32, minor: u32) {
+        self.entry(name, S_IFCHR | (mode & 0o7777), (major, minor), &[]);
     }
 
     /// Ends the archive, padded so that another can follow it.
@@ -69,14 +71,16 @@ mod tests {
     fn an_entry_is_a_110_byte_header_a_padded_name_and_padded_data() {
         let mut cpio = Cpio::default();
         cpio.file("a", 0o644, b"hello");
-        cpio.device("n", 1, 3);
+        cpio.device("n", 0o600, 1, 3);
         let bytes = cpio.finish();
         assert_eq!(&bytes[..6], b"070701");
         assert_eq!(&bytes[14..22], b"000081A4");
         assert_eq!(&bytes[54..62], b"00000005");
         assert_eq!(&bytes[110..117], b"a\0hello");
         assert_eq!(&bytes[120..126], b"070701");
+        assert_eq!(&bytes[134..142], b"00002180");
         assert_eq!(&bytes[120 + 78..120 + 94], b"0000000100000003");
         assert_eq!(bytes.len() % 512, 0);
+        assert!(bytes.windows(10).any(|window| window == b"TRAILER!!!"));
     }
 }
