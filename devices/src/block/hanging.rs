@@ -18,6 +18,8 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use crate::skipped::skipped;
+
 const SIZE: u64 = 2 << 20;
 
 #[derive(Default)]
@@ -41,14 +43,14 @@ impl HangingFile {
         let device = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
             Ok(device) => device,
             Err(e) => {
-                eprintln!("not tested: /dev/fuse: {e}");
+                skipped(format!("/dev/fuse: {e}"));
                 return None;
             }
         };
         let directory = tempfile::tempdir().unwrap();
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         if let Err(e) = mount("fuse", directory.path(), &options) {
-            eprintln!("not tested: {e}");
+            skipped(format!("a FUSE cannot be mounted: {e}"));
             return None;
         }
         let shared = Shared::default();
