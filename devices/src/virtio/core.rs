@@ -20,10 +20,9 @@ use virtio_bindings::bindings::virtio_ring::{
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::device::{Activation, VirtioDevice};
+use super::device::{Activation, SizeError, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
-use crate::block::ResizeError;
 
 /// What the core adds to every device's features.
 const RING_FEATURES: u64 =
@@ -326,10 +325,10 @@ impl Core {
     ///
     /// # Errors
     /// As [`VirtioDevice::resize`]; the device goes on all the same.
-    pub fn resize(&mut self, size: Option<u64>) -> Result<u64, ResizeError> {
+    pub fn resize(&mut self, size: Option<u64>) -> Result<u64, SizeError> {
         self.halt();
         let resized = match self.device.is_busy() {
-            true => Err(ResizeError::Busy),
+            true => Err(SizeError::Busy),
             false => self.device.resize(size),
         };
         self.go();

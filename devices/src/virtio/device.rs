@@ -4,6 +4,7 @@
 //! [`VirtioDevice::start`] and [`VirtioDevice::stop`]. Reset, pause, snapshot and unplug are all
 //! *stop*, followed by another start or not. A device sees neither registers nor ring layouts.
 
+use std::error::Error;
 use std::io;
 
 use serde_json::Value;
@@ -11,7 +12,6 @@ use vm_memory::GuestMemoryMmap;
 
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
-use crate::block::ResizeError;
 
 /// A virtio device, driven by the core.
 ///
@@ -77,8 +77,8 @@ pub trait VirtioDevice: Send {
     ///
     /// # Errors
     /// Why it keeps its size.
-    fn resize(&mut self, _size: Option<u64>) -> Result<u64, ResizeError> {
-        Err(ResizeError::NoDisk)
+    fn resize(&mut self, _size: Option<u64>) -> Result<u64, SizeError> {
+        Err(SizeError::NoSize)
     }
 
     /// Whether the host still works on requests that were taken before the last stop, or on what a
@@ -124,6 +124,20 @@ pub enum StartError {
     /// The worker has ended.
     #[error(transparent)]
     Worker(#[from] crate::worker::WorkerError),
+}
+
+/// What is behind a device keeps its size.
+#[derive(Debug, thiserror::Error)]
+pub enum SizeError {
+    /// No disk.
+    #[error("it is no disk, and has no size to change")]
+    NoSize,
+    /// Requests of the device's are at the host, or another change of its size.
+    #[error("the host has not answered all requests; try again when it has")]
+    Busy,
+    /// The device says why.
+    #[error(transparent)]
+    Refused(Box<dyn Error + Send + Sync>),
 }
 
 /// Accepts the state of a device that gives none.

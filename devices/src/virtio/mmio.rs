@@ -28,9 +28,8 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::core::{Area, Core, CoreState, RestoreError};
-use super::device::VirtioDevice;
+use super::device::{SizeError, VirtioDevice};
 use super::interrupt::Interrupt;
-use crate::block::ResizeError;
 use crate::bus::BusDevice;
 use crate::counters::Counters;
 
@@ -125,7 +124,7 @@ impl MmioTransport {
     ///
     /// # Errors
     /// Why it keeps its size.
-    pub fn resize(&self, size: Option<u64>) -> Result<u64, ResizeError> {
+    pub fn resize(&self, size: Option<u64>) -> Result<u64, SizeError> {
         self.core().resize(size)
     }
 

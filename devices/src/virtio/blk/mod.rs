@@ -21,10 +21,10 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use super::device::{Activation, StartError, VirtioDevice};
+use super::device::{Activation, SizeError, StartError, VirtioDevice};
 use super::queue::QueueState;
 use super::seat::Seat;
-use crate::block::{Disk, EngineChoice, EngineError, ResizeError, SECTOR};
+use crate::block::{Disk, EngineChoice, EngineError, SECTOR};
 use crate::rate::Budget;
 use crate::worker::{self, OnBroken, Worker};
 use lane::{Hand, Serve, Server};
@@ -250,8 +250,8 @@ impl VirtioDevice for Blk {
         super::device::read_config_bytes(&self.config, offset, data);
     }
 
-    fn resize(&mut self, size: Option<u64>) -> Result<u64, ResizeError> {
-        let size = self.disk.resize(size)?;
+    fn resize(&mut self, size: Option<u64>) -> Result<u64, SizeError> {
+        let size = self.disk.resize(size).map_err(|why| SizeError::Refused(why.into()))?;
         self.config = config(&self.disk, self.options.queues);
         Ok(size)
     }

@@ -31,7 +31,10 @@ fn a_driver_is_told_of_a_new_size_and_has_it_at_once() {
     file.as_file().set_len(8192).unwrap();
     assert_eq!(rig.driver.transport.resize(None).unwrap(), 8192);
     assert_eq!(capacity(&rig), 16);
-    assert!(matches!(rig.driver.transport.resize(Some(513)), Err(ResizeError::Sectors(513))));
+    let refused = rig.driver.transport.resize(Some(513)).unwrap_err();
+    let SizeError::Refused(why) = &refused else { panic!("{refused}") };
+    assert!(matches!(why.downcast_ref(), Some(ResizeError::Sectors(513))));
+    assert_eq!(refused.to_string(), "513 bytes are no multiple of a sector of 512");
     assert_eq!(rig.ask(0, 15, &[Piece::In(BUFFER, 512)]), (0, 513));
 }
 
@@ -69,7 +72,7 @@ fn a_disk_whose_host_hangs_keeps_its_size_until_it_answers() {
     let pieces = [Piece::Out(HEAD, 16), Piece::In(BUFFER, 512), Piece::In(STATUS, 1)];
     rig.driver.send(0, &pieces);
     hanging.wait_for_a_reader();
-    assert!(matches!(rig.driver.transport.resize(Some(512)), Err(ResizeError::Busy)));
+    assert!(matches!(rig.driver.transport.resize(Some(512)), Err(SizeError::Busy)));
     assert_eq!(capacity(&rig), before);
     hanging.answer();
     assert_eq!(rig.driver.wait_used(0, 1)[0].1, 513);
