@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use serde_json::Value;
 use vm_memory::GuestMemoryMmap;
@@ -72,12 +73,21 @@ pub trait VirtioDevice: Send {
     /// as after power-on. For devices that keep something beside their queues over a stop.
     fn reset(&mut self) {}
 
-    /// Makes what is behind the device `size` bytes large, or as large as it is by now, and gives its
-    /// size: the config space tells of it from then on. Called while the device is stopped.
+    /// Gives what makes that which is behind the device `size` bytes large, or finds how large it is by
+    /// now. Called while the device is stopped, as it stays until [`VirtioDevice::resized`].
     ///
     /// # Errors
     /// Why it keeps its size.
-    fn resize(&mut self, _size: Option<u64>) -> Result<u64, SizeError> {
+    fn resize(&mut self, _size: Option<u64>) -> Result<SizeWork, SizeError> {
+        Err(SizeError::NoSize)
+    }
+
+    /// The work of [`VirtioDevice::resize`] has been done, or has come to nothing. Gives the size, of
+    /// which the config space tells from now on.
+    ///
+    /// # Errors
+    /// Why it keeps its size.
+    fn resized(&mut self) -> Result<u64, SizeError> {
         Err(SizeError::NoSize)
     }
 
@@ -126,6 +136,14 @@ pub enum StartError {
     Worker(#[from] crate::worker::WorkerError),
 }
 
+/// What is to be done at the host for another size: by a thread that may wait there.
+pub struct SizeWork {
+    /// Does it; the device knows what came of it.
+    pub run: Box<dyn FnOnce() + Send>,
+    /// How long whoever asked for the size waits for it.
+    pub patience: Duration,
+}
+
 /// What is behind a device keeps its size.
 #[derive(Debug, thiserror::Error)]
 pub enum SizeError {
@@ -135,6 +153,11 @@ pub enum SizeError {
     /// Requests of the device's are at the host, or another change of its size.
     #[error("the host has not answered all requests; try again when it has")]
     Busy,
+    /// The host hangs over it. The device stands still until it has answered, and has the size then.
+    #[error(
+        "the host has not answered; until it has the device stands still, and then it has the new size"
+    )]
+    Late,
     /// The device says why.
     #[error(transparent)]
     Refused(Box<dyn Error + Send + Sync>),

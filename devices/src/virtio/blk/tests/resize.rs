@@ -77,3 +77,54 @@ fn a_disk_whose_host_hangs_keeps_its_size_until_it_answers() {
     hanging.answer();
     assert_eq!(rig.driver.wait_used(0, 1)[0].1, 513);
 }
+
+/// A disk of 2 MiB whose host hangs over a request for 4 MiB.
+fn hanging_over_a_size() -> Option<(Rig, HangingFile)> {
+    let file = HangingFile::mount()?;
+    let patience = Duration::from_millis(50);
+    let options = BlkOptions { engine: EngineChoice::Threads, patience, ..BlkOptions::default() };
+    let rig = Rig::of(Blk::new("d", open_unread(file.path()), options).unwrap());
+    let late = at_once(|| rig.driver.transport.resize(Some(4 << 20)));
+    assert!(matches!(late, Err(SizeError::Late)), "{late:?}");
+    file.wait_for_a_reader();
+    Some((rig, file))
+}
+
+#[test]
+fn a_host_that_hangs_over_a_new_size_holds_up_the_disk_and_nobody_else() {
+    let Some((mut rig, file)) = hanging_over_a_size() else { return };
+    rig.driver.write(HEAD, &[0; 16]);
+    let pieces = [Piece::Out(HEAD, 16), Piece::In(BUFFER, 512), Piece::In(STATUS, 1)];
+    at_once(|| {
+        // A vCPU at registers behind the core's lock, who pauses, and who wants yet another size.
+        rig.driver.set(0x30, 0);
+        assert_eq!((capacity(&rig), rig.driver.get(0x34)), (4096, 256));
+        rig.driver.transport.pause();
+        rig.driver.transport.resume();
+        assert!(!rig.driver.transport.is_busy(), "it has no memory of the guest's");
+        assert!(matches!(rig.driver.transport.resize(None), Err(SizeError::Busy)));
+        rig.driver.send(0, &pieces);
+    });
+    file.answer();
+    assert_eq!(rig.driver.wait_used(0, 1)[0].1, 513);
+    // A change of the configuration, and another generation of it.
+    assert_eq!((capacity(&rig), rig.driver.get(0x60) & 2, rig.driver.get(0xfc)), (8192, 2, 1));
+    assert_eq!(rig.ask(0, 8191, &[Piece::In(BUFFER, 512)]), (0, 513));
+}
+
+#[test]
+fn a_driver_that_is_reset_while_the_host_hangs_over_a_new_size_gets_the_disk_when_it_answers() {
+    let Some((mut rig, file)) = hanging_over_a_size() else { return };
+    at_once(|| rig.driver.set(0x70, 0));
+    at_once(|| rig.driver.bring_up(EVENT_IDX | 1 << VIRTIO_BLK_F_FLUSH, 64));
+    file.answer();
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 512)]), (0, 513));
+    assert_eq!(capacity(&rig), 8192);
+}
+
+#[test]
+fn a_disk_ends_while_its_host_hangs_over_a_new_size() {
+    let Some((rig, file)) = hanging_over_a_size() else { return };
+    at_once(|| drop(rig));
+    file.answer();
+}
