@@ -1,7 +1,17 @@
 //! A disk whose size changes while a driver has it.
 
+use event_manager::{EventOps, Events, MutEventSubscriber};
+
 use super::*;
 use crate::block::ResizeError;
+
+/// A task with nothing to do.
+struct Idle;
+
+impl MutEventSubscriber for Idle {
+    fn init(&mut self, _ops: &mut EventOps) {}
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {}
+}
 
 fn capacity(rig: &Rig) -> u64 {
     u64::from_le_bytes(rig.driver.config(0, 8).try_into().unwrap())
@@ -41,7 +51,11 @@ fn a_driver_is_told_of_a_new_size_and_has_it_at_once() {
 #[test]
 fn a_driver_that_is_not_up_is_not_told_and_a_paused_disk_stays_paused() {
     let file = image(4096);
-    let device = Blk::new("d", open(file.path(), false).unwrap(), BlkOptions::default()).unwrap();
+    let mut device =
+        Blk::new("d", open(file.path(), false).unwrap(), BlkOptions::default()).unwrap();
+    let worker = Worker::spawn("d").unwrap();
+    let handle = worker.handle();
+    device.lanes[0].worker = Some(worker);
     let mut rig = Rig { driver: Driver::idle(Box::new(device)) };
     rig.driver.transport.resize(Some(8192)).unwrap();
     assert_eq!((capacity(&rig), rig.driver.get(0x60)), (16, 0));
@@ -53,7 +67,12 @@ fn a_driver_that_is_not_up_is_not_told_and_a_paused_disk_stays_paused() {
     rig.driver.write(HEAD, &header);
     rig.driver.send(0, &pieces);
     rig.driver.transport.resize(Some(16384)).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    // Had it gone on, the worker would have taken the request before it takes the second task, and a
+    // pause would have it answered.
+    for _ in 0..2 {
+        handle.add(Idle).unwrap().take().unwrap();
+    }
+    rig.driver.transport.pause();
     assert!(rig.driver.rings[0].used().is_empty(), "it has gone on");
     rig.driver.transport.resume();
     assert_eq!(rig.driver.wait_used(0, 1)[0].1, 513);
