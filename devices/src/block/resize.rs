@@ -4,9 +4,9 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
-use super::disk::{Disk, SECTOR};
-use super::job::Part;
+use super::disk::Disk;
 use super::overlay::SIZE_MAX;
+use super::types::{Part, SECTOR};
 
 /// A disk that keeps its size.
 #[derive(Debug, thiserror::Error)]
