@@ -3,8 +3,9 @@
 use std::num::NonZeroU64;
 use std::sync::{Arc, Weak};
 
-use husk_devices::block::{Disk, DiskOptions, ResizeError};
+use husk_devices::block::{Disk, DiskOptions};
 use husk_devices::virtio::blk::{Blk, BlkOptions};
+use husk_devices::virtio::device::SizeError;
 use husk_devices::virtio::mmio::MmioTransport;
 
 use super::devices::Devices;
@@ -34,7 +35,7 @@ pub enum ResizeDiskError {
         /// The disk.
         id: String,
         /// Why not.
-        r#source: ResizeError,
+        r#source: SizeError,
     },
 }
 

@@ -228,7 +228,8 @@ impl RunningVm {
     /// it. A VM that is paused stays so.
     ///
     /// # Errors
-    /// See [`ResizeDiskError`]. Then the disk has the size it had.
+    /// See [`ResizeDiskError`]. Then the disk has the size it had, unless the host has just not answered
+    /// yet: [`SizeError::Late`](crate::error::SizeError::Late).
     pub fn resize_disk(&self, id: &str, bytes: Option<u64>) -> Result<u64, ResizeDiskError> {
         self.disks.resize(id, bytes)
     }

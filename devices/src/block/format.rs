@@ -8,23 +8,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
-use super::disk::DiskOptions;
 use super::error::DiskError;
+use super::types::{DiskFormat, DiskOptions};
 
 /// The first bytes of a qcow2 image.
 pub(super) const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
-
-/// What a disk's file is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskFormat {
-    /// What is in the file is what the guest sees.
-    Raw,
-    /// An image as `qemu-img` makes them, of version 2 or 3.
-    Qcow2,
-}
 
 /// What the disk at `path` is, which was opened as `file`.
 ///

@@ -1,4 +1,4 @@
-//! A file that answers no read and no sync until it is told to: a host that hangs, by way of FUSE.
+//! A file that answers no read, no sync and no change of its size until it is told to: a host that hangs, by way of FUSE.
 //!
 //! The server speaks as much of the protocol as one file of a directory needs (Linux
 //! `include/uapi/linux/fuse.h`). A request is a header of 40 bytes and its body; an answer is a
@@ -18,11 +18,13 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use crate::skipped::skipped;
+
 const SIZE: u64 = 2 << 20;
 
 #[derive(Default)]
 struct State {
-    /// Requests to read or to sync that wait for an answer.
+    /// Requests to read, to sync or to resize that wait for an answer.
     waiting: usize,
     answers: bool,
 }
@@ -41,14 +43,14 @@ impl HangingFile {
         let device = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
             Ok(device) => device,
             Err(e) => {
-                eprintln!("not tested: /dev/fuse: {e}");
+                skipped(format!("/dev/fuse: {e}"));
                 return None;
             }
         };
         let directory = tempfile::tempdir().unwrap();
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         if let Err(e) = mount("fuse", directory.path(), &options) {
-            eprintln!("not tested: {e}");
+            skipped(format!("a FUSE cannot be mounted: {e}"));
             return None;
         }
         let shared = Shared::default();
@@ -107,6 +109,7 @@ fn keep_only(fd: RawFd) {
 
 fn serve(mut device: File, shared: &Shared) {
     let mut request = vec![0; 1 << 18];
+    let mut size = SIZE;
     // An error: it was unmounted.
     while let Ok(len) = device.read(&mut request) {
         let word = |at: usize| u32::from_le_bytes(request[at..at + 4].try_into().unwrap());
@@ -116,9 +119,9 @@ fn serve(mut device: File, shared: &Shared) {
         let mut reply = Reply { device: device.try_clone().unwrap(), number };
         match word(4) {
             // LOOKUP: whatever the name, it is the file. Node, generation, how long that holds.
-            1 => reply.say(0, &[&2u64.to_le_bytes()[..], &[0; 32], &attributes(2)].concat()),
-            3 => reply.say(0, &[&[0; 16][..], &attributes(node)].concat()), // GETATTR
-            17 => reply.say(0, &[0; 80]),                                   // STATFS
+            1 => reply.say(0, &[&2u64.to_le_bytes()[..], &[0; 32], &attributes(2, size)].concat()),
+            3 => reply.say(0, &[&[0; 16][..], &attributes(node, size)].concat()), // GETATTR
+            17 => reply.say(0, &[0; 80]),                                         // STATFS
             14 | 27 => {
                 // OPEN, OPENDIR: with FOPEN_KEEP_CACHE, or it waits for pages that are being read.
                 let mut opened = [0; 16];
@@ -133,9 +136,16 @@ fn serve(mut device: File, shared: &Shared) {
                 init[20..24].copy_from_slice(&(128u32 << 10).to_le_bytes());
                 reply.say(0, &init);
             }
-            kind @ (15 | 20) => {
-                // READ, FSYNC
-                let size = if kind == 15 { word(40 + 16) as usize } else { 0 };
+            kind @ (4 | 15 | 20) => {
+                // SETATTR (its size alone), READ, FSYNC
+                let body = match kind {
+                    4 => {
+                        size = u64::from(word(40 + 16)) | u64::from(word(40 + 20)) << 32;
+                        [&[0; 16][..], &attributes(node, size)].concat()
+                    }
+                    15 => vec![b'h'; word(40 + 16) as usize],
+                    _ => Vec::new(),
+                };
                 let shared = shared.clone();
                 std::thread::spawn(move || {
                     let (state, changed) = &*shared;
@@ -146,7 +156,7 @@ fn serve(mut device: File, shared: &Shared) {
                         state = changed.wait(state).unwrap();
                     }
                     state.waiting -= 1;
-                    reply.say(0, &vec![b'h'; size]);
+                    reply.say(0, &body);
                 });
             }
             2 | 36 | 42 => {} // FORGET, INTERRUPT, BATCH_FORGET: no answer
@@ -171,10 +181,10 @@ impl Reply {
 }
 
 /// `fuse_attr`: node 1 is the directory, node 2 the file.
-fn attributes(node: u64) -> Vec<u8> {
+fn attributes(node: u64, size: u64) -> Vec<u8> {
     let mut attributes = vec![0; 88];
     let (mode, size) =
-        if node == 1 { (libc::S_IFDIR | 0o700, 0) } else { (libc::S_IFREG | 0o600, SIZE) };
+        if node == 1 { (libc::S_IFDIR | 0o700, 0) } else { (libc::S_IFREG | 0o600, size) };
     attributes[..8].copy_from_slice(&node.to_le_bytes());
     attributes[8..16].copy_from_slice(&size.to_le_bytes());
     attributes[60..64].copy_from_slice(&mode.to_le_bytes());

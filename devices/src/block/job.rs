@@ -8,8 +8,9 @@
 use std::io;
 use std::sync::Arc;
 
-use super::disk::{Disk, SECTOR, to_i64};
+use super::disk::Disk;
 use super::overlay::Overlay;
+use super::types::{Part, SECTOR, Step};
 use crate::iovec::{IovecBuffer, Segment};
 
 /// Bytes of one step of a read or write: what a stop may have to wait for.
@@ -34,28 +35,6 @@ pub enum Operation {
         /// Whether it may.
         unmap: bool,
     },
-}
-
-/// Which of a disk's files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    /// The image itself.
-    Image,
-    /// The overlay's own file.
-    Layer,
-}
-
-/// A system call for an engine to make.
-#[derive(Clone, Copy)]
-pub(super) enum Step<'a> {
-    /// `preadv` to these pieces.
-    Read { part: Part, to: &'a [Segment], offset: i64 },
-    /// `pwritev` from these pieces.
-    Write { part: Part, from: &'a [Segment], offset: i64 },
-    /// `fallocate`.
-    Allocate { part: Part, mode: i32, offset: i64, len: i64 },
-    /// `fdatasync` of the image.
-    Sync,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -461,4 +440,8 @@ impl Bounce {
     fn piece(&mut self, len: usize) -> Segment {
         Segment::new(self.0.as_mut_ptr().cast(), len.min(BOUNCE))
     }
+}
+
+fn to_i64(value: u64) -> io::Result<i64> {
+    i64::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }

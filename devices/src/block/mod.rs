@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod format;
 mod job;
+mod open;
 mod overlay;
 #[cfg(feature = "qcow2")]
 mod qcow2;
@@ -23,6 +24,7 @@ mod qcow2;
 mod qcow2;
 mod resize;
 mod threads;
+mod types;
 mod uring;
 
 #[cfg(test)]
@@ -30,10 +32,10 @@ pub(crate) mod hanging;
 #[cfg(test)]
 mod tests;
 
-pub use disk::{Cache, Disk, DiskOptions, SECTOR};
-pub(crate) use disk::{lock, remedy};
+pub use disk::Disk;
 pub use engine::{Engine, EngineChoice, EngineError, Keep};
 pub use error::DiskError;
-pub use format::DiskFormat;
 pub use job::{Job, Operation};
+pub(crate) use open::{lock, remedy};
 pub use resize::ResizeError;
+pub use types::{Cache, DiskFormat, DiskOptions, SECTOR};

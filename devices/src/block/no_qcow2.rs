@@ -4,9 +4,8 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use super::disk::DiskOptions;
 use super::error::DiskError;
-use super::job::Step;
+use super::types::{DiskOptions, Step};
 
 /// No image.
 #[derive(Debug)]

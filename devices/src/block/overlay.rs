@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::disk::SECTOR;
 use super::error::DiskError;
+use super::types::SECTOR;
 
 /// The largest disk with an overlay, in bytes: the bits of 16 TiB take 4 GiB where all is written.
 pub(super) const SIZE_MAX: u64 = 16 << 40;

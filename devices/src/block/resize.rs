@@ -4,19 +4,13 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
-use super::disk::{Disk, SECTOR};
-use super::job::Part;
+use super::disk::Disk;
 use super::overlay::SIZE_MAX;
+use super::types::{Part, SECTOR};
 
 /// A disk that keeps its size.
 #[derive(Debug, thiserror::Error)]
 pub enum ResizeError {
-    /// Not a disk.
-    #[error("it is no disk, and has no size to change")]
-    NoDisk,
-    /// The host has not answered requests of the disk's.
-    #[error("the host has not answered all requests; try again when it has")]
-    Busy,
     /// No whole number of sectors.
     #[error("{0} bytes are no multiple of a sector of {SECTOR}")]
     Sectors(u64),

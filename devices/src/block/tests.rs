@@ -13,6 +13,7 @@ mod qcow2;
 
 use super::*;
 use crate::iovec::Segment;
+use crate::skipped::skipped;
 use hanging::HangingFile;
 
 /// Both engines; io_uring only where there is one.
@@ -22,7 +23,7 @@ fn engines() -> Vec<EngineChoice> {
     let mut engines = vec![EngineChoice::Threads];
     match EngineChoice::IoUring.open(&disk, 4) {
         Ok(_) => engines.push(EngineChoice::IoUring),
-        Err(e) => eprintln!("not tested: {e}"),
+        Err(e) => skipped(e),
     }
     engines
 }
@@ -364,7 +365,7 @@ fn past_the_page_cache_memory_may_be_aligned_in_any_way() {
         let options = DiskOptions { cache: Cache::Direct, ..DiskOptions::default() };
         match Disk::open(file.path(), options) {
             Ok(disk) => assert!([512, 4096].contains(&disk.align())),
-            Err(e) => return eprintln!("not tested: {e}"),
+            Err(e) => return skipped(e),
         }
         let mut rig = Rig::new(file.path(), choice, options);
         let mut data = vec![0; (256 << 10) + 1];
@@ -486,7 +487,7 @@ impl SmallTmpfs {
         match hanging::mount("tmpfs", directory.path(), "size=1m") {
             Ok(()) => Some(SmallTmpfs(directory)),
             Err(e) => {
-                eprintln!("not tested: {e}");
+                skipped(format!("a tmpfs cannot be mounted: {e}"));
                 None
             }
         }

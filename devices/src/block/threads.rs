@@ -14,7 +14,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::disk::Disk;
 use super::engine::{Engine, Keep, Kept};
-use super::job::{Job, Part, Step};
+use super::job::Job;
+use super::types::{Part, Step};
 use crate::iovec::Segment;
 
 /// As many requests of a queue as are at the host at once.

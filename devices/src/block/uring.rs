@@ -17,8 +17,9 @@ use io_uring::{IoUring, Probe, opcode, squeue};
 
 use super::disk::Disk;
 use super::engine::{Engine, Keep, Kept};
-use super::job::{Job, Part, Step};
+use super::job::Job;
 use super::overlay::file_system;
+use super::types::{Part, Step};
 
 /// The registered files: the image, and the overlay's.
 const IMAGE: Fixed = Fixed(0);

@@ -74,14 +74,22 @@ impl Session {
         let flags = self.share.open_flags(wanted.flags)?;
         self.has_room()?;
         let dir = self.nodes.dir(call.header.nodeid)?;
-        let made = {
-            let _acting = self.share.owner.act(call.header.uid, call.header.gid)?;
-            let exclusively = flags | libc::O_CREAT | libc::O_EXCL;
-            sys::open_in(dir.fd(), name.c_str(), exclusively, wanted.mode & 0o7777)
+        let may_be_there = wanted.flags as i32 & libc::O_EXCL == 0;
+        let made = match self.nodes.has_room() {
+            // What is there and known needs no room; nothing is made.
+            Err(_) if may_be_there && sys::reference(dir.fd(), name.c_str()).is_ok() => {
+                Err(Errno(libc::EEXIST))
+            }
+            Err(full) => Err(full),
+            Ok(()) => {
+                let _acting = self.share.owner.act(call.header.uid, call.header.gid)?;
+                let exclusively = flags | libc::O_CREAT | libc::O_EXCL;
+                sys::open_in(dir.fd(), name.c_str(), exclusively, wanted.mode & 0o7777)
+            }
         };
         match made {
             Ok(fd) => self.answer_created(call, fd),
-            Err(Errno(libc::EEXIST)) if wanted.flags as i32 & libc::O_EXCL == 0 => {
+            Err(Errno(libc::EEXIST)) if may_be_there => {
                 let entry = self.find(call.header.nodeid, name)?;
                 let opened = self.nodes.get(entry.nodeid).and_then(|node| {
                     let fd = self.share.reopen(node.file()?.fd(), flags)?;
@@ -112,6 +120,7 @@ impl Session {
         // Whether it can be given a name later.
         let flags = flags | wanted.flags as i32 & libc::O_EXCL;
         self.has_room()?;
+        self.nodes.has_room()?;
         let dir = self.nodes.dir(call.header.nodeid)?;
         let fd = {
             let _acting = self.share.owner.act(call.header.uid, call.header.gid)?;

@@ -89,10 +89,16 @@ impl Nodes {
             node.lookups = node.lookups.saturating_add(1);
             return Ok(*id);
         }
-        if self.by_id.len() > self.max {
-            return Err(Errno(libc::ENFILE));
-        }
+        self.has_room()?;
         Ok(self.insert(fd, stat, 1))
+    }
+
+    /// Whether the guest may come to know one more: to be asked before anything is made.
+    ///
+    /// # Errors
+    /// `ENFILE` when it knows too many.
+    pub(super) fn has_room(&self) -> Result<()> {
+        if self.by_id.len() > self.max { Err(Errno(libc::ENFILE)) } else { Ok(()) }
     }
 
     fn insert(&mut self, fd: OwnedFd, stat: &libc::stat, lookups: u64) -> u64 {

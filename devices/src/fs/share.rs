@@ -23,7 +23,7 @@ pub enum Cache {
     /// Names and attributes for a second; a file's pages until it is seen to have changed.
     #[default]
     Auto,
-    /// Everything for ever: nobody else changes the directory.
+    /// Everything for a day: nobody else changes the directory.
     Always,
     /// Nothing: every access asks the host.
     Never,

@@ -58,6 +58,7 @@ impl Session {
         name: Name<'_>,
         make: impl FnOnce(std::os::fd::BorrowedFd<'_>, &CStr) -> Result<()>,
     ) -> Result<Outcome> {
+        self.nodes.has_room()?;
         let dir = self.nodes.dir(call.header.nodeid)?;
         {
             let _acting = self.share.owner.act(call.header.uid, call.header.gid)?;
@@ -119,6 +120,7 @@ impl Session {
         let name = call.words.name()?;
         let (dir, node) = (self.nodes.dir(call.header.nodeid)?, self.nodes.get(wanted.oldnodeid)?);
         self.share.proc.link(node.fd(), dir.fd(), name.c_str())?;
+        // The guest knows the file already, so there is room for it.
         let entry = self.find(call.header.nodeid, name)?;
         call.answer(&entry)
     }

@@ -20,10 +20,9 @@ use virtio_bindings::bindings::virtio_ring::{
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::device::{Activation, VirtioDevice};
+use super::device::{Activation, SizeError, SizeWork, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
-use crate::block::ResizeError;
 
 /// What the core adds to every device's features.
 const RING_FEATURES: u64 =
@@ -123,6 +122,8 @@ pub struct Core {
     /// The device has its queues.
     running: bool,
     paused: bool,
+    /// The host is busy with another size of what is behind the device.
+    resizing: bool,
 }
 
 impl Core {
@@ -155,6 +156,7 @@ impl Core {
             queues,
             running: false,
             paused: false,
+            resizing: false,
         })
     }
 
@@ -322,16 +324,32 @@ impl Core {
         self.go();
     }
 
-    /// Resizes what is behind the device, between two requests, and tells the driver.
+    /// Stops the device, between two requests, and gives the work that another size of what is behind
+    /// it takes. [`Core::end_resize`] goes on when that is done.
     ///
     /// # Errors
     /// As [`VirtioDevice::resize`]; the device goes on all the same.
-    pub fn resize(&mut self, size: Option<u64>) -> Result<u64, ResizeError> {
+    pub fn begin_resize(&mut self, size: Option<u64>) -> Result<SizeWork, SizeError> {
+        if self.resizing {
+            return Err(SizeError::Busy);
+        }
         self.halt();
-        let resized = match self.device.is_busy() {
-            true => Err(ResizeError::Busy),
+        let work = match self.device.is_busy() {
+            true => Err(SizeError::Busy),
             false => self.device.resize(size),
         };
+        self.resizing = work.is_ok();
+        self.go();
+        work
+    }
+
+    /// Goes on after [`Core::begin_resize`], tells the driver of the new size, and gives it.
+    ///
+    /// # Errors
+    /// As [`VirtioDevice::resized`]; the device goes on all the same.
+    pub fn end_resize(&mut self) -> Result<u64, SizeError> {
+        self.resizing = false;
+        let resized = self.device.resized();
         self.go();
         if resized.is_ok() && self.status() & DRIVER_OK != 0 {
             self.interrupt.signal_config();
@@ -417,6 +435,7 @@ impl Core {
         let status = self.status();
         if self.running
             || self.paused
+            || self.resizing
             || status & DRIVER_OK == 0
             || status & (FAILED | NEEDS_RESET) != 0
         {

@@ -4,14 +4,15 @@
 //! [`VirtioDevice::start`] and [`VirtioDevice::stop`]. Reset, pause, snapshot and unplug are all
 //! *stop*, followed by another start or not. A device sees neither registers nor ring layouts.
 
+use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use serde_json::Value;
 use vm_memory::GuestMemoryMmap;
 
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
-use crate::block::ResizeError;
 
 /// A virtio device, driven by the core.
 ///
@@ -72,13 +73,22 @@ pub trait VirtioDevice: Send {
     /// as after power-on. For devices that keep something beside their queues over a stop.
     fn reset(&mut self) {}
 
-    /// Makes what is behind the device `size` bytes large, or as large as it is by now, and gives its
-    /// size: the config space tells of it from then on. Called while the device is stopped.
+    /// Gives what makes that which is behind the device `size` bytes large, or finds how large it is by
+    /// now. Called while the device is stopped, as it stays until [`VirtioDevice::resized`].
     ///
     /// # Errors
     /// Why it keeps its size.
-    fn resize(&mut self, _size: Option<u64>) -> Result<u64, ResizeError> {
-        Err(ResizeError::NoDisk)
+    fn resize(&mut self, _size: Option<u64>) -> Result<SizeWork, SizeError> {
+        Err(SizeError::NoSize)
+    }
+
+    /// The work of [`VirtioDevice::resize`] has been done, or has come to nothing. Gives the size, of
+    /// which the config space tells from now on.
+    ///
+    /// # Errors
+    /// Why it keeps its size.
+    fn resized(&mut self) -> Result<u64, SizeError> {
+        Err(SizeError::NoSize)
     }
 
     /// Whether the host still works on requests that were taken before the last stop, or on what a
@@ -124,6 +134,33 @@ pub enum StartError {
     /// The worker has ended.
     #[error(transparent)]
     Worker(#[from] crate::worker::WorkerError),
+}
+
+/// What is to be done at the host for another size: by a thread that may wait there.
+pub struct SizeWork {
+    /// Does it; the device knows what came of it.
+    pub run: Box<dyn FnOnce() + Send>,
+    /// How long whoever asked for the size waits for it.
+    pub patience: Duration,
+}
+
+/// What is behind a device keeps its size.
+#[derive(Debug, thiserror::Error)]
+pub enum SizeError {
+    /// No disk.
+    #[error("it is no disk, and has no size to change")]
+    NoSize,
+    /// Requests of the device's are at the host, or another change of its size.
+    #[error("the host has not answered all requests; try again when it has")]
+    Busy,
+    /// The host hangs over it. The device stands still until it has answered, and has the size then.
+    #[error(
+        "the host has not answered; until it has the device stands still, and then it has the new size"
+    )]
+    Late,
+    /// The device says why.
+    #[error(transparent)]
+    Refused(Box<dyn Error + Send + Sync>),
 }
 
 /// Accepts the state of a device that gives none.

@@ -21,16 +21,16 @@
 //! told better. A change of configuration is rare and its acknowledgement is as the specification has it.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_bindings::bindings::virtio_mmio as reg;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::core::{Area, Core, CoreState, RestoreError};
-use super::device::VirtioDevice;
+use super::device::{SizeError, VirtioDevice};
 use super::interrupt::Interrupt;
-use crate::block::ResizeError;
+use super::resize;
 use crate::bus::BusDevice;
 use crate::counters::Counters;
 
@@ -58,7 +58,7 @@ pub struct MmioTransport {
     interrupt: Interrupt,
     doorbells: Vec<EventFd>,
     device_type: u32,
-    core: Mutex<Core>,
+    core: Arc<Mutex<Core>>,
 }
 
 impl MmioTransport {
@@ -76,7 +76,8 @@ impl MmioTransport {
         let doorbells =
             core.doorbells().iter().map(EventFd::try_clone).collect::<io::Result<_>>()?;
         let device_type = core.device_type();
-        Ok(MmioTransport { interrupt, doorbells, device_type, core: Mutex::new(core) })
+        let core = Arc::new(Mutex::new(core));
+        Ok(MmioTransport { interrupt, doorbells, device_type, core })
     }
 
     /// What the user calls the device.
@@ -121,12 +122,13 @@ impl MmioTransport {
         self.core().resume();
     }
 
-    /// Resizes what is behind the device, between two requests, and tells the driver: for disks.
+    /// Resizes what is behind the device, between two requests, and tells the driver: for disks. While
+    /// the host is busy with that the registers answer, and the device stands still.
     ///
     /// # Errors
-    /// Why it keeps its size.
-    pub fn resize(&self, size: Option<u64>) -> Result<u64, ResizeError> {
-        self.core().resize(size)
+    /// Why it keeps its size, or that the host has not answered yet.
+    pub fn resize(&self, size: Option<u64>) -> Result<u64, SizeError> {
+        resize::resize(self.name(), &self.core, size)
     }
 
     /// As if the driver had written status 0: for a reboot in place.
@@ -152,9 +154,8 @@ impl MmioTransport {
         self.core().restore(state)
     }
 
-    /// A panic elsewhere leaves the core as consistent as a guest can make it.
     fn core(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        resize::lock(&self.core)
     }
 
     fn read_register(&self, offset: u32) -> u32 {

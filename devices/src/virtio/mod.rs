@@ -15,6 +15,7 @@ pub mod mmio;
 pub mod net;
 pub mod pmem;
 pub mod queue;
+mod resize;
 pub mod rng;
 mod seat;
 #[cfg(any(test, feature = "testing"))]

@@ -20,9 +20,9 @@ use imago::file::File as Storage;
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, StorageOpenOptions, qcow2, raw};
 
-use super::disk::{Cache, DiskOptions, open_locked};
 use super::error::DiskError;
-use super::job::Step;
+use super::open::open_locked;
+use super::types::{Cache, DiskOptions, Step};
 use crate::complaints::Complaints;
 use crate::iovec::Segment;
 use crate::panics::caught;

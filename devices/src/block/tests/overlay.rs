@@ -86,7 +86,7 @@ fn an_image_that_is_read_past_the_page_cache_has_an_overlay_all_the_same() {
         let options = DiskOptions { cache: Cache::Direct, ..READ_ONLY };
         let disk = match Disk::open(file.path(), options) {
             Ok(disk) => disk.with_overlay(None).unwrap(),
-            Err(e) => return eprintln!("not tested: {e}"),
+            Err(e) => return skipped(e),
         };
         let engine = choice.open(&disk, 64).unwrap();
         let mut rig = Rig { disk, engine, next: 0 };
@@ -106,10 +106,10 @@ fn an_overlay_is_not_put_into_memory_unless_that_is_asked_for() {
     let file = image(4096);
     let disk = Disk::open(file.path(), READ_ONLY).unwrap();
     let there = disk.with_overlay(Some(small.0.path())).unwrap();
-    let magic = crate::block::overlay::file_system(there.part(crate::block::job::Part::Layer));
+    let magic = crate::block::overlay::file_system(there.part(crate::block::types::Part::Layer));
     assert_eq!(magic, Some(0x0102_1994));
     let disk = Disk::open(file.path(), READ_ONLY).unwrap().with_overlay(None).unwrap();
-    let magic = crate::block::overlay::file_system(disk.part(crate::block::job::Part::Layer));
+    let magic = crate::block::overlay::file_system(disk.part(crate::block::types::Part::Layer));
     assert_ne!(magic, Some(0x0102_1994));
 }
 

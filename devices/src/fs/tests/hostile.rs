@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::fs::wire::{FallocateIn, LinkIn, RenameIn, fattr};
+use crate::fs::wire::{FallocateIn, LinkIn, MknodIn, RenameIn, fattr};
 
 #[test]
 fn no_name_leads_anywhere_but_into_its_directory() {
@@ -139,6 +139,36 @@ fn a_guest_gets_so_many_files_and_no_more() {
     assert_eq!(before, (12, 4));
     guest.call(op::DESTROY, 0, &[]).unwrap();
     assert_eq!(guest.holdings(), (0, 0));
+}
+
+#[test]
+fn what_a_guest_has_no_room_to_know_is_not_made() {
+    let mut guest = Guest::with(ShareOptions { max_files: 16, ..ShareOptions::default() });
+    for n in 0..12 {
+        fs::write(guest.path(&n.to_string()), b"").unwrap();
+        guest.lookup(ROOT, &n.to_string()).unwrap();
+    }
+    fs::write(guest.path("unknown"), b"").unwrap();
+    let before = fs::read_dir(guest.dir.path()).unwrap().count();
+    assert_eq!(guest.mkdir(ROOT, "new").unwrap_err(), libc::ENFILE);
+    assert_eq!(guest.create(ROOT, "new", libc::O_RDWR), Err(libc::ENFILE));
+    assert_eq!(guest.create(ROOT, "unknown", libc::O_RDWR), Err(libc::ENFILE));
+    let node = MknodIn { mode: libc::S_IFREG | 0o644, ..MknodIn::default() };
+    assert_eq!(guest.ask(op::MKNOD, ROOT, &node, &name("new")), Err(libc::ENFILE));
+    let link = [name("new"), name("0")].concat();
+    assert_eq!(guest.call(op::SYMLINK, ROOT, &link), Err(libc::ENFILE));
+    let body = CreateIn { flags: libc::O_RDWR as u32, mode: 0o644, ..CreateIn::default() };
+    assert_eq!(guest.ask(op::TMPFILE, ROOT, &body, &name("")), Err(libc::ENFILE));
+    assert_eq!(fs::read_dir(guest.dir.path()).unwrap().count(), before);
+    // What it knows needs no more room, by whatever name.
+    let known = guest.lookup(ROOT, "3").unwrap();
+    assert_eq!(guest.create(ROOT, "3", libc::O_RDWR).unwrap().0, known.nodeid);
+    let link = LinkIn { oldnodeid: known.nodeid };
+    let linked: EntryOut = object(&guest.ask(op::LINK, ROOT, &link, &name("also 3")).unwrap());
+    assert_eq!(linked.nodeid, known.nodeid);
+    // With one forgotten there is room for one.
+    guest.serve(request(op::FORGET, known.nodeid + 1, 0, &1u64.to_le_bytes()), 0);
+    guest.mkdir(ROOT, "new").unwrap();
 }
 
 #[test]

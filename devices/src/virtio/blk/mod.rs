@@ -14,6 +14,7 @@ mod tests;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_blk::{
@@ -21,7 +22,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use super::device::{Activation, StartError, VirtioDevice};
+use super::device::{Activation, SizeError, SizeWork, StartError, VirtioDevice};
 use super::queue::QueueState;
 use super::seat::Seat;
 use crate::block::{Disk, EngineChoice, EngineError, ResizeError, SECTOR};
@@ -87,6 +88,8 @@ pub struct Blk {
     on_broken: OnBroken,
     /// What the last stop gave back.
     parked: Vec<QueueState>,
+    /// What comes of another size that the host was asked for.
+    resizing: Option<Receiver<Result<Disk, ResizeError>>>,
 }
 
 /// A queue, and what serves it.
@@ -139,6 +142,7 @@ impl Blk {
             limiter: budget.is_limited().then(|| Arc::new(Limiter::new(budget))),
             on_broken: Arc::new(|why| log::error!("{why}")),
             parked: Vec::new(),
+            resizing: None,
         })
     }
 
@@ -250,10 +254,25 @@ impl VirtioDevice for Blk {
         super::device::read_config_bytes(&self.config, offset, data);
     }
 
-    fn resize(&mut self, size: Option<u64>) -> Result<u64, ResizeError> {
-        let size = self.disk.resize(size)?;
+    fn resize(&mut self, size: Option<u64>) -> Result<SizeWork, SizeError> {
+        let mut disk = self.disk.clone();
+        let (give, take) = channel();
+        self.resizing = Some(take);
+        let run = Box::new(move || {
+            let resized = disk.resize(size).map(|_| disk);
+            // The disk may be gone by now.
+            let _ = give.send(resized);
+        });
+        Ok(SizeWork { run, patience: self.options.patience })
+    }
+
+    /// What a disk refuses is a [`ResizeError`].
+    fn resized(&mut self) -> Result<u64, SizeError> {
+        let resized = self.resizing.take().and_then(|resized| resized.try_recv().ok());
+        let resized = resized.ok_or_else(|| SizeError::Refused("it came to nothing".into()))?;
+        self.disk = resized.map_err(|why| SizeError::Refused(why.into()))?;
         self.config = config(&self.disk, self.options.queues);
-        Ok(size)
+        Ok(self.disk.size())
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {

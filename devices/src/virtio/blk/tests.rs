@@ -9,6 +9,7 @@ use super::request::{Range, Refusal, Request, parse, parse_range};
 use super::*;
 use crate::block::hanging::HangingFile;
 use crate::block::{DiskError, DiskOptions};
+use crate::skipped::skipped;
 use crate::virtio::testing::{DATA, Driver, EVENT_IDX, MEMORY_END, Piece, wait_until};
 
 fn image(len: usize) -> tempfile::NamedTempFile {
@@ -246,7 +247,7 @@ fn hanging(mut f: impl FnMut(Rig, HangingFile, u16)) {
         let options = BlkOptions { engine, patience, ..BlkOptions::default() };
         let device = match Blk::new("slow", open_unread(file.path()), options) {
             Ok(device) => device,
-            Err(e) => return eprintln!("not tested: {e}"),
+            Err(e) => return skipped(e),
         };
         let mut rig = Rig::of(device);
         rig.driver.write(HEAD, &[0; 16]);
@@ -443,7 +444,7 @@ fn a_disk_without_the_page_cache_says_what_blocks_it_wants() {
     let options = DiskOptions { cache: crate::block::Cache::Direct, ..DiskOptions::default() };
     let disk = match Disk::open(file.path(), options) {
         Ok(disk) => disk,
-        Err(e) => return eprintln!("not tested: {e}"),
+        Err(e) => return skipped(e),
     };
     let align = disk.align();
     let mut rig = Rig::of(Blk::new("direct", disk, BlkOptions::default()).unwrap());

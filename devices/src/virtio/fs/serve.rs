@@ -76,6 +76,8 @@ pub(super) struct Serve {
     session: Session,
     waiters: Vec<Waiter>,
     timer: TimerFd,
+    /// The timer will ring.
+    armed: bool,
     lease: Lease,
 }
 
@@ -96,7 +98,16 @@ impl Serve {
             })
         });
         let queues = [queues.next().flatten(), queues.next().flatten()];
-        Serve { queues, memory, interrupt, session, waiters: Vec::new(), timer, lease }
+        Serve {
+            queues,
+            memory,
+            interrupt,
+            session,
+            waiters: Vec::new(),
+            timer,
+            armed: false,
+            lease,
+        }
     }
 
     /// What is left of it: the requests that wait are pending in their queues.
@@ -187,8 +198,11 @@ impl MutEventSubscriber for Serve {
         let given_up = self.session.given_up();
         match which {
             Some(which) => self.round(which),
-            // Disarming a timer that is ours does not fail.
-            None => drop(self.timer.clear()),
+            None => {
+                // Disarming a timer that is ours does not fail.
+                let _ = self.timer.clear();
+                self.armed = false;
+            }
         }
         if self.waiters.is_empty() || self.lease.is_recalled() {
             return;
@@ -197,8 +211,13 @@ impl MutEventSubscriber for Serve {
             let lease = self.lease.clone();
             self.answer(|session, waiting| lease.away(|| session.try_again(waiting)));
         }
+        // One that will ring is left alone: others' requests would put it off again and again.
+        if self.waiters.is_empty() || self.armed {
+            return;
+        }
         // A timer that cannot be set would leave them waiting for the guest's own locks only.
-        if !self.waiters.is_empty() && self.timer.reset(AGAIN, None).is_err() {
+        self.armed = self.timer.reset(AGAIN, None).is_ok();
+        if !self.armed {
             log::warn!("{}: a lock may be waited for in vain: no timer", self.interrupt.name());
         }
     }

@@ -195,6 +195,29 @@ fn who_waits_for_a_lock_holds_nobody_up_and_gets_it_from_guest_or_host() {
 }
 
 #[test]
+fn a_lock_of_the_hosts_is_got_while_others_ask_for_something_else_all_the_time() {
+    let mut rig = rig();
+    let file = rig.create("f");
+    let host = fs::File::open(rig.dir.path().join("f")).unwrap();
+    // SAFETY: no memory is passed.
+    let flock = |how| unsafe { libc::flock(host.as_raw_fd(), how | libc::LOCK_NB) };
+    assert_eq!(flock(libc::LOCK_EX), 0);
+    let waits = rig.put(1, &lock(file, 9, op::SETLKW, 2, libc::F_WRLCK), 16);
+    // When this is answered the other one waits.
+    rig.call(op::LOOKUP, ROOT, &name("f")).unwrap();
+    assert_eq!(flock(libc::LOCK_UN), 0);
+    let mut answered = Vec::new();
+    wait_until("lock", || {
+        // At most a few milliseconds apart.
+        rig.put(0, &request(op::LOOKUP, ROOT, 3, &name("f")), 4096);
+        rig.driver.wait_used(0, 1);
+        answered = rig.driver.rings[1].used();
+        !answered.is_empty()
+    });
+    assert_eq!(answered[0].0, u32::from(waits));
+}
+
+#[test]
 fn so_many_wait_for_a_lock_that_the_queue_has_room_for_who_gives_it_up() {
     let mut rig = rig();
     let file = rig.create("f");
