@@ -107,6 +107,7 @@ fn receive(
     let Limits { max, idle } = limits;
     let path = || shown(from.as_os_str());
     let (mut room, mut left) = (vec![0; PIECE], max);
+    session.limit_sending(idle)?;
     loop {
         let Some(count) = session.read_within(stream::STDOUT, &mut room, idle) else {
             return Ok(Err(ExecError::Stalled { path: path(), idle }));

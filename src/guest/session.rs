@@ -306,23 +306,32 @@ impl Session {
     pub fn read(&self, name: u8, room: &mut [u8]) -> usize {
         let Some(pipe) = self.pipe(name) else { return 0 };
         let (count, granted) = pipe.read(room);
-        self.grant(name, granted);
+        // After the end nothing more comes, and nobody needs to be told.
+        let _ = self.grant(name, granted);
         count
     }
 
-    /// The same, and `None` when nothing has come in that time.
+    /// The same, and `None` when nothing has come in that time, or when the guest has not taken in
+    /// [that of sending](Session::limit_sending) that it may send more.
     pub fn read_within(&self, name: u8, room: &mut [u8], idle: Duration) -> Option<usize> {
         let Some(pipe) = self.pipe(name) else { return Some(0) };
         let (count, granted) = pipe.read_within(room, idle)?;
-        self.grant(name, granted);
-        Some(count)
+        match self.grant(name, granted) {
+            Err(e) if is_late(&e) => None,
+            _ => Some(count),
+        }
     }
 
-    fn grant(&self, name: u8, bytes: u32) {
-        if bytes > 0 {
-            // After the end nothing more comes, and nobody needs to be told.
-            let _ = self.say(Frame::Credit(name, bytes));
-        }
+    /// Waits at most so long for a guest that takes nothing of what it is sent.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn limit_sending(&self, limit: Duration) -> io::Result<()> {
+        self.socket.set_write_timeout(Some(limit))
+    }
+
+    fn grant(&self, name: u8, bytes: u32) -> io::Result<()> {
+        if bytes == 0 { Ok(()) } else { self.say(Frame::Credit(name, bytes)) }
     }
 
     /// Reads no more from a stream: whoever writes to it is told so.

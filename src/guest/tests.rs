@@ -388,3 +388,43 @@ fn a_guest_that_never_ends_a_file_or_sends_too_much_of_it_is_left() {
     assert!(matches!(error, ExecError::TooLarge { max: 1000, .. }), "{error}");
     assert_eq!(dir.path().read_dir().unwrap().count(), 0, "something was left");
 }
+
+#[test]
+fn a_guest_that_sends_a_file_and_hears_nothing_is_left() {
+    let socket = impostor(|socket| {
+        send(&socket, Frame::Started).unwrap();
+        let grant = Frame::Credit(stream::STDOUT, 1).encode();
+        let grant = grant.head().len() + grant.bytes().len();
+        let (mut sent, piece) = (0, [7; 8000]);
+        loop {
+            // What it may send it takes from how much there is to read, and reads none of it.
+            let mut unread: libc::c_int = 0;
+            let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+            // SAFETY: an open socket and numbers that are written to.
+            unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+            // SAFETY: one pollfd, alive through the call.
+            if unsafe { libc::poll(&raw mut poll, 1, 1) } != 0 {
+                return;
+            }
+            let may = WINDOW as usize + unread as usize / grant * (WINDOW as usize / 4);
+            while sent + piece.len() <= may
+                && send(&socket, Frame::Output(stream::STDOUT, &piece)).is_ok()
+            {
+                sent += piece.len();
+            }
+        }
+    });
+    let least: libc::c_int = 1;
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: an open socket, and a number of that length, which is read.
+    let set = unsafe {
+        let at = (&raw const least).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, at, len)
+    };
+    assert_eq!(set, 0);
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { max: u64::MAX, idle: Duration::from_millis(200) };
+    let to = dir.path().join("to");
+    let error = get(socket, &explain(), "/file".as_ref(), &to, limits).unwrap_err();
+    assert!(matches!(error, ExecError::Stalled { .. }), "{error}");
+}
