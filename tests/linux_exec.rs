@@ -196,7 +196,15 @@ fn husk_run_is_the_command_and_a_writable_root_keeps_what_it_wrote() {
         [OsStr::new("--sparse=always"), OsStr::new("-L"), from.as_os_str(), root.as_os_str()],
     );
     let root_arg = format!("{}:rw", root.display());
-    let script = "cat >/kept; echo $GREETING; echo told >&2; pwd; exit 7";
+    let (work, given) = (lab.path("work"), lab.path("given"));
+    for directory in [&work, &given] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    std::fs::write(given.join("file"), "shared").unwrap();
+    let work_arg = format!("{}:/mnt/made/work", work.display());
+    let given_arg = format!("{}:/mnt/given:ro", given.display());
+    let script = "cat >/kept; echo $GREETING; echo told >&2; pwd; cp /mnt/given/file /mnt/made/work/copy; \
+                  touch /mnt/given/mine 2>/dev/null && echo written; exit 7";
     let args = [
         "--root",
         &root_arg,
@@ -204,6 +212,10 @@ fn husk_run_is_the_command_and_a_writable_root_keeps_what_it_wrote() {
         "GREETING=hello",
         "--workdir",
         "/etc",
+        "--volume",
+        &work_arg,
+        "--volume",
+        &given_arg,
         "--",
         "sh",
         "-c",
@@ -211,6 +223,7 @@ fn husk_run_is_the_command_and_a_writable_root_keeps_what_it_wrote() {
     ];
     let (status, stdout, stderr) = finish(cli(&lab, &args), b"from husk's stdin\n");
     assert_eq!((status, stdout.as_str(), stderr.as_str()), (7, "hello\n/etc\n", "told\n"));
+    assert_eq!(std::fs::read(work.join("copy")).unwrap(), b"shared");
     assert_eq!(read_from(&root, "/kept"), b"from husk's stdin\n");
     fsck(&root);
 }
