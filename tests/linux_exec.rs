@@ -269,6 +269,20 @@ fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
     let script = "/bin/busybox cat; echo told >&2; exit 5";
     let done = call(&["exec", "one", "--", "/bin/busybox", "sh", "-c", script]);
     assert_eq!(done, (5, "some input\n".to_owned(), "told\n".to_owned()));
+    let mut full = Command::new(husk());
+    full.env("XDG_RUNTIME_DIR", runtime).args([
+        "exec",
+        "one",
+        "--",
+        "/bin/busybox",
+        "echo",
+        "lost",
+    ]);
+    full.stdout(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    let cut = full.stderr(Stdio::piped()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&cut.stderr);
+    assert_eq!(guest::process::status(cut.status), 125, "{stderr}");
+    assert!(stderr.contains("No space left on device"), "{stderr}");
     let (status, _, stderr) = call(&["exec", "one", "--", "there-is-none"]);
     assert_eq!(status, 127, "{stderr}");
     let (from, back) = (lab.path("cp-from"), lab.path("cp-back"));

@@ -80,7 +80,7 @@ impl ExecIn {
         let ended = attached.wait(|| None);
         terminal::restore();
         match ended {
-            Ok(Some(status)) => Ok(status_of(status)),
+            Ok(Some(end)) => Ok(status_of(&end)),
             // There is no limit of time.
             Ok(None) => Ok(super::CANNOT),
             Err(e) => Ok(failed(&e)),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use husk::error::ExecError;
 use husk::{Escape, GuestCommand, Outcome, RunningVm, Status};
 
-use super::attach;
+use super::attach::{self, End};
 use super::forward::Forward;
 use crate::cli::awaited::Awaited;
 use crate::cli::life::{self, TIMED_OUT, conclude, end, kill, report_console};
@@ -61,25 +61,26 @@ pub fn run(
     signals.has_child(attached.child.clone());
     let ended = attached.wait(|| limits.left());
     terminal::restore();
-    let status = match ended {
-        Ok(Some(status)) => status,
+    let end = match ended {
+        Ok(Some(end)) => end,
         Ok(None) => return Ok(timed_out(vm, limits)),
         Err(e) => return Ok(failed(&e, vm, signals, limits)),
     };
-    let status = status_of(status);
+    let status = status_of(&end);
     conclude_vm(vm, limits.grace);
     Ok(status)
 }
 
-/// The exit status for a command's end, and a word about one that needs it.
-pub fn status_of(status: Status) -> u8 {
-    if let Status::Signaled { out_of_memory: true, .. } = status {
+/// The exit status for a command's end, and a word about one that needs it. What is not whole is no success
+/// of the command's, whatever its own status is.
+pub fn status_of(end: &End) -> u8 {
+    if let Status::Signaled { out_of_memory: true, .. } = end.status {
         tell!(
             "husk: the guest ran out of memory, and its kernel killed the command: give the guest more \
              with --memory\n"
         );
     }
-    status.code()
+    if end.is_whole { end.status.code() } else { CANNOT }
 }
 
 /// Turns the VM off in good order; at once if that takes too long.
