@@ -84,6 +84,21 @@ fn a_named_vm_is_listed_read_refused_to_others_and_ended() {
 }
 
 #[test]
+fn a_command_whose_vm_is_killed_by_its_name_is_no_success() {
+    needs_kvm!();
+    let sandbox = sandbox();
+    let args = ["run", "--kernel", "kernel", "--memory", "32M", "--name", "one", "--", "true"];
+    let running = Running::start(&mut husk(&sandbox, &args));
+    let deadline = std::time::Instant::now() + LIMIT;
+    while call(&sandbox, &["kill", "one"]).status != 0 {
+        assert!(std::time::Instant::now() < deadline, "it is not found");
+    }
+    let finished = running.finish();
+    assert_eq!(finished.status, 137, "{finished:?}");
+    assert!(finished.stderr.contains("it was killed"), "{finished:?}");
+}
+
+#[test]
 fn a_name_that_nobody_has_or_that_is_none_is_refused_with_the_way_out() {
     let sandbox = sandbox();
     let calls: [(&[&str], &str); 8] = [

@@ -1,7 +1,8 @@
 //! A command's life on the command line: from the guest's start to husk's exit status.
 
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use husk::error::ExecError;
@@ -16,6 +17,8 @@ use crate::cli::{CANNOT, Error, terminal};
 /// Exit statuses of a shell for a command that cannot be run.
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
+/// Exit status: somebody else ended the VM under the command, as SIGKILL ends a process.
+const KILLED: u8 = 128 + libc::SIGKILL as u8;
 /// How long a guest may take to be ready when no --timeout says less.
 const BOOT: Duration = Duration::from_secs(120);
 /// Lines of the console that are shown when something failed.
@@ -57,13 +60,21 @@ pub fn run(
         Err(e) => return Ok(failed(&e, vm, signals, limits)),
     };
     let escapes = interactive.then(|| attend_escapes(vm.clone())).transpose()?;
-    let attached = attach::attach(child, interactive.then_some(resized), escapes)?;
+    let (typed, is_end) = escapes.unzip();
+    let attached = attach::attach(child, interactive.then_some(resized), typed)?;
     signals.has_child(attached.child.clone());
     let ended = attached.wait(|| limits.left());
     terminal::restore();
     let end = match ended {
         Ok(Some(end)) => end,
         Ok(None) => return Ok(timed_out(vm, limits)),
+        // Ctrl-a x is how a user leaves, and no failure.
+        Err(ExecError::Ended(outcome))
+            if matches!(*outcome, Outcome::Killed)
+                && is_end.is_some_and(|is_end| is_end.load(Ordering::Acquire)) =>
+        {
+            return Ok(conclude(&outcome, signals.signal()));
+        }
         Err(e) => return Ok(failed(&e, vm, signals, limits)),
     };
     let status = status_of(&end);
@@ -114,7 +125,11 @@ fn failed(error: &ExecError, vm: &Arc<RunningVm>, signals: &Forward, limits: &Li
     let status = match error {
         ExecError::Ended(outcome) => match &**outcome {
             Outcome::PowerOff | Outcome::Reboot | Outcome::Exit(_) => CANNOT,
-            Outcome::Killed => return conclude(&Outcome::Killed, signals.signal()),
+            // By `husk kill`, or by `husk stop` after its grace.
+            Outcome::Killed if signals.signal() == 0 => {
+                tell!("husk: {error}\n");
+                return KILLED;
+            }
             outcome => return conclude(outcome, signals.signal()),
         },
         ExecError::NotReady(_) if limits.left().is_some_and(|left| left.is_zero()) => TIMED_OUT,
@@ -140,8 +155,11 @@ fn failed(error: &ExecError, vm: &Arc<RunningVm>, signals: &Forward, limits: &Li
     status
 }
 
-fn attend_escapes(vm: Arc<RunningVm>) -> std::io::Result<std::sync::mpsc::Sender<Escape>> {
+/// The escapes' way to the thread that does what they ask, and whether that was the VM's end.
+type Escapes = (Sender<Escape>, Arc<AtomicBool>);
+
+fn attend_escapes(vm: Arc<RunningVm>) -> std::io::Result<Escapes> {
     let (typed, escapes) = channel();
-    life::attend_escapes(escapes, vm)?;
-    Ok(typed)
+    let is_end = life::attend_escapes(escapes, vm)?;
+    Ok((typed, is_end))
 }
