@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::config::VmConfig;
+use crate::config::{ConsoleDevice, VmConfig};
 
 /// A driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub fn of(config: &VmConfig) -> Drivers {
     if !config.pmem.is_empty() {
         drivers.wished.extend(["virtio_pmem", "nd_pmem"]);
     }
-    if !config.ports.is_empty() {
+    if !config.ports.is_empty() || config.console_device == ConsoleDevice::Virtio {
         drivers.wished.push("virtio_console");
     }
     let root = config.guest.as_ref().and_then(|guest| guest.root.as_ref());
@@ -125,6 +125,9 @@ mod tests {
         config.volumes = vec![volume];
         assert_eq!(names(&config)[2..], ["virtiofs"]);
         config.volumes.clear();
+        assert!(!of(&config).wished.contains(&"virtio_console"));
+        config.console_device = ConsoleDevice::Virtio;
+        assert!(of(&config).wished.contains(&"virtio_console"));
         config.disks =
             vec![DiskConfig { id: "root".into(), path: path.clone(), ..Default::default() }];
         let root = RootConfig { disk: "root".into(), writable: false };
