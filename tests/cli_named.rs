@@ -117,3 +117,15 @@ fn a_name_that_nobody_has_or_that_is_none_is_refused_with_the_way_out() {
         assert!(refused.stderr.contains(words), "{refused:?}");
     }
 }
+
+#[test]
+fn a_directory_in_which_there_can_be_no_names_is_refused_before_the_guest_is_started() {
+    let sandbox = sandbox();
+    let place = sandbox.path().join("run/husk");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let args = ["run", "--kernel", "kernel", "--memory", "32M", "--name", "one"];
+    let refused = call(&sandbox, &args);
+    assert_eq!((refused.status, refused.stdout.as_str()), (125, ""), "{refused:?}");
+    assert!(refused.stderr.contains("others may enter it"), "{refused:?}");
+}

@@ -13,6 +13,7 @@ use husk::config::{
     BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig,
     OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VolumeConfig, VsockConfig,
 };
+use husk::error::NameError;
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, GuestCommand, Outcome, RunningVm, Vm};
 use log::LevelFilter;
@@ -208,8 +209,11 @@ impl Run {
         if let Some(name) = &name {
             husk::named::check(name)?;
             // Before anything is started; who is first of two at the same time is found out later.
-            if husk::named::find(name).is_ok() {
-                return Err(husk::error::NameError::InUse(name.clone()).into());
+            match husk::named::find(name) {
+                Ok(_) => return Err(NameError::InUse(name.clone()).into()),
+                Err(NameError::Unknown(_)) => {}
+                // A directory, say, in which there can be no names.
+                Err(e) => return Err(e.into()),
             }
         }
         let (mut config, command) = self.into_config()?;
