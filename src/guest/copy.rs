@@ -67,7 +67,7 @@ pub fn put(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Res
 pub fn get(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Result<(), ExecError> {
     let session = begin(socket, explain, Action::Get, 0, from)?;
     let mut ended = Ok(());
-    let written = files::write_renamed(to, None, |file| {
+    let written = files::write_to(to, None, |file| {
         let mut room = vec![0; PIECE];
         loop {
             match session.read(stream::STDOUT, &mut room) {
