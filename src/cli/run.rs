@@ -36,10 +36,10 @@ use values::{
 
 /// What `husk run --help` ends with.
 pub const AFTER_HELP: &str = "\
-Exit status: 0 the guest turned itself off, 124 --timeout, 125 husk could not, 134 the guest's
-kernel died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. Of a command: its own, 126
-it cannot be executed, 127 there is none, 128+n it ended by signal n. On a terminal: Ctrl-a x ends the
-VM, Ctrl-a h helps.";
+Exit status: 0 the guest turned itself off, 124 --timeout, 125 husk could not, 134 the guest's kernel \
+died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. Of a command: its own, 126 it cannot \
+be executed, 127 there is none, 128+n it ended by signal n, 137 also when the VM was killed under it.\n\n\
+On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps.";
 
 /// Boot a Linux kernel in a VM
 #[derive(Args)]

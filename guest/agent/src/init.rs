@@ -32,7 +32,7 @@ pub fn main() -> i32 {
         Err(Errno(number)) => {
             say::line(&[
                 b"there is no way to the host: the kernel needs CONFIG_VIRTIO_VSOCKETS, built in or as a \
-                  module that husk can find (errno ",
+                  module that husk can find: --modules DIR (errno ",
                 Digits::of(number as u64).bytes(),
                 b")",
             ]);
