@@ -112,9 +112,9 @@ fn read_all(file: File, max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a file under a temporary name beside `path` and renames it: others see all of it or none.
-/// The temporary name is new, and no link that somebody has put there is followed. The file gets
-/// exactly the permissions `mode`, or without one those that new files have here.
+/// Writes a file and puts it at `path`: others see all of it or none, and if this process is ended
+/// before, nothing of it is left. The file gets exactly the permissions `mode`, or without one those
+/// that new files have here.
 ///
 /// # Errors
 /// The host's, and what `fill` says. Then nothing is left behind.
@@ -127,24 +127,102 @@ pub fn write_renamed(
     let nanos = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let temporary = path.with_file_name(format!(".{}-{count}-{nanos:x}.tmp", std::process::id()));
-    let created = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        // Not for others before it has its permissions.
-        .mode(mode.map_or(0o666, |_| 0o600))
-        .open(&temporary);
-    let mut file = created?;
+    // Not for others before it has its permissions.
+    let first = mode.map_or(0o666, |_| 0o600);
+    let (mut file, mut has_name) = match nameless_beside(path, first) {
+        Some(file) => (file, false),
+        // The name is new, and no link that somebody has put there is followed.
+        None => {
+            let mut options = OpenOptions::new();
+            (options.write(true).create_new(true).mode(first).open(&temporary)?, true)
+        }
+    };
     let permitted = match mode {
         Some(mode) => file.set_permissions(Permissions::from_mode(mode)),
         None => Ok(()),
     };
-    let written =
-        permitted.and_then(|()| fill(&mut file)).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
+    let written = permitted.and_then(|()| fill(&mut file)).and_then(|()| {
+        if !has_name {
+            link(&file, &temporary)?;
+            has_name = true;
+        }
+        fs::rename(&temporary, path)
+    });
+    if written.is_err() && has_name {
         // What cannot be removed now is not ours to remove.
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// A file without a name, on the file system of `path`; `None` where there are no such files.
+fn nameless_beside(path: &Path, mode: u32) -> Option<File> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).mode(mode).open(directory).ok()
+}
+
+/// Writes a file to where `path` leads: what a link leads to is written and the link stays, and what is no
+/// regular file (a device, a pipe) is written to. A regular file is put there as [`write_renamed`] does.
+///
+/// # Errors
+/// The host's, and what `fill` says; a pipe that nobody reads is not waited for.
+pub fn write_to(
+    path: &Path,
+    mode: Option<u32>,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    let target = match fs::canonicalize(path) {
+        Ok(target) => target,
+        // A link to what is not there yet is not replaced by what was meant for it.
+        Err(_) if path.is_symlink() => {
+            return Err(io::Error::other("it is a link that leads nowhere"));
+        }
+        Err(_) => path.to_owned(),
+    };
+    match fs::metadata(&target) {
+        Ok(metadata) if !metadata.is_file() => {
+            let mut options = OpenOptions::new();
+            options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+            let mut file = options.open(&target).map_err(|e| match e.raw_os_error() {
+                Some(libc::ENXIO) => io::Error::other("nobody reads there; start the reader first"),
+                _ => e,
+            })?;
+            // From here on a reader that is slow is waited for.
+            wait_again(&file)?;
+            fill(&mut file)
+        }
+        _ => write_renamed(&target, mode, fill),
+    }
+}
+
+/// Makes reading and writing of `file` wait.
+fn wait_again(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open as long as `file` lives, and no memory is passed.
+    let done = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        flags >= 0 && libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) >= 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives a file without a name one that is new (`man 2 open`, O_TMPFILE).
+fn link(file: &File, name: &Path) -> io::Result<()> {
+    let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let to = CString::new(name.as_os_str().as_bytes())?;
+    // SAFETY: two strings that outlive the call.
+    let linked = unsafe {
+        libc::linkat(
+            libc::AT_FDCWD,
+            from.as_ptr(),
+            libc::AT_FDCWD,
+            to.as_ptr(),
+            libc::AT_SYMLINK_FOLLOW,
+        )
+    };
+    if linked == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -212,5 +290,47 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).unwrap(), b"x");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "left behind");
+    }
+
+    #[test]
+    fn what_is_being_written_has_no_name_that_an_interruption_could_leave() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        if nameless_beside(&path, 0o600).is_none() {
+            return crate::skipped::skipped("a file system without O_TMPFILE");
+        }
+        write_renamed(&path, None, |file| {
+            file.write_all(b"x")?;
+            assert_eq!(fs::read_dir(dir.path())?.count(), 0);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_link_stays_one_and_what_is_no_file_is_written_to_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "old").unwrap();
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        std::os::unix::fs::symlink("none", at("lost")).unwrap();
+        let write = |path: &Path| write_to(path, None, |file| file.write_all(b"new"));
+        write(&at("link")).unwrap();
+        assert!(at("link").is_symlink());
+        assert_eq!(fs::read(at("file")).unwrap(), b"new");
+        assert!(write(&at("lost")).unwrap_err().to_string().contains("leads nowhere"));
+        assert!(write(dir.path()).is_err());
+        write(Path::new("/dev/null")).unwrap();
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        let fifo = at("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert!(write(&fifo).unwrap_err().to_string().contains("nobody reads there"));
+        let mut options = OpenOptions::new();
+        let mut reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
+        write(&fifo).unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "new");
     }
 }

@@ -73,14 +73,31 @@ fn a_named_vm_is_listed_read_refused_to_others_and_ended() {
     assert_eq!(refused.status, 125, "{refused:?}");
     assert!(refused.stderr.contains("runs no commands"), "{refused:?}");
 
-    let killed = call(&sandbox, &["kill", "one"]);
-    assert_eq!(killed.status, 0, "{killed:?}");
+    // One that is unknown holds up none of the others.
+    let killed = call(&sandbox, &["kill", "nobody", "one"]);
+    assert_eq!(killed.status, 125, "{killed:?}");
+    assert!(killed.stderr.contains("nobody"), "{killed:?}");
     assert_eq!(one.finish().status, 0);
     // Its guest does not hear of the power button.
     let stopped = call(&sandbox, &["stop", "two", "--grace", "0.1"]);
     assert_eq!(stopped.status, 0, "{stopped:?}");
     assert_eq!(two.finish().status, 0);
     assert_eq!(sandbox.path().join("run/husk").read_dir().unwrap().count(), 0);
+}
+
+#[test]
+fn a_command_whose_vm_is_killed_by_its_name_is_no_success() {
+    needs_kvm!();
+    let sandbox = sandbox();
+    let args = ["run", "--kernel", "kernel", "--memory", "32M", "--name", "one", "--", "true"];
+    let running = Running::start(&mut husk(&sandbox, &args));
+    let deadline = std::time::Instant::now() + LIMIT;
+    while call(&sandbox, &["kill", "one"]).status != 0 {
+        assert!(std::time::Instant::now() < deadline, "it is not found");
+    }
+    let finished = running.finish();
+    assert_eq!(finished.status, 137, "{finished:?}");
+    assert!(finished.stderr.contains("it was killed"), "{finished:?}");
 }
 
 #[test]
@@ -101,4 +118,16 @@ fn a_name_that_nobody_has_or_that_is_none_is_refused_with_the_way_out() {
         assert_eq!(refused.status, 125, "{refused:?}");
         assert!(refused.stderr.contains(words), "{refused:?}");
     }
+}
+
+#[test]
+fn a_directory_in_which_there_can_be_no_names_is_refused_before_the_guest_is_started() {
+    let sandbox = sandbox();
+    let place = sandbox.path().join("run/husk");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let args = ["run", "--kernel", "kernel", "--memory", "32M", "--name", "one"];
+    let refused = call(&sandbox, &args);
+    assert_eq!((refused.status, refused.stdout.as_str()), (125, ""), "{refused:?}");
+    assert!(refused.stderr.contains("others may enter it"), "{refused:?}");
 }

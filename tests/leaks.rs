@@ -79,6 +79,7 @@ fn two_hundred_vms_and_a_hundred_reboots_leak_no_descriptor_thread_or_mapping() 
             config.vsock = Some(VsockConfig { cid: 3, socket: socket.clone() });
             config.volumes.push(VolumeConfig {
                 id: "fs0".to_owned(),
+                mount: None,
                 tag: "shared".to_owned(),
                 path: directory.path().to_owned(),
                 readonly: false,

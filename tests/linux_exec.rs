@@ -196,7 +196,15 @@ fn husk_run_is_the_command_and_a_writable_root_keeps_what_it_wrote() {
         [OsStr::new("--sparse=always"), OsStr::new("-L"), from.as_os_str(), root.as_os_str()],
     );
     let root_arg = format!("{}:rw", root.display());
-    let script = "cat >/kept; echo $GREETING; echo told >&2; pwd; exit 7";
+    let (work, given) = (lab.path("work"), lab.path("given"));
+    for directory in [&work, &given] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    std::fs::write(given.join("file"), "shared").unwrap();
+    let work_arg = format!("{}:/mnt/made/work", work.display());
+    let given_arg = format!("{}:/mnt/given:ro", given.display());
+    let script = "cat >/kept; echo $GREETING; echo told >&2; pwd; cp /mnt/given/file /mnt/made/work/copy; \
+                  touch /mnt/given/mine 2>/dev/null && echo written; exit 7";
     let args = [
         "--root",
         &root_arg,
@@ -204,6 +212,10 @@ fn husk_run_is_the_command_and_a_writable_root_keeps_what_it_wrote() {
         "GREETING=hello",
         "--workdir",
         "/etc",
+        "--volume",
+        &work_arg,
+        "--volume",
+        &given_arg,
         "--",
         "sh",
         "-c",
@@ -211,6 +223,7 @@ fn husk_run_is_the_command_and_a_writable_root_keeps_what_it_wrote() {
     ];
     let (status, stdout, stderr) = finish(cli(&lab, &args), b"from husk's stdin\n");
     assert_eq!((status, stdout.as_str(), stderr.as_str()), (7, "hello\n/etc\n", "told\n"));
+    assert_eq!(std::fs::read(work.join("copy")).unwrap(), b"shared");
     assert_eq!(read_from(&root, "/kept"), b"from husk's stdin\n");
     fsck(&root);
 }
@@ -276,6 +289,20 @@ fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
     let script = "/bin/busybox cat; echo told >&2; exit 5";
     let done = call(&["exec", "one", "--", "/bin/busybox", "sh", "-c", script]);
     assert_eq!(done, (5, "some input\n".to_owned(), "told\n".to_owned()));
+    let mut full = Command::new(husk());
+    full.env("XDG_RUNTIME_DIR", runtime).args([
+        "exec",
+        "one",
+        "--",
+        "/bin/busybox",
+        "echo",
+        "lost",
+    ]);
+    full.stdout(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    let cut = full.stderr(Stdio::piped()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&cut.stderr);
+    assert_eq!(guest::process::status(cut.status), 125, "{stderr}");
+    assert!(stderr.contains("No space left on device"), "{stderr}");
     let (status, _, stderr) = call(&["exec", "one", "--", "there-is-none"]);
     assert_eq!(status, 127, "{stderr}");
     let (from, back) = (lab.path("cp-from"), lab.path("cp-back"));

@@ -62,7 +62,7 @@ impl Compare {
         let (out, axes) = (self.out.clone(), self.table);
         let plan = self.into_plan()?;
         plan.check()?;
-        compare::prepare_directory(&out)?;
+        let prepared = compare::prepare_directory(&out)?;
         // A signal gives the work up, so that it can clean up behind itself.
         let signals = Signals::block()?;
         let (cancel, signal) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI32::new(0)));
@@ -74,6 +74,9 @@ impl Compare {
         let mut line = Line::default();
         let outcome = compare::compare(&plan, &cancel, &mut |progress| line.show(&progress));
         line.clear();
+        if outcome.is_err() {
+            prepared.give_up();
+        }
         match outcome {
             Err(e @ CompareError::Cancelled) => {
                 tell!("husk: {e}\n");

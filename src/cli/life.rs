@@ -2,6 +2,7 @@
 //! its end, and attended to while it runs.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -79,8 +80,10 @@ pub fn attend_disks(asked: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> 
     })
 }
 
-/// Does what is asked of husk on its terminal.
-pub fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<()> {
+/// Does what is asked of husk on its terminal. What it gives becomes true when that is the VM's end.
+pub fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<Arc<AtomicBool>> {
+    let is_end = Arc::new(AtomicBool::new(false));
+    let ending = is_end.clone();
     watch(move || {
         for escape in escapes {
             match escape {
@@ -88,10 +91,14 @@ pub fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<(
                     "\nhusk: Ctrl-a x  end the VM\n      Ctrl-a h  this help\n      \
                      Ctrl-a a  send Ctrl-a\n"
                 ),
-                Escape::End => end(&vm, 0),
+                Escape::End => {
+                    ending.store(true, Ordering::Release);
+                    end(&vm, 0);
+                }
             }
         }
-    })
+    })?;
+    Ok(is_end)
 }
 
 /// Ends the VM at once. False when it has not ended after a while: something of it waits for the host,

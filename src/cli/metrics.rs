@@ -3,7 +3,9 @@
 
 use std::fmt::Display;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use husk::RunningVm;
 use serde_json::Value;
@@ -15,9 +17,17 @@ const MOST: u64 = 1 << 20;
 #[derive(Clone)]
 pub struct File {
     path: PathBuf,
-    /// The file that is written and takes the place of the one before, so that nobody reads half of
-    /// one; what is no regular file (a pipe, a terminal) is written to itself.
-    beside: Option<PathBuf>,
+    way: Way,
+}
+
+/// How what is written gets there.
+#[derive(Clone)]
+enum Way {
+    /// By a file beside it that takes the place of the one before, so that nobody reads half of one.
+    Beside(PathBuf),
+    /// What is no regular file (a pipe, a terminal) is written to itself. It stays open, so that a reader
+    /// has all of it, and nobody waits for one that does not read.
+    Open(Arc<std::fs::File>),
 }
 
 impl File {
@@ -32,7 +42,8 @@ impl File {
         let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let present = match std::fs::metadata(&target) {
             Ok(metadata) if !metadata.is_file() => {
-                return Ok(Self { path: target, beside: None });
+                let open = open_unwaited(&target).map_err(|e| refused(&e))?;
+                return Ok(Self { path: target, way: Way::Open(Arc::new(open)) });
             }
             Ok(metadata) => metadata.len() > 0,
             Err(e) if e.kind() == io::ErrorKind::NotFound => false,
@@ -45,7 +56,7 @@ impl File {
             ));
         }
         let beside = free_beside(&target).map_err(|e| refused(&e))?;
-        let file = Self { path: target, beside: Some(beside) };
+        let file = Self { path: target, way: Way::Beside(beside) };
         file.put("").map_err(|e| refused(&e))?;
         Ok(file)
     }
@@ -58,17 +69,24 @@ impl File {
     }
 
     fn put(&self, text: &str) -> io::Result<()> {
-        match &self.beside {
-            Some(beside) => {
+        match &self.way {
+            Way::Beside(beside) => {
                 std::fs::write(beside, text)?;
                 std::fs::rename(beside, &self.path)
             }
-            None => {
-                let mut file = std::fs::OpenOptions::new().write(true).open(&self.path)?;
-                file.write_all(text.as_bytes())
-            }
+            Way::Open(file) => (&**file).write_all(text.as_bytes()),
         }
     }
+}
+
+/// Opens what is no regular file for writing, without a wait for a reader.
+fn open_unwaited(path: &Path) -> io::Result<std::fs::File> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    options.open(path).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENXIO) => io::Error::other("nobody reads there; start the reader first"),
+        _ => e,
+    })
 }
 
 /// Whether a file holds metrics, of this husk or of another version of it.
@@ -134,5 +152,24 @@ mod tests {
         for kept in [near, dir.path().join(also)] {
             assert_eq!(std::fs::read(kept).unwrap(), b"precious");
         }
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_refused_and_a_reader_has_all_that_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let error = File::make(&fifo).err().unwrap();
+        assert!(error.contains("nobody reads there"), "{error}");
+        let mut options = std::fs::OpenOptions::new();
+        let mut reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
+        let file = File::make(&fifo).unwrap();
+        file.put("one").unwrap();
+        file.put("two").unwrap();
+        drop(file);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "onetwo");
+        assert!(File::make(dir.path()).is_err());
     }
 }

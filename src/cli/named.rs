@@ -41,8 +41,11 @@ impl Ps {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
         let mut text = format!("{:<20} {:>8} {:>10}  KERNEL\n", "NAME", "PID", "SECONDS");
         for vm in all {
-            let age = now.saturating_sub(vm.since);
-            writeln!(text, "{:<20} {:>8} {age:>10}  {}", vm.name, vm.pid, vm.kernel)?;
+            let (age, kernel) = match vm.answers {
+                true => (now.saturating_sub(vm.since).to_string(), &vm.kernel[..]),
+                false => ("-".to_owned(), "(does not answer)"),
+            };
+            writeln!(text, "{:<20} {:>8} {age:>10}  {kernel}", vm.name, vm.pid)?;
         }
         print(&text)?;
         Ok(0)
@@ -80,7 +83,7 @@ impl ExecIn {
         let ended = attached.wait(|| None);
         terminal::restore();
         match ended {
-            Ok(Some(status)) => Ok(status_of(status)),
+            Ok(Some(end)) => Ok(status_of(&end)),
             // There is no limit of time.
             Ok(None) => Ok(super::CANNOT),
             Err(e) => Ok(failed(&e)),
@@ -198,7 +201,7 @@ pub struct Stop {
 impl Stop {
     /// Turns them off, one after the other.
     pub fn execute(self) -> Result<u8, Error> {
-        each(&self.names, |vm| Ok(vm.stop(self.grace)? || vm.kill()?))
+        Ok(each(&self.names, |vm| Ok(vm.stop(self.grace)? || vm.kill()?)))
     }
 }
 
@@ -213,17 +216,25 @@ pub struct Kill {
 impl Kill {
     /// Turns them off.
     pub fn execute(self) -> Result<u8, Error> {
-        each(&self.names, |vm| Ok(vm.kill()?))
+        Ok(each(&self.names, Remote::kill))
     }
 }
 
-fn each(names: &[String], end: impl Fn(&Remote) -> Result<bool, Error>) -> Result<u8, Error> {
+/// Ends each of them, and the others when one cannot be.
+fn each(names: &[String], end: impl Fn(&Remote) -> Result<bool, NameError>) -> u8 {
     let mut status = 0;
     for name in names {
-        if !end(&named::find(name)?)? {
-            tell!("husk: {name} is still there\n");
-            status = STILL_THERE;
+        match named::find(name).and_then(|vm| end(&vm)) {
+            Ok(true) => {}
+            Ok(false) => {
+                tell!("husk: {name} is still there\n");
+                status = status.max(STILL_THERE);
+            }
+            Err(e) => {
+                tell!("husk: {e}\n");
+                status = super::CANNOT;
+            }
         }
     }
-    Ok(status)
+    status
 }

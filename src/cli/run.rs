@@ -13,6 +13,7 @@ use husk::config::{
     BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig,
     OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VolumeConfig, VsockConfig,
 };
+use husk::error::NameError;
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, GuestCommand, Outcome, RunningVm, Vm};
 use log::LevelFilter;
@@ -35,10 +36,10 @@ use values::{
 
 /// What `husk run --help` ends with.
 pub const AFTER_HELP: &str = "\
-Exit status: 0 the guest turned itself off, 124 --timeout, 125 husk could not, 134 the guest's
-kernel died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. Of a command: its own, 126
-it cannot be executed, 127 there is none, 128+n it ended by signal n. On a terminal: Ctrl-a x ends the
-VM, Ctrl-a h helps.";
+Exit status: 0 the guest turned itself off, 124 --timeout, 125 husk could not, 134 the guest's kernel \
+died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. Of a command: its own, 126 it cannot \
+be executed, 127 there is none, 128+n it ended by signal n, 137 also when the VM was killed under it.\n\n\
+On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps.";
 
 /// Boot a Linux kernel in a VM
 #[derive(Args)]
@@ -75,7 +76,8 @@ pub struct Run {
     #[arg(long, value_name = "PMEM", value_parser = parse_pmem)]
     pmem: Vec<PmemConfig>,
     /// A directory of the host's, which the guest mounts by its tag (`mount -t virtiofs TAG /mnt`):
-    /// PATH:TAG[:ro] [,cache=auto|always|never]; may be repeated
+    /// PATH:TAG[:ro] [,cache=auto|always|never]; may be repeated. With a command also PATH:/DIR[:ro]…,
+    /// and the command finds it at /DIR
     #[arg(long, value_name = "VOLUME", value_parser = parse_volume)]
     volume: Vec<VolumeConfig>,
     /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,mac=MAC] [,mtu=BYTES]
@@ -207,8 +209,11 @@ impl Run {
         if let Some(name) = &name {
             husk::named::check(name)?;
             // Before anything is started; who is first of two at the same time is found out later.
-            if husk::named::find(name).is_ok() {
-                return Err(husk::error::NameError::InUse(name.clone()).into());
+            match husk::named::find(name) {
+                Ok(_) => return Err(NameError::InUse(name.clone()).into()),
+                Err(NameError::Unknown(_)) => {}
+                // A directory, say, in which there can be no names.
+                Err(e) => return Err(e.into()),
             }
         }
         let (mut config, command) = self.into_config()?;

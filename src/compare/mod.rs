@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use environment::{Environment, Kvm};
 pub use error::CompareError;
-pub use report::prepare as prepare_directory;
+pub use report::{Prepared, prepare as prepare_directory};
 pub use results::{Entrant, Idle, Isolation, Moments, Results, Run};
 pub use stats::Percentiles;
 pub use workload::Workload;

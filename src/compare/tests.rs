@@ -226,6 +226,20 @@ fn processes_are_compared_where_there_is_neither_kvm_nor_root() {
 }
 
 #[test]
+fn a_directory_that_got_no_results_goes_and_what_was_there_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let there = dir.path().join("there");
+    std::fs::create_dir(&there).unwrap();
+    prepare_directory(&there.join("a/b")).unwrap().give_up();
+    assert_eq!(std::fs::read_dir(&there).unwrap().count(), 0);
+    prepare_directory(&there).unwrap().give_up();
+    let prepared = prepare_directory(&there.join("a")).unwrap();
+    std::fs::write(there.join("a/mine"), "").unwrap();
+    prepared.give_up();
+    assert!(there.join("a/mine").exists());
+}
+
+#[test]
 fn a_comparison_that_is_given_up_ends() {
     let cancel = AtomicBool::new(true);
     match compare(&plan(), &cancel, &mut |_| ()) {

@@ -12,6 +12,7 @@ fn volume(tag: &str) -> VolumeConfig {
     VolumeConfig {
         id: String::new(),
         tag: tag.to_owned(),
+        mount: None,
         path: "/x".into(),
         readonly: true,
         cache: VolumeCache::Auto,
@@ -35,6 +36,22 @@ fn volumes_have_a_tag_of_their_own_that_a_guest_can_type() {
     assert!(config.validate().unwrap_err().to_string().contains("volume b: its path is empty"));
     let json = r#"{"kernel": "k", "volumes": [{"tag": "t", "path": "p", "cache": "sometimes"}]}"#;
     assert!(VmConfig::from_json(json).unwrap_err().contains("sometimes"));
+}
+
+#[test]
+fn a_volume_is_mounted_where_there_is_somebody_to_mount_it() {
+    let mut config = VmConfig::new("k");
+    config.volumes = vec![volume("src"), VolumeConfig { mount: Some("/w".into()), ..volume("") }];
+    config.name_devices();
+    assert_eq!(config.volumes[1].tag, "vol1");
+    assert!(config.validate().unwrap_err().to_string().contains("runs a command"));
+    config.guest = Some(GuestConfig::default());
+    assert_eq!(config.validate(), Ok(()));
+    assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config.clone()));
+    for wrong in ["w", "", "/a\0b", &format!("/{}", "x".repeat(255))] {
+        config.volumes[1].mount = Some(wrong.to_owned());
+        assert!(matches!(config.validate(), Err(ConfigError::VolumeMount { .. })), "{wrong:?}");
+    }
 }
 
 #[test]

@@ -136,6 +136,14 @@ pub enum ConfigError {
     /// A volume's tag that cannot be used.
     #[error("`{0}` is no tag for a volume: 1 to {TAG_MAX} letters, digits, `-`, `_` or `.`")]
     VolumeTag(String),
+    /// A volume cannot be mounted there.
+    #[error("a volume at {mount:?} in the guest: {why}")]
+    VolumeMount {
+        /// Where.
+        mount: String,
+        /// Why not.
+        why: &'static str,
+    },
     /// Two volumes share a tag.
     #[error("two volumes have the tag `{0}`; give one of them another")]
     DuplicateTag(String),
@@ -180,11 +188,7 @@ impl VmConfig {
                 pmem.id = format!("pmem{n}");
             }
         }
-        for (n, volume) in self.volumes.iter_mut().enumerate() {
-            if volume.id.is_empty() {
-                volume.id = format!("fs{n}");
-            }
-        }
+        super::volume::name(&mut self.volumes);
         for (n, net) in self.nets.iter_mut().enumerate() {
             if net.id.is_empty() {
                 net.id = format!("net{n}");
@@ -240,7 +244,7 @@ impl VmConfig {
             net.validate()?;
         }
         self.validate_ports()?;
-        super::volume::validate(&self.volumes)?;
+        super::volume::validate(&self.volumes, self.guest.is_some())?;
         self.validate_guest()?;
         if let Some(vsock) = &self.vsock {
             if !GUEST_CIDS.contains(&vsock.cid) {

@@ -11,14 +11,19 @@ use super::{ConfigError, is_default, is_false};
 pub use husk_devices::fs::Cache as VolumeCache;
 
 /// A shared directory; see `docs/devices/fs.md`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeConfig {
     /// Names the device in messages. Unique.
     #[serde(default)]
     pub id: String,
-    /// What the guest mounts it by: `mount -t virtiofs TAG /mnt`. Unique among the volumes.
+    /// What the guest mounts it by: `mount -t virtiofs TAG /mnt`. Unique among the volumes; one with a
+    /// `mount` and no tag is given one.
+    #[serde(default)]
     pub tag: String,
+    /// Where a guest that runs commands finds it mounted: a directory of the guest's, which is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<String>,
     /// The directory.
     pub path: PathBuf,
     /// Whether nothing in it can be changed.
@@ -29,10 +34,40 @@ pub struct VolumeConfig {
     pub cache: VolumeCache,
 }
 
-/// Checks the tags of all volumes.
-pub(super) fn validate(volumes: &[VolumeConfig]) -> Result<(), ConfigError> {
+/// The longest directory that one is mounted at, in bytes: all of them fit into one message for the agent.
+const MOUNT_MAX: usize = 255;
+
+/// Gives every volume without an id one, and every one that the guest finds mounted a tag.
+pub(super) fn name(volumes: &mut [VolumeConfig]) {
+    for (n, volume) in volumes.iter_mut().enumerate() {
+        if volume.id.is_empty() {
+            volume.id = format!("fs{n}");
+        }
+        if volume.tag.is_empty() && volume.mount.is_some() {
+            volume.tag = format!("vol{n}");
+        }
+    }
+}
+
+/// Checks the tags of all volumes, and where they are mounted. With `by_agent` the guest has somebody who
+/// mounts them.
+pub(super) fn validate(volumes: &[VolumeConfig], by_agent: bool) -> Result<(), ConfigError> {
     let mut seen = HashSet::new();
-    for VolumeConfig { tag, .. } in volumes {
+    for VolumeConfig { tag, mount, .. } in volumes {
+        if let Some(mount) = mount {
+            let why = match () {
+                () if !by_agent => {
+                    "only a guest that runs a command finds it there; give a tag instead"
+                }
+                () if !mount.starts_with('/') => "it does not begin with `/`",
+                () if mount.len() > MOUNT_MAX => "it is longer than 255 bytes",
+                () if mount.contains('\0') => "there is a NUL byte in it",
+                () => "",
+            };
+            if !why.is_empty() {
+                return Err(ConfigError::VolumeMount { mount: mount.clone(), why });
+            }
+        }
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if !(1..=TAG_MAX).contains(&tag.len()) || !tag.bytes().all(allowed) {
             return Err(ConfigError::VolumeTag(tag.clone()));

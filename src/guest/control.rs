@@ -14,7 +14,7 @@ use husk_devices::virtio::vsock::Inside;
 use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, VERSION, record_head, tag};
 
 use super::session::{Frames, send};
-use crate::config::GuestConfig;
+use crate::config::{GuestConfig, VolumeConfig};
 
 /// How long an agent that has connected may take for its words.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,11 +46,16 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Waits for the agent of a guest set up as `config` says, in a thread that ends with the device.
+    /// Waits for the agent of a guest set up as `config` says and with those of `volumes` mounted that
+    /// are to be, in a thread that ends with the device.
     ///
     /// # Errors
     /// When there is no thread.
-    pub fn expect(inside: Arc<Inside>, config: GuestConfig) -> io::Result<Arc<Agent>> {
+    pub fn expect(
+        inside: Arc<Inside>,
+        config: &GuestConfig,
+        volumes: &[VolumeConfig],
+    ) -> io::Result<Arc<Agent>> {
         let arriving = inside.listen(HOST_PORT);
         let agent = Arc::new(Agent {
             inside,
@@ -59,8 +64,9 @@ impl Agent {
             connection: Mutex::new(None),
         });
         let this = agent.clone();
+        let (config, volumes) = (config.clone(), volumes.to_vec());
         let thread = std::thread::Builder::new().name("husk-agent".to_owned()).stack_size(STACK);
-        thread.spawn(move || this.attend(arriving, &config))?;
+        thread.spawn(move || this.attend(arriving, &config, &volumes))?;
         Ok(agent)
     }
 
@@ -74,13 +80,18 @@ impl Agent {
         self.changed.notify_all();
     }
 
-    fn attend(&self, arriving: Receiver<UnixStream>, config: &GuestConfig) {
+    fn attend(
+        &self,
+        arriving: Receiver<UnixStream>,
+        config: &GuestConfig,
+        volumes: &[VolumeConfig],
+    ) {
         // An error: the VM has ended.
         let arrived = arriving.recv();
         // Whoever else connects to that port is not the agent.
         drop(arriving);
         let end = match arrived {
-            Ok(connection) => self.converse(connection, config).unwrap_or(Known::Gone),
+            Ok(connection) => self.converse(connection, config, volumes).unwrap_or(Known::Gone),
             Err(_) => Known::Gone,
         };
         let failed = matches!(end, Known::Failed(_));
@@ -91,7 +102,12 @@ impl Agent {
     }
 
     /// Speaks with the agent until it goes.
-    fn converse(&self, connection: UnixStream, config: &GuestConfig) -> io::Result<Known> {
+    fn converse(
+        &self,
+        connection: UnixStream,
+        config: &GuestConfig,
+        volumes: &[VolumeConfig],
+    ) -> io::Result<Known> {
         connection.set_read_timeout(Some(PATIENCE))?;
         let kept = connection.try_clone()?;
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
@@ -105,7 +121,7 @@ impl Agent {
             }
             _ => return Ok(Known::Gone),
         }
-        send(&connection, Frame::Setup(&setup(config)))?;
+        send(&connection, Frame::Setup(&setup(config, volumes)))?;
         match frames.next()? {
             Some(Frame::Ready) => {}
             Some(Frame::Failed(words)) => {
@@ -162,7 +178,7 @@ impl Agent {
 }
 
 /// What the machine is to be, as records.
-fn setup(config: &GuestConfig) -> Vec<u8> {
+fn setup(config: &GuestConfig, volumes: &[VolumeConfig]) -> Vec<u8> {
     let mut records = Vec::new();
     let mut add = |tag, bytes: &[u8]| {
         // Names and numbers, all short.
@@ -180,5 +196,43 @@ fn setup(config: &GuestConfig) -> Vec<u8> {
             add(tag::ROOT_WRITABLE, &[]);
         }
     }
+    for VolumeConfig { tag: name, mount, readonly, .. } in volumes {
+        if let Some(mount) = mount {
+            let tag = if *readonly { tag::VOLUME_READ_ONLY } else { tag::VOLUME };
+            add(tag, format!("{name}:{mount}").as_bytes());
+        }
+    }
     records
+}
+
+#[cfg(test)]
+mod tests {
+    use husk_guest_protocol::{PAYLOAD_MAX, Records};
+
+    use super::*;
+
+    #[test]
+    fn the_agent_is_told_which_volumes_it_mounts_and_as_many_as_there_can_be_fit() {
+        let volume = |tag: &str, mount: Option<&str>, readonly| VolumeConfig {
+            tag: tag.to_owned(),
+            mount: mount.map(str::to_owned),
+            readonly,
+            ..VolumeConfig::default()
+        };
+        let volumes = [
+            volume("a", Some("/in/a"), false),
+            volume("b", None, true),
+            volume("c", Some("/c"), true),
+        ];
+        let records = setup(&GuestConfig::default(), &volumes);
+        let told: Vec<_> = Records(&records)
+            .map(|record| record.map(|record| (record.tag, record.bytes())).unwrap())
+            .filter(|(tag, _)| *tag >= tag::VOLUME)
+            .collect();
+        assert_eq!(told, [(tag::VOLUME, &b"a:/in/a"[..]), (tag::VOLUME_READ_ONLY, b"c:/c")]);
+
+        let longest = volume(&"t".repeat(36), Some(&"/".repeat(255)), false);
+        let all = vec![longest; crate::config::VIRTIO_DEVICES_MAX];
+        assert!(setup(&GuestConfig::default(), &all).len() < PAYLOAD_MAX);
+    }
 }

@@ -84,7 +84,7 @@ pub fn get(
 ) -> Result<(), ExecError> {
     let session = begin(socket, explain, Action::Get, 0, from)?;
     let mut ended = Ok(());
-    let written = files::write_renamed(to, None, |file| {
+    let written = files::write_to(to, None, |file| {
         ended = receive(&session, explain, from, file, limits)?;
         match ended {
             Ok(()) => Ok(()),

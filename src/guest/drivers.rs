@@ -4,7 +4,7 @@
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-use crate::config::VmConfig;
+use crate::config::{ConsoleDevice, VmConfig};
 use crate::files;
 
 /// A driver.
@@ -50,13 +50,17 @@ pub fn of(config: &VmConfig) -> Drivers {
         // net_failover has a symbol that virtio_net needs in some kernels; modules.dep tells.
         drivers.needed.push(driver("virtio_net", "CONFIG_VIRTIO_NET", "network interfaces"));
     }
+    if !config.volumes.is_empty() {
+        // It needs fuse; modules.dep tells.
+        drivers.needed.push(driver("virtiofs", "CONFIG_VIRTIO_FS", "shared directories"));
+    }
     if config.balloon.is_some() {
         drivers.wished.push("virtio_balloon");
     }
     if !config.pmem.is_empty() {
         drivers.wished.extend(["virtio_pmem", "nd_pmem"]);
     }
-    if !config.ports.is_empty() {
+    if !config.ports.is_empty() || config.console_device == ConsoleDevice::Virtio {
         drivers.wished.push("virtio_console");
     }
     let root = config.guest.as_ref().and_then(|guest| guest.root.as_ref());
@@ -107,7 +111,7 @@ fn file_system(path: &Path) -> Option<Driver> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, GuestConfig, RootConfig};
+    use crate::config::{DiskConfig, GuestConfig, RootConfig, VolumeConfig};
 
     #[test]
     fn a_machine_needs_what_its_devices_and_its_root_need() {
@@ -122,6 +126,13 @@ mod tests {
         let mut config = VmConfig::new("k");
         config.guest = Some(GuestConfig::default());
         assert_eq!(names(&config), ["virtio_mmio", "vmw_vsock_virtio_transport"]);
+        let volume = VolumeConfig { tag: "src".into(), path: "/src".into(), ..Default::default() };
+        config.volumes = vec![volume];
+        assert_eq!(names(&config)[2..], ["virtiofs"]);
+        config.volumes.clear();
+        assert!(!of(&config).wished.contains(&"virtio_console"));
+        config.console_device = ConsoleDevice::Virtio;
+        assert!(of(&config).wished.contains(&"virtio_console"));
         config.disks =
             vec![DiskConfig { id: "root".into(), path: path.clone(), ..Default::default() }];
         let root = RootConfig { disk: "root".into(), writable: false };

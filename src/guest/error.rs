@@ -13,7 +13,7 @@ pub enum ImageError {
     /// The kernel has no driver for something.
     #[error(
         "kernel {}: it has no {module}, neither built in nor in {}, and needs it for {purpose}: take a \
-         kernel with {option}",
+         kernel with {option}, or name all modules of this one with --modules DIR",
         .kernel.display(), .modules.display()
     )]
     MissingDriver {
@@ -48,7 +48,7 @@ pub enum ExecError {
     #[error("the VM runs no commands: its configuration has no `guest`")]
     NoAgent,
     /// The agent was not ready in time.
-    #[error("the guest was not ready to run a command after {} s", .0.as_secs_f64())]
+    #[error("the guest was not ready to run a command after {} s", tenths(.0))]
     NotReady(Duration),
     /// The guest was ready and did not begin in time.
     #[error("the guest's agent was ready and did not begin in time")]
@@ -179,6 +179,11 @@ fn said(console: &str) -> String {
     format!("; its console said last:\n{console}")
 }
 
+/// Seconds, as exact as anybody wants them of a wait.
+fn tenths(duration: &Duration) -> f64 {
+    (duration.as_secs_f64() * 10.0).round() / 10.0
+}
+
 /// An end, in a few words.
 pub(crate) fn told(outcome: &Outcome) -> &'static str {
     match outcome {
@@ -189,5 +194,16 @@ pub(crate) fn told(outcome: &Outcome) -> &'static str {
         Outcome::Crash { .. } => "the guest died",
         Outcome::Killed => "it was killed",
         Outcome::Failed { .. } => "husk could not go on",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_told_in_tenths_of_a_second() {
+        let error = ExecError::NotReady(Duration::from_nanos(2_976_857_145)).to_string();
+        assert!(error.ends_with("after 3 s"), "{error}");
     }
 }

@@ -44,6 +44,16 @@ pub enum NameError {
     /// It says what no husk says.
     #[error("the VM `{0}` answers what no husk does; is it of another version?")]
     Nonsense(String),
+    /// Its husk is there and says nothing: it is stopped, or hangs.
+    #[error(
+        "the husk of the VM `{name}`, process {pid}, does not answer; `kill -KILL {pid}` ends both"
+    )]
+    Silent {
+        /// Which.
+        name: String,
+        /// The process, or 0 if that is not known.
+        pid: u32,
+    },
     /// What was to be done in its guest could not be.
     #[error(transparent)]
     Exec(#[from] ExecError),

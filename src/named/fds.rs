@@ -119,11 +119,11 @@ pub fn receive(socket: &UnixStream, room: &mut [u8]) -> io::Result<(usize, Optio
     Ok((count, fd))
 }
 
-/// The user of the process at the other end.
+/// The process at the other end and its user; of a listening socket, whoever made it listen.
 ///
 /// # Errors
 /// The host's.
-pub fn peer(socket: &UnixStream) -> io::Result<u32> {
+pub fn peer(socket: &UnixStream) -> io::Result<libc::ucred> {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes of a ucred there.
@@ -136,5 +136,5 @@ pub fn peer(socket: &UnixStream) -> io::Result<u32> {
             &mut len,
         )
     };
-    if done == 0 { Ok(peer.uid) } else { Err(io::Error::last_os_error()) }
+    if done == 0 { Ok(peer) } else { Err(io::Error::last_os_error()) }
 }

@@ -30,6 +30,13 @@ pub struct Info {
     pub kernel: String,
     /// When it got its name, in seconds since the epoch.
     pub since: u64,
+    /// False of one whose husk does not answer, of which no more is known than name and process.
+    #[serde(default = "yes")]
+    pub answers: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The most of a console's last lines that is read with an end, in bytes.
@@ -84,17 +91,21 @@ pub(super) fn find_in(directory: &Directory, name: &str) -> Result<Remote, NameE
 /// All VMs with names that there are. Names of those that are gone are removed.
 ///
 /// # Errors
-/// When they cannot be looked for. One that does not answer is left out.
+/// When they cannot be looked for.
 pub fn list() -> Result<Vec<Info>, NameError> {
-    list_in(&Directory::open()?)
+    list_in(&Directory::open()?, PATIENCE)
 }
 
-pub(super) fn list_in(directory: &Directory) -> Result<Vec<Info>, NameError> {
+pub(super) fn list_in(directory: &Directory, patience: Duration) -> Result<Vec<Info>, NameError> {
     let mut all = Vec::new();
     for name in directory.names()? {
         let remote = Remote { path: directory.socket(&name)?, name };
-        match remote.info() {
+        match remote.info_within(patience) {
             Ok(info) => all.push(info),
+            Err(NameError::Silent { name, pid }) => {
+                let kernel = String::new();
+                all.push(Info { name, pid, kernel, since: 0, answers: false });
+            }
             Err(NameError::Unknown(_)) => {
                 let _lock = directory.lock()?;
                 clean(&remote.path);
@@ -115,7 +126,7 @@ impl Remote {
             _ => host(&self.path, "connect")(e),
         })?;
         let failed = host(&self.path, "ask");
-        if fds::peer(&socket).map_err(&failed)? != user() {
+        if fds::peer(&socket).map_err(&failed)?.uid != user() {
             return Err(NameError::Unknown(self.name.clone()));
         }
         socket.set_read_timeout(Some(PATIENCE)).map_err(&failed)?;
@@ -142,7 +153,10 @@ impl Remote {
         // Byte by byte, for what follows the line is somebody else's.
         while !line.ends_with(b"\n") {
             let mut byte = [0];
-            let (count, fd) = fds::receive(&socket, &mut byte).map_err(&failed)?;
+            let (count, fd) = fds::receive(&socket, &mut byte).map_err(|e| match e.kind() {
+                io::ErrorKind::WouldBlock => self.silent(&socket),
+                _ => failed(e),
+            })?;
             passed = passed.or(fd.map(UnixStream::from));
             if count == 0 || line.len() as u64 > LINE_MAX {
                 return Err(NameError::Nonsense(self.name.clone()));
@@ -160,12 +174,22 @@ impl Remote {
         }
     }
 
+    /// Whoever is at the other end does not answer.
+    fn silent(&self, socket: &UnixStream) -> NameError {
+        let pid = fds::peer(socket).map_or(0, |peer| peer.pid.cast_unsigned());
+        NameError::Silent { name: self.name.clone(), pid }
+    }
+
     /// What it says of itself.
     ///
     /// # Errors
     /// See [`NameError`].
     pub fn info(&self) -> Result<Info, NameError> {
-        let (answer, ..) = self.ask(request::INFO, PATIENCE)?;
+        self.info_within(PATIENCE)
+    }
+
+    fn info_within(&self, patience: Duration) -> Result<Info, NameError> {
+        let (answer, ..) = self.ask(request::INFO, patience)?;
         serde_json::from_str(&answer).map_err(|_| NameError::Nonsense(self.name.clone()))
     }
 

@@ -51,7 +51,8 @@ pub struct Named {
 /// When the name is taken, or none, or the host refuses.
 pub fn serve(name: &str, vm: &Arc<RunningVm>, kernel: String) -> Result<Named, NameError> {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-    let info = Info { name: name.to_owned(), pid: std::process::id(), kernel, since };
+    let info =
+        Info { name: name.to_owned(), pid: std::process::id(), kernel, since, answers: true };
     serve_in(&Directory::open()?, info, Arc::downgrade(vm))
 }
 
@@ -162,7 +163,7 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
     client.set_read_timeout(Some(PATIENCE))?;
     client.set_write_timeout(Some(PATIENCE))?;
     // The directory keeps others out; this is for one whose permissions somebody has changed since.
-    let peer = fds::peer(client)?;
+    let peer = fds::peer(client)?.uid;
     let mut writing = client;
     if peer != user() && peer != 0 {
         return writing.write_all(b"ERROR you are somebody else\n");

@@ -20,7 +20,8 @@ fn directory(at: &Path) -> Directory {
 }
 
 fn named(directory: &Directory, name: &str) -> Result<Named, NameError> {
-    let info = Info { name: name.to_owned(), pid: 1, kernel: String::new(), since: 0 };
+    let info =
+        Info { name: name.to_owned(), pid: 1, kernel: String::new(), since: 0, answers: true };
     serve_in(directory, info, Weak::new())
 }
 
@@ -52,7 +53,7 @@ fn what_a_dead_process_left_is_cleaned_and_what_is_no_socket_stays() {
     std::fs::write(place.join("file.sock"), "mine").unwrap();
     drop(named(&names, "dead").unwrap());
     assert!(matches!(find_in(&names, "listed"), Err(NameError::Unknown(_))));
-    assert_eq!(list_in(&names).unwrap(), []);
+    assert_eq!(list_in(&names, PATIENCE).unwrap(), []);
     assert!(!place.join("listed.sock").exists());
     // A file refuses a connection as a dead socket does, and must not go for that.
     let _ = named(&names, "file");
@@ -184,4 +185,16 @@ fn a_name_that_has_gone_is_a_vm_that_has_ended() {
     let explain = find_in(&names, "one").unwrap().explain();
     drop(named);
     assert_eq!(explain().to_string(), "the VM has ended");
+}
+
+#[test]
+fn a_husk_that_does_not_answer_is_listed_with_its_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let _deaf = UnixListener::bind(dir.path().join("husk/deaf.sock")).unwrap();
+    let listed = list_in(&names, std::time::Duration::from_millis(20)).unwrap();
+    let (name, pid) = ("deaf".to_owned(), std::process::id());
+    assert_eq!(listed, [Info { name, pid, kernel: String::new(), since: 0, answers: false }]);
+    let old = r#"{"name": "old", "pid": 1, "kernel": "k", "since": 2}"#;
+    assert!(serde_json::from_str::<Info>(old).unwrap().answers);
 }

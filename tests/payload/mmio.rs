@@ -338,6 +338,7 @@ fn the_window_of_a_shared_directory_answers_every_width_and_alignment_and_is_har
     a_window_answers(26, &config, |kernel, machine| {
         machine.volumes = vec![VolumeConfig {
             id: "fs0".to_owned(),
+            mount: None,
             tag: "tag".to_owned(),
             path: kernel.directory().to_owned(),
             readonly: true,

@@ -91,7 +91,9 @@ pub(crate) fn lock(file: &File, read_only: bool) -> io::Result<()> {
 
 pub(crate) fn remedy(error: &io::Error, read_only: bool) -> &'static str {
     match error.kind() {
-        io::ErrorKind::NotFound => "check the path, or make it with `truncate -s 1G FILE`",
+        io::ErrorKind::NotFound if !read_only => {
+            "check the path, or make it with `truncate -s 1G FILE`"
+        }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !read_only => {
             "make it writable for you, or make the disk read-only"
         }

@@ -94,9 +94,7 @@ impl Interrupt {
         self.shared.counters.add_error();
         if let Some(silent) = self.shared.complaints.admit() {
             let name = &self.shared.name;
-            log::warn!(
-                "{name}: the device stops until the guest resets it: {why} (not said before: {silent})"
-            );
+            log::warn!("{name}: the device stops until the guest resets it: {why}{silent}");
         }
         if before & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.signal_config();

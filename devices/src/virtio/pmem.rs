@@ -277,7 +277,7 @@ fn result(
     interrupt.counters().add_error();
     if let Some(silent) = complaints.admit() {
         let (name, path) = (interrupt.name(), file.path.display());
-        log::warn!("{name}: flush of {path}: {e} ({silent} errors before were not shown)");
+        log::warn!("{name}: flush of {path}: {e}{silent}");
     }
     FAILED
 }

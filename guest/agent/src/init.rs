@@ -32,7 +32,7 @@ pub fn main() -> i32 {
         Err(Errno(number)) => {
             say::line(&[
                 b"there is no way to the host: the kernel needs CONFIG_VIRTIO_VSOCKETS, built in or as a \
-                  module that husk can find (errno ",
+                  module that husk can find: --modules DIR (errno ",
                 Digits::of(number as u64).bytes(),
                 b")",
             ]);
@@ -119,8 +119,33 @@ fn bring_up(records: &[u8]) -> core::result::Result<Fd, (&'static [u8], Errno)> 
     } else {
         mounts::complete();
     }
+    mount_volumes(records)?;
     let _ = machine::loopback_up();
     socket::listen(GUEST_PORT).map_err(|e| (&b"the agent cannot listen"[..], e))
+}
+
+/// Mounts the shared directories where the host wants them, in its order.
+fn mount_volumes(records: &[u8]) -> core::result::Result<(), (&'static [u8], Errno)> {
+    for record in Records(records).flatten() {
+        let flags = match record.tag {
+            tag::VOLUME => 0,
+            tag::VOLUME_READ_ONLY => machine::READ_ONLY,
+            _ => continue,
+        };
+        let volume = record.bytes();
+        let mounted = match volume.iter().position(|byte| *byte == b':') {
+            Some(colon) => {
+                let (name, path) = volume.split_at(colon);
+                mounts::volume(name, path.get(1..).unwrap_or_default(), flags)
+            }
+            None => Err(Errno::PROTO),
+        };
+        mounted.map_err(|e| {
+            say::line(&[b"a shared directory cannot be mounted: ", volume]);
+            (&b"a shared directory cannot be mounted: the kernel needs CONFIG_VIRTIO_FS"[..], e)
+        })?;
+    }
+    Ok(())
 }
 
 fn parse(records: &[u8]) -> Result<Setup<'_>> {

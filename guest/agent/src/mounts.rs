@@ -1,7 +1,9 @@
 //! The file systems that every Linux program expects.
 
+use crate::sys::Result;
 use crate::sys::file::{make_directory, symlink};
 use crate::sys::machine::{NO_DEV, NO_EXEC, NO_SUID, mount};
+use crate::text::Path;
 
 /// What is needed to find out anything: /proc, /sys and /dev. What there is already, or this kernel
 /// does not have, is passed over: what needs it says so.
@@ -35,4 +37,19 @@ pub fn early() {
 pub fn complete() {
     let _ = make_directory(c"/tmp", 0o1777);
     let _ = mount(c"tmpfs", c"/tmp", c"tmpfs", NO_SUID | NO_DEV, c"mode=1777");
+}
+
+/// The shared directory `tag`, at `path`, which is made with all that leads to it.
+///
+/// # Errors
+/// The kernel's.
+pub fn volume(tag: &[u8], path: &[u8], flags: usize) -> Result<()> {
+    for (at, byte) in path.iter().enumerate().skip(1) {
+        if *byte == b'/' {
+            make_directory(Path::of(&[path.get(..at).unwrap_or_default()])?.as_c_str(), 0o755)?;
+        }
+    }
+    let (tag, path) = (Path::of(&[tag])?, Path::of(&[path])?);
+    make_directory(path.as_c_str(), 0o755)?;
+    mount(tag.as_c_str(), path.as_c_str(), c"virtiofs", flags, c"")
 }

@@ -29,6 +29,10 @@ pub mod tag {
     pub const HOST_NAME: u8 = 18;
     /// Set-up: seconds (u64) and nanoseconds (u32) since the epoch.
     pub const CLOCK: u8 = 19;
+    /// Set-up: `TAG:/DIRECTORY`, a shared directory and where it is mounted.
+    pub const VOLUME: u8 = 20;
+    /// Set-up: as [`VOLUME`], and it is only read.
+    pub const VOLUME_READ_ONLY: u8 = 21;
 }
 
 /// Bytes before those of a record.

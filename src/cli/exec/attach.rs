@@ -8,7 +8,7 @@ use std::time::Duration;
 use husk::error::ExecError;
 use husk::{Escape, GuestChild, GuestCommand, Status, WindowSize};
 
-use super::streams::{self, To};
+use super::streams::{self, Shown, To};
 use crate::cli::awaited::Awaited;
 use crate::cli::life::watch;
 use crate::cli::{Error, terminal};
@@ -19,9 +19,16 @@ const EVER: Duration = Duration::from_secs(1 << 32);
 /// A command whose streams are husk's.
 pub struct Attached {
     pub child: Arc<GuestChild>,
-    done: Receiver<()>,
+    done: Receiver<Shown>,
     /// Streams that are shown.
     shown: usize,
+}
+
+/// How a command ended whose streams were husk's.
+pub struct End {
+    pub status: Status,
+    /// All that it wrote was shown, as far as anybody read it.
+    pub is_whole: bool,
 }
 
 /// On a terminal, `command` with one of the same kind and size; and whether that is so.
@@ -73,16 +80,19 @@ impl Attached {
     ///
     /// # Errors
     /// When the guest has gone before.
-    pub fn wait(&self, left: impl Fn() -> Option<Duration>) -> Result<Option<Status>, ExecError> {
+    pub fn wait(&self, left: impl Fn() -> Option<Duration>) -> Result<Option<End>, ExecError> {
         let status = match left() {
             None => Some(self.child.wait()?),
             Some(left) => self.child.wait_timeout(left)?,
         };
-        let mut shown = (0..self.shown).map(|_| self.done.recv_timeout(left().unwrap_or(EVER)));
-        match status {
-            Some(status) if shown.all(|done| done.is_ok()) => Ok(Some(status)),
-            _ => Ok(None),
+        let mut is_whole = true;
+        for _ in 0..self.shown {
+            match self.done.recv_timeout(left().unwrap_or(EVER)) {
+                Ok(shown) => is_whole &= shown,
+                Err(_) => return Ok(None),
+            }
         }
+        Ok(status.map(|status| End { status, is_whole }))
     }
 }
 

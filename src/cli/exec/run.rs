@@ -1,13 +1,14 @@
 //! A command's life on the command line: from the guest's start to husk's exit status.
 
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use husk::error::ExecError;
 use husk::{Escape, GuestCommand, Outcome, RunningVm, Status};
 
-use super::attach;
+use super::attach::{self, End};
 use super::forward::Forward;
 use crate::cli::awaited::Awaited;
 use crate::cli::life::{self, GUEST_DIED, TIMED_OUT, conclude, end, kill, report_console};
@@ -16,6 +17,8 @@ use crate::cli::{CANNOT, Error, terminal};
 /// Exit statuses of a shell for a command that cannot be run.
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
+/// Exit status: somebody else ended the VM under the command, as SIGKILL ends a process.
+const KILLED: u8 = 128 + libc::SIGKILL as u8;
 /// Lines of the console that are shown when something failed.
 const CONSOLE_LINES: usize = 40;
 
@@ -56,29 +59,38 @@ pub fn run(
         Err(e) => return Ok(failed(&e, vm, signals, limits)),
     };
     let escapes = interactive.then(|| attend_escapes(vm.clone())).transpose()?;
-    let attached = attach::attach(child, interactive.then_some(resized), escapes)?;
+    let (typed, is_end) = escapes.unzip();
+    let attached = attach::attach(child, interactive.then_some(resized), typed)?;
     signals.has_child(attached.child.clone());
     let ended = attached.wait(|| limits.left());
     terminal::restore();
-    let status = match ended {
-        Ok(Some(status)) => status,
+    let end = match ended {
+        Ok(Some(end)) => end,
         Ok(None) => return Ok(timed_out(vm, limits)),
+        // Ctrl-a x is how a user leaves, and no failure.
+        Err(ExecError::Ended(outcome))
+            if matches!(*outcome, Outcome::Killed)
+                && is_end.is_some_and(|is_end| is_end.load(Ordering::Acquire)) =>
+        {
+            return Ok(conclude(&outcome, signals.signal()));
+        }
         Err(e) => return Ok(failed(&e, vm, signals, limits)),
     };
-    let status = status_of(status);
+    let status = status_of(&end);
     conclude_vm(vm, limits.grace);
     Ok(status)
 }
 
-/// The exit status for a command's end, and a word about one that needs it.
-pub fn status_of(status: Status) -> u8 {
-    if let Status::Signaled { out_of_memory: true, .. } = status {
+/// The exit status for a command's end, and a word about one that needs it. What is not whole is no success
+/// of the command's, whatever its own status is.
+pub fn status_of(end: &End) -> u8 {
+    if let Status::Signaled { out_of_memory: true, .. } = end.status {
         tell!(
             "husk: the guest ran out of memory, and its kernel killed the command: give the guest more \
              with --memory\n"
         );
     }
-    status.code()
+    if end.is_whole { end.status.code() } else { CANNOT }
 }
 
 /// Turns the VM off in good order; at once if that takes too long.
@@ -113,7 +125,11 @@ fn failed(error: &ExecError, vm: &Arc<RunningVm>, signals: &Forward, limits: &Li
     let status = match error {
         ExecError::Ended(outcome) => match &**outcome {
             Outcome::PowerOff | Outcome::Reboot | Outcome::Exit(_) => CANNOT,
-            Outcome::Killed => return conclude(&Outcome::Killed, signals.signal()),
+            // By `husk kill`, or by `husk stop` after its grace.
+            Outcome::Killed if signals.signal() == 0 => {
+                tell!("husk: {error}\n");
+                return KILLED;
+            }
             outcome => return conclude(outcome, signals.signal()),
         },
         ExecError::NotReady(_) | ExecError::NotStarted
@@ -143,8 +159,11 @@ fn failed(error: &ExecError, vm: &Arc<RunningVm>, signals: &Forward, limits: &Li
     status
 }
 
-fn attend_escapes(vm: Arc<RunningVm>) -> std::io::Result<std::sync::mpsc::Sender<Escape>> {
+/// The escapes' way to the thread that does what they ask, and whether that was the VM's end.
+type Escapes = (Sender<Escape>, Arc<AtomicBool>);
+
+fn attend_escapes(vm: Arc<RunningVm>) -> std::io::Result<Escapes> {
     let (typed, escapes) = channel();
-    life::attend_escapes(escapes, vm)?;
-    Ok(typed)
+    let is_end = life::attend_escapes(escapes, vm)?;
+    Ok((typed, is_end))
 }

@@ -63,30 +63,42 @@ pub enum To {
     Stderr,
 }
 
+/// A stream that is shown has ended. False when some of it is lost, which has been said then.
+pub type Shown = bool;
+
 /// Writes what the command writes, as it comes, and sends word at the end of it.
 ///
 /// # Errors
 /// When no thread can be started.
-pub fn show(mut from: ChildOutput, to: To, done: Sender<()>) -> io::Result<()> {
+pub fn show(mut from: ChildOutput, to: To, done: Sender<Shown>) -> io::Result<()> {
     super::super::life::watch(move || {
-        let file = match to {
-            To::Stdout => own(io::stdout()),
-            To::Stderr => own(io::stderr()),
+        let (name, file) = match to {
+            To::Stdout => ("stdout", own(io::stdout())),
+            To::Stderr => ("stderr", own(io::stderr())),
         };
-        if let Ok(mut file) = file {
-            let mut room = vec![0; PIECE];
-            // Reading it is without errors.
-            while let Ok(count @ 1..) = from.read(&mut room) {
-                if write_all(&mut file, room.get(..count).unwrap_or_default()).is_err() {
-                    break;
-                }
-            }
-        }
-        // If nobody reads husk's stream any more, then nobody the command's: it is told so.
+        // One that is closed has no reader.
+        let carried = file.map_or(Ok(()), |mut file| carry(&mut from, &mut file));
+        // The command is told that nobody takes any more of it.
         drop(from);
+        if let Err(e) = &carried {
+            tell!("husk: the command's {name} is lost from here on: it cannot be written: {e}\n");
+        }
         // Whoever waited may have had enough.
-        let _ = done.send(());
+        let _ = done.send(carried.is_ok());
     })
+}
+
+/// Writes what comes until there is no more, or nobody reads it any more: that is no error.
+fn carry(from: &mut impl Read, to: &mut File) -> io::Result<()> {
+    let mut room = vec![0; PIECE];
+    // Reading it is without errors.
+    while let Ok(count @ 1..) = from.read(&mut room) {
+        match write_all(to, room.get(..count).unwrap_or_default()) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => break,
+            written => written?,
+        }
+    }
+    Ok(())
 }
 
 /// Also to a stream that somebody made non-blocking.
@@ -107,4 +119,25 @@ fn wait(file: &File, events: libc::c_short) {
     let mut fds = libc::pollfd { fd: file.as_raw_fd(), events, revents: 0 };
     // SAFETY: one pollfd that lives through the call. An error is found by the next read or write.
     unsafe { libc::poll(&mut fds, 1, -1) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_an_error_and_a_reader_that_has_gone_is_none() {
+        let mut full = File::options().write(true).open("/dev/full").unwrap();
+        let error = carry(&mut &b"some output"[..], &mut full).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        let (_, writer) = io::pipe().unwrap();
+        let mut gone = File::from(std::os::fd::OwnedFd::from(writer));
+        assert!(carry(&mut &b"some output"[..], &mut gone).is_ok());
+        let (mut reader, writer) = io::pipe().unwrap();
+        carry(&mut &b"some output"[..], &mut File::from(std::os::fd::OwnedFd::from(writer)))
+            .unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "some output");
+    }
 }

@@ -159,6 +159,9 @@ fn a_volume_is_a_path_a_tag_and_what_the_guest_may_do() {
     assert_eq!(volume("src:work:ro"), made("src", "work", true, VolumeCache::Auto));
     assert_eq!(volume("./a,b:c:d:rw,cache=never"), made("./a,b:c", "d", false, VolumeCache::Never));
     assert_eq!(volume("/a,b/c:d,cache=always"), made("/a,b/c", "d", false, VolumeCache::Always));
+    let mounted = parse_volume("/src:/work/in:ro,cache=never").unwrap();
+    assert_eq!((mounted.mount.as_deref(), &mounted.tag[..]), (Some("/work/in"), ""));
+    assert!(mounted.readonly && mounted.path == std::path::Path::new("/src"));
     for bad in ["", "/src", "/src:", ":work", "/src:ro"] {
         assert!(volume(bad).unwrap_err().contains("PATH:TAG"), "{bad}");
     }

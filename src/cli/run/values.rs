@@ -143,13 +143,17 @@ pub fn parse_volume(text: &str) -> Result<VolumeConfig, String> {
         Some((place, "rw")) => (place, false),
         _ => (place, false),
     };
-    let wanted = "which directory, and which tag? --volume PATH:TAG";
+    let wanted = "which directory, and which tag or directory of the guest's? --volume PATH:TAG, or \
+                  --volume PATH:/DIR with a command";
     let (path, tag) = place.rsplit_once(':').ok_or(wanted)?;
     if path.is_empty() || tag.is_empty() {
         return Err(wanted.to_owned());
     }
-    let (path, tag) = (path.into(), tag.to_owned());
-    Ok(VolumeConfig { id: String::new(), tag, path, readonly, cache })
+    let (tag, mount) = match tag.starts_with('/') {
+        true => (String::new(), Some(tag.to_owned())),
+        false => (tag.to_owned(), None),
+    };
+    Ok(VolumeConfig { id: String::new(), tag, mount, path: path.into(), readonly, cache })
 }
 
 /// `--port`.

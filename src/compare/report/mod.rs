@@ -18,17 +18,44 @@ const CSV: &str = "results.csv";
 /// The page.
 const HTML: &str = "report.html";
 
+/// A directory for results.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What was made for it, the innermost first.
+    made: Vec<PathBuf>,
+}
+
+impl Prepared {
+    /// Removes what was made, as far as nothing is in it.
+    pub fn give_up(self) {
+        for directory in self.made {
+            if std::fs::remove_dir(directory).is_err() {
+                // Somebody has put something there.
+                return;
+            }
+        }
+    }
+}
+
 /// Makes `dir` and sees that it can be written to, before hours are spent on what goes there.
 ///
 /// # Errors
 /// It cannot.
-pub fn prepare(dir: &Path) -> Result<(), CompareError> {
+pub fn prepare(dir: &Path) -> Result<Prepared, CompareError> {
     let shown = dir.display();
+    let missing = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
+    let prepared = Prepared { made: missing.map(Path::to_owned).collect() };
     std::fs::create_dir_all(dir).map_err(CompareError::host(format!("making {shown}")))?;
     let probe = dir.join(".husk-compare");
-    files::write_renamed(&probe, None, |_| Ok(()))
-        .and_then(|()| std::fs::remove_file(&probe))
-        .map_err(CompareError::host(format!("writing to {shown}")))
+    let written =
+        files::write_renamed(&probe, None, |_| Ok(())).and_then(|()| std::fs::remove_file(&probe));
+    match written {
+        Ok(()) => Ok(prepared),
+        Err(e) => {
+            prepared.give_up();
+            Err(CompareError::host(format!("writing to {shown}"))(e))
+        }
+    }
 }
 
 impl Results {

@@ -120,7 +120,7 @@ impl Qcow2 {
             _ => {
                 if let Some(silent) = self.complaints.admit() {
                     let path = self.path.display();
-                    log::warn!("disk {path}: {error} ({silent} before were not shown)");
+                    log::warn!("disk {path}: {error}{silent}");
                 }
                 libc::EIO
             }

@@ -375,7 +375,7 @@ impl Giver<'_> {
                     Refused::Host(e) => format!("memory cannot be given back to the host: {e}"),
                 },
             );
-            log::warn!("{name}: {what} ({silent} errors before were not shown)");
+            log::warn!("{name}: {what}{silent}");
         }
     }
 }

@@ -412,7 +412,7 @@ impl Complaint {
                 Operation::Discard => "discard",
                 Operation::WriteZeroes { .. } => "write zeroes",
             };
-            log::warn!("{}: {what}: {error} ({silent} errors before were not shown)", self.name);
+            log::warn!("{}: {what}: {error}{silent}", self.name);
         }
         VIRTIO_BLK_S_IOERR as u8
     }

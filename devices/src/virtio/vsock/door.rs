@@ -160,7 +160,7 @@ impl Door {
     /// Says that something failed, if it is not said too often.
     pub fn complain(&self, error: &dyn Display) {
         if let Some(silent) = self.complaints.admit() {
-            log::warn!("vsock: a connection has to wait or is lost: {error} (not said: {silent})");
+            log::warn!("vsock: a connection has to wait or is lost: {error}{silent}");
         }
     }
 }

@@ -259,7 +259,7 @@ impl Port {
             && let Some(silent) = self.complaints.admit()
         {
             let (device, name) = (line.name(), &self.name);
-            log::warn!("{device}: port {name}: {why} ({silent} errors before were not shown)");
+            log::warn!("{device}: port {name}: {why}{silent}");
         }
     }
 
