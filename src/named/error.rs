@@ -45,9 +45,7 @@ pub enum NameError {
     #[error("the VM `{0}` answers what no husk does; is it of another version?")]
     Nonsense(String),
     /// Its husk is there and says nothing: it is stopped, or hangs.
-    #[error(
-        "the husk of the VM `{name}`, process {pid}, does not answer; `kill -KILL {pid}` ends both"
-    )]
+    #[error("the husk of the VM `{name}` does not answer; {}", way_out(*.pid))]
     Silent {
         /// Which.
         name: String,
@@ -67,6 +65,13 @@ pub enum NameError {
         /// Why not.
         r#source: io::Error,
     },
+}
+
+fn way_out(pid: u32) -> String {
+    match pid {
+        0 => "it is stopped, or hangs".to_owned(),
+        pid => format!("it is process {pid}, and `kill -KILL {pid}` ends both"),
+    }
 }
 
 /// Makes an error of the host's one that names path and deed.

@@ -123,6 +123,8 @@ impl Remote {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 NameError::Unknown(self.name.clone())
             }
+            // So many wait for it that it can take no more.
+            io::ErrorKind::WouldBlock => NameError::Silent { name: self.name.clone(), pid: 0 },
             _ => host(&self.path, "connect")(e),
         })?;
         let failed = host(&self.path, "ask");

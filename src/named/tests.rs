@@ -192,7 +192,7 @@ fn a_husk_that_does_not_answer_is_listed_with_its_process() {
     let dir = tempfile::tempdir().unwrap();
     let names = directory(dir.path());
     let _deaf = UnixListener::bind(dir.path().join("husk/deaf.sock")).unwrap();
-    let listed = list_in(&names, std::time::Duration::from_millis(20)).unwrap();
+    let listed = list_in(&names, Duration::from_millis(20)).unwrap();
     let (name, pid) = ("deaf".to_owned(), std::process::id());
     assert_eq!(listed, [Info { name, pid, kernel: String::new(), since: 0, answers: false }]);
     let old = r#"{"name": "old", "pid": 1, "kernel": "k", "since": 2}"#;
