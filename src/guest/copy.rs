@@ -1,6 +1,7 @@
 //! A file's way into a guest and out of one.
 
 use std::ffi::OsStr;
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -87,13 +88,24 @@ pub fn get(
     let written = files::write_to(to, None, |file| {
         ended = receive(&session, explain, from, file, limits)?;
         match ended {
-            Ok(()) => Ok(()),
+            Ok(()) => permit(file, session.mode()),
             Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     });
     session.cut();
     ended?;
     written.map_err(|source| ExecError::HostFile { path: to.to_owned(), source })
+}
+
+/// Gives `file` the permissions that it has in the guest: none of them makes it anybody else's program.
+/// A device that was written to keeps its own.
+fn permit(file: &File, mode: Option<u32>) -> io::Result<()> {
+    match mode {
+        Some(mode) if file.metadata()?.is_file() => {
+            file.set_permissions(Permissions::from_mode(mode & 0o777))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes what comes of the file `from` to `file`. The outer error is the host's, the inner the guest's.

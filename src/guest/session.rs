@@ -44,6 +44,8 @@ struct State {
     /// It takes no more of them.
     deaf: bool,
     end: Option<End>,
+    /// The permissions of a file that the guest sends.
+    mode: Option<u32>,
 }
 
 /// A session that has begun.
@@ -178,7 +180,7 @@ pub fn begin(
     let session = Arc::new(Session {
         writing: Mutex::new(socket.try_clone().map_err(lost)?),
         socket,
-        state: Mutex::new(State { credit: WINDOW, deaf: false, end: None }),
+        state: Mutex::new(State { credit: WINDOW, deaf: false, end: None, mode: None }),
         changed: Condvar::new(),
         stdout: Pipe::default(),
         stderr: Pipe::default(),
@@ -226,6 +228,7 @@ impl Session {
                     self.state().deaf = true;
                     self.changed.notify_all();
                 }
+                Frame::Mode(mode) => self.state().mode = Some(mode),
                 Frame::Exited(status) => break End::Exited(status),
                 Frame::Signaled(signal, memory) => break End::Signaled(signal, memory),
                 Frame::Cannot(stage, errno) => break End::Cannot(stage, errno as i32),
@@ -247,6 +250,11 @@ impl Session {
     /// Ends it from this side, at once: the agent ends the command. An end that it has already stays.
     pub fn cut(&self) {
         self.finish(End::Lost);
+    }
+
+    /// The permissions of the file that the guest sends, if it has told them.
+    pub fn mode(&self) -> Option<u32> {
+        self.state().mode
     }
 
     /// Waits for its end, at most until then.

@@ -272,10 +272,13 @@ fn files_are_copied_whole_or_not_at_all() {
     child.wait().unwrap();
     assert!(std::fs::read(path("in")).unwrap() == bytes);
     assert_eq!(path("in").metadata().unwrap().permissions().mode() & 0o7777, 0o750);
+    // Not the rights of whose file it was.
+    std::fs::set_permissions(path("in"), PermissionsExt::from_mode(0o4751)).unwrap();
     let (socket, mut child) = agent();
     get(socket, &explain(), &path("in"), &path("out"), Limits::default()).unwrap();
     child.wait().unwrap();
     assert!(std::fs::read(path("out")).unwrap() == bytes);
+    assert_eq!(path("out").metadata().unwrap().permissions().mode() & 0o7777, 0o751);
 
     let before = dir.path().read_dir().unwrap().count();
     let (socket, mut child) = agent();

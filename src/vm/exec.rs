@@ -85,7 +85,8 @@ impl RunningVm {
     }
 
     /// Copies the file `from` of the guest's to `to` on the host, where it appears when all of it is
-    /// there. At most 64 GiB, and an error when the guest sends nothing of it for 60 s.
+    /// there, with the `rwx` of its permissions. At most 64 GiB, and an error when the guest sends
+    /// nothing of it for 60 s.
     ///
     /// # Errors
     /// See [`ExecError`].

@@ -100,6 +100,8 @@ pub enum Frame<'a> {
     Output(u8, &'a [u8]),
     /// Guest: a stream is at its end.
     OutputEnd(u8),
+    /// Guest: the permissions of the file that it sends.
+    Mode(u32),
     /// Guest, last: the command's exit status.
     Exited(u8),
     /// Guest, last: the signal that ended it, and whether for want of memory.
@@ -150,6 +152,7 @@ impl<'a> Frame<'a> {
             (34, [stream, bytes @ ..]) => Frame::Output(*stream, bytes),
             (35, &[stream]) => Frame::OutputEnd(stream),
             (36, &[status]) => Frame::Exited(status),
+            (38, &[a, b, c, d]) => Frame::Mode(u32::from_le_bytes([a, b, c, d])),
             (37, &[signal @ 1..=255, memory @ 0..=1]) => Frame::Signaled(signal, memory == 1),
             _ => return Err(Malformed),
         })
@@ -189,6 +192,7 @@ impl<'a> Frame<'a> {
                 encoded.carrying(34, bytes)
             }
             Frame::OutputEnd(stream) => encoded.with(35, &[stream]),
+            Frame::Mode(mode) => encoded.with(38, &mode.to_le_bytes()),
             Frame::Exited(status) => encoded.with(36, &[status]),
             Frame::Signaled(signal, memory) => encoded.with(37, &[signal, memory.into()]),
         };

@@ -53,6 +53,7 @@ fn every_frame_comes_out_as_it_went_in() {
         Frame::Cannot(Stage::Agent, u32::MAX),
         Frame::Output(stream::STDOUT, &bytes),
         Frame::OutputEnd(stream::STDOUT),
+        Frame::Mode(0o750),
         Frame::Exited(255),
         Frame::Signaled(9, true),
         Frame::Signaled(127, false),

@@ -69,7 +69,8 @@ pub fn get(wire: &mut Wire, request: &'static [u8]) -> Done {
     let mut room = [0; Frame::PIECE];
     // A directory can be opened and not be read: said before anything has begun.
     let mut first = Some(file::read(fd, &mut room).map_err(failed)?);
-    if wire.send(Frame::Started).is_err() {
+    let mode = file::mode(fd).map_err(failed)?;
+    if wire.send(Frame::Started).and_then(|()| wire.send(Frame::Mode(mode))).is_err() {
         return Ok(());
     }
     let mut credit = WINDOW;

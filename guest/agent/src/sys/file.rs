@@ -176,6 +176,18 @@ pub fn set_mode(fd: Fd, mode: u32) -> Result<()> {
     unsafe { call(91, [fd.raw(), mode as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
+/// The permissions of an open file, by fstat(2).
+pub fn mode(fd: Fd) -> Result<u32> {
+    /// Bytes of `struct stat` on x86-64, and where its `st_mode` is.
+    const LEN: usize = 144;
+    const MODE: usize = 24;
+    let mut stat = [0u8; LEN];
+    // SAFETY: the kernel writes a `struct stat` there, which has that many bytes.
+    unsafe { call(5, [fd.raw(), stat.as_mut_ptr().addr(), 0, 0, 0, 0]) }?;
+    let bytes = stat.get(MODE..).and_then(|rest| rest.first_chunk());
+    Ok(u32::from_le_bytes(*bytes.unwrap_or(&[0; 4])) & 0o7777)
+}
+
 /// The entries of an open directory, as linux_dirent64 structures; 0 at their end.
 pub fn entries(fd: Fd, bytes: &mut [u8]) -> Result<usize> {
     // SAFETY: the kernel writes at most `len` bytes there.
