@@ -140,7 +140,7 @@ exit 0
     let sent = noise();
     let hash = sha256(&sent);
     let began = Instant::now();
-    let mut stream = TcpStream::connect("10.0.0.2:5001").unwrap();
+    let mut stream = connect("10.0.0.2:5001");
     stream.write_all(&sent).unwrap();
     drop(stream);
     guest.wait_for("rx=");
@@ -149,7 +149,7 @@ exit 0
     // A web server sends a file in large pieces, whatever the guest's speed: what it may save in
     // frames is then the network card's doing. (`nc` writes 1 KiB at a time.)
     let began = Instant::now();
-    let mut stream = TcpStream::connect("10.0.0.2:5002").unwrap();
+    let mut stream = connect("10.0.0.2:5002");
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(b"GET /data HTTP/1.0\r\n\r\n").unwrap();
     let mut back = Vec::with_capacity(AMOUNT + 1024);
@@ -216,6 +216,20 @@ fn serve(page: &'static str) -> u16 {
         }
     });
     port
+}
+
+/// Connects to a program of the guest's that was started in the background, and may not listen yet.
+fn connect(address: &str) -> TcpStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match TcpStream::connect(address) {
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+                assert!(Instant::now() < deadline, "nobody listens at {address}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            connected => return connected.unwrap(),
+        }
+    }
 }
 
 /// Fetches a page from a server that may still be starting.
@@ -494,7 +508,7 @@ exit 0
         }
         guest.type_line(&round.to_string());
         guest.wait_for("SERVING");
-        let mut stream = TcpStream::connect("10.0.0.2:5001").unwrap();
+        let mut stream = connect("10.0.0.2:5001");
         stream.write_all(&sent).unwrap();
         drop(stream);
         let fetchers: Vec<_> =
