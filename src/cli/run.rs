@@ -293,8 +293,8 @@ impl Run {
             config.ports = self.port;
         }
         config.on_reboot = self.on_reboot.unwrap_or(config.on_reboot);
-        let blind = husk::kernels::is_without_acpi(&config.kernel);
-        config.acpi = config.acpi && !self.no_acpi && !blind;
+        config.acpi =
+            config.acpi && !self.no_acpi && !husk::kernels::is_without_acpi(&config.kernel);
         config.boot_protocol = self.boot_protocol.unwrap_or(config.boot_protocol);
         config.share_kernel = config.share_kernel || self.share_kernel;
         let command = self.exec.apply(&mut config, self.console.as_ref())?;
@@ -330,6 +330,7 @@ impl Session {
         let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
         let timeout = self.timeout.map(|limit| (limit, Instant::now()));
         let vm = Arc::new(vm.start()?);
+        signals.has_vm(vm.clone());
         attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
         footprint::release();
         let _name =
@@ -357,6 +358,8 @@ impl Session {
             terminal::make_raw();
         }
         let vm = Arc::new(vm.start()?);
+        // Before anything that may wait: from now on a signal asks the guest.
+        ending.started(vm.clone());
         let _name =
             self.name.map(|name| husk::named::serve(&name, &vm, self.kernel)).transpose()?;
         if let Some(path) = vm.console_path() {
@@ -366,7 +369,6 @@ impl Session {
             attend_escapes(escapes, vm.clone())?;
             attend_window(self.resized, &vm)?;
         }
-        ending.started(vm.clone());
         attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
 
         let Some(outcome) = wait(&vm, self.timeout) else {

@@ -186,7 +186,9 @@ pub fn is_without_acpi(path: &Path) -> bool {
 fn is_without_acpi_in(own: &Path, path: &Path) -> bool {
     // By what the paths lead to: the default is a link.
     let (Ok(own), Ok(path)) = (own.canonicalize(), path.canonicalize()) else { return false };
-    let config = path.parent().filter(|parent| parent.parent() == Some(&own));
+    // What was fetched is a vmlinuz, and every start would read its configuration for nothing.
+    let built = path.file_name().is_some_and(|name| name == "vmlinux");
+    let config = path.parent().filter(|parent| built && parent.parent() == Some(&own));
     config
         .and_then(|parent| std::fs::read_to_string(parent.join("config")).ok())
         .is_some_and(|config| !config.lines().any(|line| line == "CONFIG_ACPI=y"))

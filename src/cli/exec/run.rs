@@ -48,7 +48,6 @@ pub fn run(
     resized: Awaited,
     limits: &Limits,
 ) -> Result<u8, Error> {
-    signals.has_vm(vm.clone());
     let (command, interactive) = attach::for_terminal(command);
     let started = match limits.left() {
         Some(left) => vm.spawn_within(&command, left),
