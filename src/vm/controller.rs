@@ -17,7 +17,7 @@ use vm_memory::GuestMemoryMmap;
 use super::VmError;
 use super::devices::Devices;
 use super::ending;
-use super::firmware::Software;
+use super::firmware::{Loading, Software};
 use super::machine::{Machine, Parts};
 use super::mailbox::{Command, Mailbox, Message};
 use super::making::Making;
@@ -62,11 +62,11 @@ enum Next {
 }
 
 impl Controller {
-    /// Powers the machine on, its memory as it was mapped; its vCPUs wait.
+    /// Powers the machine on, its memory as it was mapped but for the kernel; its vCPUs wait.
     ///
     /// # Errors
     /// As [`Machine::boot`].
-    pub fn boot(&self, making: Making) -> Result<Machine, VmError> {
+    pub fn boot(&self, making: Making, kernel: Loading) -> Result<Machine, VmError> {
         let mailbox = self.mailbox.clone();
         let on_failure: OnFailure = Arc::new(move |failure| {
             mailbox.post(match failure {
@@ -84,7 +84,7 @@ impl Controller {
             on_failure,
             timeline: &self.timeline,
         };
-        Machine::boot(&parts, making)
+        Machine::boot(&parts, making, kernel)
     }
 
     /// Runs `machine` and its successors to the end.
@@ -140,7 +140,8 @@ impl Controller {
         let host = |source| VmError::Host { what: "reboot".to_owned(), source };
         self.devices.reset().map_err(host)?;
         memory::discard(&self.memory, super::memory_spec(&self.config)).map_err(host)?;
-        self.boot(Making::begin(&self.hypervisor, &self.memory)?)
+        let making = Making::begin(&self.hypervisor, &self.memory)?;
+        self.boot(making, Loading::begin(&self.software.kernel, &self.config, &self.memory)?)
     }
 
     /// Answers messages until something has to happen to the machine.

@@ -1,14 +1,15 @@
 //! What a PC's firmware does: the kernel, its initrd, its command line and the description of the
 //! machine, put into guest memory.
 
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use husk_devices::virtio::mmio::MMIO_WINDOW;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::VmError;
+use super::background::Background;
 use crate::boot::params::{self, BootInfo, E820_RAM, E820_RESERVED, E820Entry};
-use crate::boot::{Cmdline, Initrd, Kernel, LoadMethod, LoadOptions, Loaded};
+use crate::boot::{Cmdline, Initrd, Kernel, KernelError, LoadMethod, LoadOptions, Loaded};
 use crate::config::{BootProtocol, ConsoleDevice, VmConfig};
 use crate::guest;
 use crate::memory;
@@ -26,7 +27,7 @@ fn default_cmdline(console: ConsoleDevice) -> &'static str {
 
 /// The opened files a guest boots from.
 pub(super) struct Software {
-    pub kernel: Kernel,
+    pub kernel: Arc<Kernel>,
     pub initrd: Option<Initrd>,
     /// Said once, however often the guest reboots: that its kernel is not shared.
     pub unshared: Once,
@@ -40,31 +41,42 @@ impl Software {
     }
 }
 
-/// The description of a machine for its guest.
-pub(super) struct Firmware<'a> {
-    pub config: &'a VmConfig,
-    pub slots: &'a [VirtioSlot],
+/// A kernel on its way into guest memory: what takes longest of a start after KVM's own part, so it
+/// begins as soon as there is a kernel and a memory.
+pub(super) struct Loading {
+    work: Background<Result<Loaded, KernelError>>,
+    method: LoadMethod,
 }
 
-impl Firmware<'_> {
-    /// Fills guest memory, which is as it was mapped, and returns how the kernel is entered.
+impl Loading {
+    /// Begins to load `kernel` into `memory`, which is as it was mapped.
     ///
     /// # Errors
-    /// When the kernel, its initrd or its command line does not fit, or cannot be read.
-    pub fn load(&self, software: &Software, memory: &GuestMemoryMmap) -> Result<Loaded, VmError> {
-        let options = LoadOptions {
-            method: match self.config.share_kernel {
-                true => LoadMethod::Map,
-                false => LoadMethod::Read,
-            },
-            protocol: match self.config.boot_protocol {
-                BootProtocol::Auto => None,
-                BootProtocol::Pvh => Some(Protocol::Pvh),
-                BootProtocol::Linux64 => Some(Protocol::Linux64),
-            },
+    /// When no thread can be started.
+    pub fn begin(
+        kernel: &Arc<Kernel>,
+        config: &VmConfig,
+        memory: &GuestMemoryMmap,
+    ) -> Result<Self, VmError> {
+        let method = match config.share_kernel {
+            true => LoadMethod::Map,
+            false => LoadMethod::Read,
         };
-        let loaded = software.kernel.load(memory, options)?;
-        if options.method == LoadMethod::Map && loaded.method != LoadMethod::Map {
+        let protocol = match config.boot_protocol {
+            BootProtocol::Auto => None,
+            BootProtocol::Pvh => Some(Protocol::Pvh),
+            BootProtocol::Linux64 => Some(Protocol::Linux64),
+        };
+        let (kernel, memory) = (kernel.clone(), memory.clone());
+        let work = Background::begin("husk-kernel", "the thread that loads the kernel", move || {
+            kernel.load(&memory, LoadOptions { method, protocol })
+        })?;
+        Ok(Self { work, method })
+    }
+
+    fn finish(self, software: &Software) -> Result<Loaded, VmError> {
+        let loaded = self.work.finish()??;
+        if self.method == LoadMethod::Map && loaded.method != LoadMethod::Map {
             software.unshared.call_once(|| {
                 log::warn!(
                     "the kernel cannot be shared with other VMs: that takes husk's cache, memory \
@@ -72,6 +84,28 @@ impl Firmware<'_> {
                 );
             });
         }
+        Ok(loaded)
+    }
+}
+
+/// The description of a machine for its guest.
+pub(super) struct Firmware<'a> {
+    pub config: &'a VmConfig,
+    pub slots: &'a [VirtioSlot],
+}
+
+impl Firmware<'_> {
+    /// Fills guest memory once the kernel is there, and returns how that is entered.
+    ///
+    /// # Errors
+    /// When the kernel, its initrd or its command line does not fit, or cannot be read.
+    pub fn load(
+        &self,
+        software: &Software,
+        kernel: Loading,
+        memory: &GuestMemoryMmap,
+    ) -> Result<Loaded, VmError> {
+        let loaded = kernel.finish(software)?;
         let initrd = match &software.initrd {
             Some(initrd) => Some(initrd.load(
                 memory,

@@ -15,7 +15,7 @@ use vm_memory::GuestMemoryMmap;
 use super::devices::Devices;
 use super::ending;
 use super::error::{VmError, host};
-use super::firmware::{Firmware, Software};
+use super::firmware::{Firmware, Loading, Software};
 use super::making::Making;
 use crate::config::VmConfig;
 use crate::hypervisor::{Hypervisor, HypervisorError, KvmVm};
@@ -46,26 +46,26 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Powers a machine on, its memory as it was mapped; its vCPUs wait at the gate.
+    /// Powers a machine on, its memory as it was mapped but for the kernel; its vCPUs wait at the gate.
     ///
     /// # Errors
     /// Those of [`Firmware::load`], of KVM, and of starting threads.
-    pub fn boot(parts: &Parts<'_>, mut making: Making) -> Result<Self, VmError> {
+    pub fn boot(parts: &Parts<'_>, making: Making, kernel: Loading) -> Result<Self, VmError> {
+        let (vm, memory) = making.vm()?;
+        let vcpus = create_vcpus(parts, &vm)?;
+        parts.timeline.mark(Phase::VcpusCreated);
+
         let firmware = Firmware { config: parts.config, slots: &parts.devices.slots() };
         if parts.config.acpi {
             parts.devices.generation.write(parts.memory)?;
         }
-        let loaded = firmware.load(parts.software, parts.memory)?;
-        parts.timeline.mark(Phase::KernelLoaded);
-
-        let vm = making.vm()?;
-        let vcpus = create_vcpus(parts, &vm)?;
+        let loaded = firmware.load(parts.software, kernel, parts.memory)?;
         if let Some(boot) = vcpus.first() {
             boot.begin_at::<VmError>(parts.memory, loaded.protocol, loaded.entry)?;
         }
-        parts.timeline.mark(Phase::VcpusCreated);
+        parts.timeline.mark(Phase::KernelLoaded);
 
-        making.finish()?;
+        memory.finish()?;
         if parts.software.needs_timer(parts.config) {
             vm.add_timer()?;
         }

@@ -9,6 +9,7 @@
 //!                  └── events of guest and vCPUs
 //! ```
 
+mod background;
 mod console;
 mod controller;
 mod devices;
@@ -51,7 +52,7 @@ use console::Source;
 use controller::Controller;
 use devices::Devices;
 use disks::Disks;
-use firmware::Software;
+use firmware::{Loading, Software};
 use mailbox::{Mailbox, Message};
 use making::Making;
 use running::Verdict;
@@ -72,8 +73,9 @@ const _: () = assert!(config::VIRTIO_DEVICES_MAX <= layout::VIRTIO_MAX);
 
 /// A VM that has everything it needs and does not run yet.
 pub struct Vm {
-    /// First, so that it is dropped before the memory it works on.
+    /// First, so that both are dropped before the memory they work on.
     making: Making,
+    kernel: Loading,
     controller: Controller,
     console: Source,
 }
@@ -125,11 +127,14 @@ impl Vm {
         let memory = memory::allocate(memory_spec(&config))?;
         timeline.mark(Phase::MemoryMapped);
         let making = Making::begin(&hypervisor, &memory)?;
-        // What takes its time is done while KVM takes the memory.
+        // What takes its time is done while KVM takes the memory, and the kernel's loading goes first.
+        let kernel = Arc::new(Kernel::open(&config.kernel, cache)?);
+        let loading = Loading::begin(&kernel, &config, &memory)?;
+        timeline.mark(Phase::KernelOpened);
         let cpuid = hypervisor.supported_cpuid()?;
         check_reach(config.memory.size, &cpuid)?;
         let software = Software {
-            kernel: Kernel::open(&config.kernel, cache)?,
+            kernel,
             initrd: match &config.guest {
                 Some(_) => Some(Initrd::of(image::make(&config)?, image::name())?),
                 None => config.initrd.as_deref().map(Initrd::open).transpose()?,
@@ -139,7 +144,6 @@ impl Vm {
         if software.needs_timer(&config) {
             hypervisor.check_timer()?;
         }
-        timeline.mark(Phase::KernelOpened);
         let mailbox = Arc::new(Mailbox::default());
         let (guest, husk) = (mailbox.clone(), mailbox.clone());
         let events: EventSink = Arc::new(move |event| guest.post(Message::Guest(event)));
@@ -157,7 +161,7 @@ impl Vm {
         };
         let controller =
             Controller { hypervisor, cpuid, config, software, devices, memory, mailbox, timeline };
-        Ok(Self { making, controller, console })
+        Ok(Self { making, kernel: loading, controller, console })
     }
 
     /// Loads the kernel and lets the guest run.
@@ -166,9 +170,9 @@ impl Vm {
     /// When the kernel does not fit the machine, KVM or the host refuses, or the console cannot be
     /// opened. Then everything is closed again.
     pub fn start(self) -> Result<RunningVm, VmError> {
-        let Self { making, mut controller, console } = self;
+        let Self { making, kernel, mut controller, console } = self;
         // Before there is a RunningVm: when dropped it waits for the answer of its controller.
-        let machine = controller.boot(making)?;
+        let machine = controller.boot(making, kernel)?;
         controller.devices.connect_console(console)?;
         let verdict = Arc::new(Verdict::default());
         let mut running = RunningVm {
