@@ -18,9 +18,6 @@ pub(super) const PHDR_SIZE: usize = 56;
 pub(super) const PT_LOAD: u32 = 1;
 const PT_INTERP: u32 = 3;
 pub(super) const PT_NOTE: u32 = 4;
-/// `p_flags`, of those that are the operating system's (`PF_MASKOS`): a cold segment of a kernel that
-/// husk keeps.
-pub(super) const PF_COLD: u32 = 0x0010_0000;
 /// `e_type` of an executable, and `e_machine` of x86-64.
 pub(super) const ET_EXEC: u16 = 2;
 pub(super) const EM_X86_64: u16 = 62;
@@ -98,8 +95,6 @@ pub struct Segment {
     pub filesz: u64,
     /// Bytes in memory; those past `filesz` are zero.
     pub memsz: u64,
-    /// Hardly ever read by its guest: better mapped than read into memory.
-    pub cold: bool,
 }
 
 impl Segment {
@@ -190,7 +185,6 @@ impl Elf {
 /// One program header as the file has it.
 struct Phdr {
     kind: u32,
-    flags: u32,
     offset: u64,
     paddr: u64,
     filesz: u64,
@@ -202,7 +196,6 @@ impl Phdr {
     fn decode(bytes: &[u8]) -> Option<Phdr> {
         Some(Phdr {
             kind: u32_at(bytes, 0)?,
-            flags: u32_at(bytes, 4)?,
             offset: u64_at(bytes, 8)?,
             paddr: u64_at(bytes, 24)?,
             filesz: u64_at(bytes, 32)?,
@@ -246,7 +239,7 @@ impl Phdr {
         if end > HIGHEST {
             return Err(ElfError::TooHigh { index, end });
         }
-        Ok(Segment { offset, paddr, filesz, memsz, cold: self.flags & PF_COLD != 0 })
+        Ok(Segment { offset, paddr, filesz, memsz })
     }
 
     fn read_notes(&self, index: usize, image: &Image) -> Result<Notes, ElfError> {

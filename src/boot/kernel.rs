@@ -84,10 +84,9 @@ impl Kernel {
         matches!(self.body, Body::Code(_))
     }
 
-    /// The guest addresses where its file may be mapped over the guest's memory by `method`.
-    pub fn mapped(&self, method: LoadMethod) -> Vec<Range<u64>> {
-        let mapped = self.segments().iter().filter(|s| s.cold || method == LoadMethod::Map);
-        mapped.map(|segment| segment.paddr..segment.end()).collect()
+    /// The guest addresses it is put at: where its file may be mapped over the guest's memory.
+    pub fn extent(&self) -> Vec<Range<u64>> {
+        self.segments().iter().map(|segment| segment.paddr..segment.end()).collect()
     }
 
     fn segments(&self) -> &[Segment] {

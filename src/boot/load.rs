@@ -9,7 +9,7 @@
 //!   file      ├──────── filesz ────────┤
 //!   memory  ┊ ├────────────────────────┤──── zeros ────┤   memsz
 //!           ┊   ┊ whole pages: mapped ┊                    with LoadMethod::Map,
-//!           └───┘ head, tail: read    └─┘                  or cold; else all of it read
+//!           └───┘ head, tail: read    └─┘                  all of it read with ::Read
 //! ```
 
 use std::io;
@@ -25,8 +25,7 @@ use super::{PAGE, align_down, align_up};
 /// How a kernel gets into guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LoadMethod {
-    /// Read it there, into huge pages where the host gives them; but what its guest hardly ever reads
-    /// is mapped.
+    /// Read it there, into huge pages where the host gives them.
     #[default]
     Read,
     /// Map the file's pages there, copy-on-write: nothing is copied before the guest writes to it,
@@ -63,8 +62,8 @@ impl From<io::Error> for LoadError {
     }
 }
 
-/// Loads `segments` of `image` into `memory`, and says how it did: [`LoadMethod::Map`] if that was
-/// wanted and at least one page was mapped. `memory` is as it was mapped, so zeros are left to be.
+/// Loads `segments` of `image` into `memory`, and says how it did: [`LoadMethod::Map`] if at least
+/// one page was mapped. `memory` is as it was mapped, so zeros are left to be.
 pub(super) fn load_segments(
     memory: &GuestMemoryMmap,
     image: &Image,
@@ -87,11 +86,11 @@ pub(super) fn load_segments(
         let target = Target { memory, image, segment };
         let (start, end) = (segment.paddr, segment.paddr + segment.filesz);
         let pages = match method {
-            LoadMethod::Read if !segment.cold => None,
-            _ => target.mappable_pages(),
+            LoadMethod::Map => target.mappable_pages(),
+            LoadMethod::Read => None,
         };
         if let Some((from, to)) = pages.filter(|(from, to)| target.map(*from, *to)) {
-            used = method;
+            used = LoadMethod::Map;
             target.read(start, from)?;
             target.read(to, end)?;
         } else {

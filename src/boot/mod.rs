@@ -17,7 +17,6 @@ pub mod bzimage;
 pub mod cache;
 pub(crate) mod carried;
 pub mod cmdline;
-mod cold;
 pub mod elf;
 mod error;
 mod host;

@@ -216,6 +216,5 @@ fn code_segment(path: &Path, header: &SetupHeader) -> Result<Segment, KernelErro
         paddr: header.load_address,
         filesz: header.code.len,
         memsz: header.code.len.max(u64::from(header.init_size)),
-        cold: false,
     })
 }

@@ -1,8 +1,8 @@
 //! Writing a kernel's ELF anew, so that it can be mapped.
 //!
 //! Of an unpacked kernel only what is loaded is kept (section headers, symbols and relocations are
-//! not), each segment at a file offset that equals its physical address within a page, what is cold
-//! apart from the rest, and long runs of zeros not at all: a third of a distribution's kernel is its zeroed data, which its
+//! not), each segment at a file offset that equals its physical address within a page, and long
+//! runs of zeros not at all: a third of a distribution's kernel is its zeroed data, which its
 //! segments spell out. The result is an ELF like any other, read back by
 //! [`Elf::parse`](super::elf::Elf::parse).
 //!
@@ -15,7 +15,7 @@ use std::io::{self, Write};
 
 use super::elf::{self, EHDR_SIZE, Elf, PHDR_SIZE, Segment};
 use super::image::Image;
-use super::{PAGE, align_up, cold};
+use super::{PAGE, align_up};
 
 /// Bytes of the one note: three words, the name, an 8-byte address.
 const NOTE_SIZE: u64 = 12 + 4 + 8;
@@ -26,18 +26,12 @@ const ZERO_RUN: u64 = 64 << 10;
 /// takes back.
 const MAX_SEGMENTS: usize = elf::MAX_PHNUM as usize - 1;
 
-/// `elf` with its segments cut where `image` (in memory) has nothing but zeros for long, and around
-/// what is cold in it.
+/// `elf` with its segments cut where `image` (in memory) has nothing but zeros for long.
 pub(super) fn without_zeros(elf: &Elf, image: &Image) -> Elf {
     let mut cut = Elf { segments: Vec::new(), ..elf.clone() };
     let mut cuts = MAX_SEGMENTS.saturating_sub(elf.segments.len());
     for segment in &elf.segments {
         cut_segment(segment, image, &mut cuts, &mut cut.segments);
-    }
-    let (ranges, mut pieces) = (cold::ranges(image), Vec::new());
-    cut.segments.iter().for_each(|segment| cold::cut(segment, &ranges, &mut pieces));
-    if pieces.len() <= MAX_SEGMENTS {
-        cut.segments = pieces;
     }
     let held = |entry: Option<u64>| entry.is_none_or(|entry| cut.holds(entry));
     // Nobody begins in zeros, but a file may say so.
@@ -61,7 +55,6 @@ fn cut_segment(segment: &Segment, image: &Image, cuts: &mut usize, pieces: &mut 
             paddr: paddr + start,
             filesz: data_end - start,
             memsz: end - start,
-            cold: false,
         });
     };
     for (index, page) in bytes.chunks(ZEROS.len()).enumerate() {
@@ -97,9 +90,8 @@ pub(super) fn write(elf: &Elf, image: &Image, out: &mut impl Write) -> io::Resul
         end = offset.checked_add(segment.filesz).ok_or_else(too_large)?;
         offsets.push(offset);
         // PF_R | PF_W | PF_X: who boots it has no protection yet.
-        let flags = 7 | if segment.cold { elf::PF_COLD } else { 0 };
         let sizes = (segment.filesz, segment.memsz);
-        put_phdr(&mut head, elf::PT_LOAD, flags, offset, segment.paddr, sizes, PAGE);
+        put_phdr(&mut head, elf::PT_LOAD, 7, offset, segment.paddr, sizes, PAGE);
     }
     if let Some(entry) = elf.pvh_entry {
         put_phdr(&mut head, elf::PT_NOTE, 4, note_at, 0, (NOTE_SIZE, NOTE_SIZE), 4);

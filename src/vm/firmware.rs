@@ -41,14 +41,6 @@ impl Software {
     }
 }
 
-/// How the kernel gets into guest memory.
-pub(super) fn load_method(config: &VmConfig) -> LoadMethod {
-    match config.share_kernel {
-        true => LoadMethod::Map,
-        false => LoadMethod::Read,
-    }
-}
-
 /// A kernel on its way into guest memory: what takes longest of a start after KVM's own part, so it
 /// begins as soon as there is a kernel and a memory.
 pub(super) struct Loading {
@@ -66,17 +58,19 @@ impl Loading {
         config: &VmConfig,
         memory: &GuestMemoryMmap,
     ) -> Result<Self, VmError> {
-        let method = load_method(config);
+        let method = match config.share_kernel {
+            true => LoadMethod::Map,
+            false => LoadMethod::Read,
+        };
         let protocol = match config.boot_protocol {
             BootProtocol::Auto => None,
             BootProtocol::Pvh => Some(Protocol::Pvh),
             BootProtocol::Linux64 => Some(Protocol::Linux64),
         };
         let (kernel, memory) = (kernel.clone(), memory.clone());
-        let work =
-            Background::begin("husk-kernel", "the thread that loads the kernel", move || {
-                kernel.load(&memory, LoadOptions { method, protocol })
-            })?;
+        let work = Background::begin("husk-kernel", "the thread that loads the kernel", move || {
+            kernel.load(&memory, LoadOptions { method, protocol })
+        })?;
         Ok(Self { work, method })
     }
 

@@ -17,7 +17,7 @@ use super::entry::Key;
 /// The coarsest clock of a file system in use (FAT's), and so how old a change must be.
 const SETTLED: Duration = Duration::from_secs(2);
 /// The first line of a record; the digit changes with the format.
-const HEADER: &str = "husk-index 2\n";
+const HEADER: &str = "husk-index 1\n";
 
 /// What `stat` says of a file that changes whenever its contents do.
 #[derive(Debug, Clone)]

@@ -165,7 +165,7 @@ fn records_that_are_nonsense_are_as_good_as_none() {
     let record = record_path(f.dir(), &f.source);
     let text = fs::read_to_string(&record).unwrap();
     let long = text.repeat(100);
-    for nonsense in ["", "husk-index 2\n", &text[..text.len() / 2], "\u{1F980}", &long] {
+    for nonsense in ["", "husk-index 1\n", &text[..text.len() / 2], "\u{1F980}", &long] {
         fs::remove_file(&record).unwrap();
         fs::write(&record, nonsense).unwrap();
         let found = f.cache.find_unread(&f.source);

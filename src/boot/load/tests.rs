@@ -59,21 +59,6 @@ fn a_file_read_and_a_file_mapped_make_the_same_memory() {
 }
 
 #[test]
-fn what_is_cold_is_mapped_even_where_the_rest_is_read() {
-    let (spec, memory) = (Spec::default(), ram(&[(0, RAM)]));
-    let (_named, image) = file(&spec.build(), true);
-    let mut segments = Elf::parse(&image).unwrap().segments;
-    segments[0].cold = true;
-    assert_eq!(
-        load_segments(&memory, &image, &segments, LoadMethod::Read).unwrap(),
-        LoadMethod::Read
-    );
-    assert_loaded(&memory, &spec);
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    assert!(maps.contains(&*_named.path().to_string_lossy()), "{maps}");
-}
-
-#[test]
 fn a_kernel_in_memory_is_copied() {
     let spec = Spec::default();
     let memory = ram(&[(0, RAM)]);
@@ -117,8 +102,7 @@ fn a_kernel_over_two_regions_is_loaded() {
 
 #[test]
 fn zeros_are_not_touched() {
-    let segment =
-        Segment { offset: 0, paddr: 16 << 20, filesz: 4096, memsz: 12 << 20, cold: false };
+    let segment = Segment { offset: 0, paddr: 16 << 20, filesz: 4096, memsz: 12 << 20 };
     let memory = ram(&[(0, RAM)]);
     let image = Image::Bytes(vec![1; 4096]);
     load_segments(&memory, &image, &[segment], LoadMethod::Read).unwrap();
