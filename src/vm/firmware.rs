@@ -68,9 +68,10 @@ impl Loading {
             BootProtocol::Linux64 => Some(Protocol::Linux64),
         };
         let (kernel, memory) = (kernel.clone(), memory.clone());
-        let work = Background::begin("husk-kernel", "the thread that loads the kernel", move || {
-            kernel.load(&memory, LoadOptions { method, protocol })
-        })?;
+        let work =
+            Background::begin("husk-kernel", "the thread that loads the kernel", move || {
+                kernel.load(&memory, LoadOptions { method, protocol })
+            })?;
         Ok(Self { work, method })
     }
 
