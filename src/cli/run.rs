@@ -76,8 +76,9 @@ pub struct Run {
     #[arg(long, value_name = "PMEM", value_parser = parse_pmem)]
     pmem: Vec<PmemConfig>,
     /// A directory of the host's, which the guest mounts by its tag (`mount -t virtiofs TAG /mnt`):
-    /// PATH:TAG[:ro] [,cache=auto|always|never]; may be repeated. With a command also PATH:/DIR[:ro]…,
-    /// and the command finds it at /DIR
+    /// PATH:TAG[:ro] [,cache=auto|always|never]; may be repeated. With a command also
+    /// PATH:/DIR[:ro|cow]…, and the command finds it at /DIR; with cow, what it writes there is kept in
+    /// the guest's memory
     #[arg(long, value_name = "VOLUME", value_parser = parse_volume)]
     volume: Vec<VolumeConfig>,
     /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,mac=MAC] [,mtu=BYTES]

@@ -64,17 +64,17 @@ pub fn of(config: &VmConfig) -> Drivers {
         drivers.wished.push("virtio_console");
     }
     let root = config.guest.as_ref().and_then(|guest| guest.root.as_ref());
-    if let Some(root) = root {
-        let disk = config.disks.iter().find(|disk| disk.id == root.disk);
+    if let Some(id) = root.and_then(|root| root.disk.as_ref()) {
+        let disk = config.disks.iter().find(|disk| disk.id == *id);
         match disk.and_then(|disk| file_system(&disk.path)) {
             Some(known) => drivers.needed.push(known),
             // The guest tries what its kernel has.
             None => drivers.wished.extend(FILE_SYSTEMS.map(|(_, _, driver)| driver.module)),
         }
-        if !root.writable {
-            let purpose = "the overlay in memory above a root that is not written to";
-            drivers.needed.push(driver("overlay", "CONFIG_OVERLAY_FS", purpose));
-        }
+    }
+    if root.is_some_and(|root| !root.writable) || config.volumes.iter().any(|v| v.overlay) {
+        let purpose = "the overlay in memory above what is not written to";
+        drivers.needed.push(driver("overlay", "CONFIG_OVERLAY_FS", purpose));
     }
     drivers
 }
@@ -135,11 +135,17 @@ mod tests {
         assert!(of(&config).wished.contains(&"virtio_console"));
         config.disks =
             vec![DiskConfig { id: "root".into(), path: path.clone(), ..Default::default() }];
-        let root = RootConfig { disk: "root".into(), writable: false };
+        let root = RootConfig::on_disk("root");
         config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
         assert_eq!(names(&config)[2..], ["virtio_blk", "ext4", "overlay"]);
         std::fs::write(&path, b"something else").unwrap();
         assert_eq!(names(&config)[2..], ["virtio_blk", "overlay"]);
         assert!(of(&config).wished.contains(&"squashfs"));
+        config.disks.clear();
+        config.volumes = vec![VolumeConfig { id: "root".into(), ..VolumeConfig::default() }];
+        let root = RootConfig::on_volume("root");
+        config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
+        assert_eq!(names(&config)[2..], ["virtiofs", "overlay"]);
+        assert!(!of(&config).wished.contains(&"squashfs"));
     }
 }

@@ -120,7 +120,7 @@ pub fn parse_pmem(text: &str) -> Result<PmemConfig, String> {
     })
 }
 
-/// `--volume`: what is behind the last commas is options, and between the last colons tag and `ro`;
+/// `--volume`: what is behind the last commas is options, and between the last colons tag and `ro` or `cow`;
 /// the path is what remains.
 pub fn parse_volume(text: &str) -> Result<VolumeConfig, String> {
     let mut place = text;
@@ -138,10 +138,11 @@ pub fn parse_volume(text: &str) -> Result<VolumeConfig, String> {
         choice(&mut KeyValues::parse("--volume", &["cache"], &options)?, "cache")?
     };
     let cache = cache.unwrap_or_default();
-    let (place, readonly) = match place.rsplit_once(':') {
-        Some((place, "ro")) => (place, true),
-        Some((place, "rw")) => (place, false),
-        _ => (place, false),
+    let (place, readonly, overlay) = match place.rsplit_once(':') {
+        Some((place, "ro")) => (place, true, false),
+        Some((place, "rw")) => (place, false, false),
+        Some((place, "cow")) => (place, false, true),
+        _ => (place, false, false),
     };
     let wanted = "which directory, and which tag or directory of the guest's? --volume PATH:TAG, or \
                   --volume PATH:/DIR with a command";
@@ -153,7 +154,8 @@ pub fn parse_volume(text: &str) -> Result<VolumeConfig, String> {
         true => (String::new(), Some(tag.to_owned())),
         false => (tag.to_owned(), None),
     };
-    Ok(VolumeConfig { id: String::new(), tag, mount, path: path.into(), readonly, cache })
+    let id = String::new();
+    Ok(VolumeConfig { id, tag, mount, path: path.into(), readonly, overlay, cache })
 }
 
 /// `--port`.
