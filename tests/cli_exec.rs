@@ -88,6 +88,8 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
     let sandbox = Sandbox::with_kernel();
     std::fs::create_dir(sandbox.path().join("dir")).unwrap();
     sandbox.file("image", "an image");
+    sandbox.file("squashfs", "hsqs");
+    sandbox.file("qcow2", b"QFI\xfb");
     let no_command: [(&[&str], &str); 7] = [
         (&["--env", "A=B"], "--env"),
         (&["--user", "me"], "--user"),
@@ -105,6 +107,11 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
         (&["--root", "missing"], "missing"),
         (&["--root", "./none"], "none"),
         (&["--root", "dir:cwo"], "dir:cwo"),
+        (&["--root", "dir,cache=some"], "some"),
+        (&["--root", "dir,format=raw"], "`format`"),
+        (&["--root", "image,cache=auto"], "`cache`"),
+        (&["--root", "squashfs:rw"], "squashfs"),
+        (&["--root", "qcow2:rw"], "format=qcow2"),
         (&["--root", "/proc"], "/proc"),
         (&["--rw", "image"], "not a directory"),
         (&["--rw", "missing"], "--rw missing"),
@@ -200,6 +207,9 @@ fn a_commands_root_is_the_hosts_unless_there_is_another() {
     assert_eq!(root(&["--root", "dir:rw"])["writable"], true);
     assert!(print(&["--root", "dir:rw"])["volumes"][0]["readonly"].is_null());
     assert_eq!(root(&["--root", "image:cow"]), serde_json::json!({ "disk": "root" }));
+    assert_eq!(print(&["--root", "dir,cache=always"])["volumes"][0]["cache"], "always");
+    let image = &print(&["--root", "image:rw,format=qcow2"])["disks"][0];
+    assert_eq!((&image["path"], &image["format"]), (&"image".into(), &"qcow2".into()));
     // A directory that is hidden in the guest, or not there, is brought.
     let here = sandbox.path().canonicalize().unwrap();
     let here = here.to_str().unwrap();

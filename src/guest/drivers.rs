@@ -92,6 +92,14 @@ const FILE_SYSTEMS: [(u64, &[u8], Driver); 5] = [
     (0x1_0040, b"_BHRfS_M", driver("btrfs", "CONFIG_BTRFS_FS", "the root's file system, btrfs")),
 ];
 
+/// The file system of the guest's root, if it is to be written to and is of a kind that never is.
+pub fn only_read(config: &VmConfig) -> Option<&'static str> {
+    let root = config.guest.as_ref()?.root.as_ref().filter(|root| root.writable)?;
+    let disk = config.disks.iter().find(|disk| Some(&disk.id) == root.disk.as_ref())?;
+    let module = file_system(&disk.path)?.module;
+    ["erofs", "squashfs"].contains(&module).then_some(module)
+}
+
 /// The driver of the file system on the disk at `path`, if it is one of these, and not inside of another
 /// format.
 fn file_system(path: &Path) -> Option<Driver> {
@@ -138,6 +146,13 @@ mod tests {
         let root = RootConfig::on_disk("root");
         config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
         assert_eq!(names(&config)[2..], ["virtio_blk", "ext4", "overlay"]);
+        assert_eq!(only_read(&config), None);
+        std::fs::write(&path, b"hsqs").unwrap();
+        assert_eq!((names(&config)[3], only_read(&config)), ("squashfs", None));
+        let root = RootConfig { writable: true, ..RootConfig::on_disk("root") };
+        config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
+        assert_eq!(only_read(&config), Some("squashfs"));
+        config.guest.as_mut().unwrap().root = Some(RootConfig::on_disk("root"));
         std::fs::write(&path, b"something else").unwrap();
         assert_eq!(names(&config)[2..], ["virtio_blk", "overlay"]);
         assert!(of(&config).wished.contains(&"squashfs"));

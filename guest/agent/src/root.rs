@@ -74,8 +74,13 @@ fn mount_it(place: Place<'_>, at: &CStr, flags: usize) -> core::result::Result<(
     match place {
         Place::Disk(serial) => {
             let disk = find(serial).map_err(failed(b"the root's disk has not appeared"))?;
-            mount_any(disk.as_c_str(), at, flags)
-                .map_err(failed(b"no file system that this kernel knows is on the root's disk"))
+            mount_any(disk.as_c_str(), at, flags).map_err(|e| {
+                let what: &[u8] = match is_divided(&disk) {
+                    true => b"the root's disk has partitions: it must be one file system",
+                    false => b"no file system that this kernel knows is on the root's disk",
+                };
+                (what, e)
+            })
         }
         Place::Volume(tag) => {
             let tag = Path::of(&[tag]).map_err(failed(b"the set-up is malformed"))?;
@@ -108,6 +113,18 @@ fn overlay() -> Result<()> {
     }
     let layers = c"lowerdir=/husk/lower,upperdir=/husk/ram/upper,workdir=/husk/ram/work";
     mount(c"overlay", c"/husk/root", c"overlay", 0, layers)
+}
+
+/// Whether a disk has partitions: `vda1` is the first of `vda`.
+fn is_divided(disk: &Path) -> bool {
+    let first = Path::of(&[disk.as_c_str().to_bytes(), b"1"]);
+    first.is_ok_and(|first| match file::open(first.as_c_str(), file::READ | file::CLOEXEC, 0) {
+        Ok(mut fd) => {
+            fd.close();
+            true
+        }
+        Err(_) => false,
+    })
 }
 
 /// Mounts `disk` with the first file system that takes it.

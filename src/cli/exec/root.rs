@@ -6,9 +6,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use husk::config::{DiskConfig, GuestConfig, RootConfig, VmConfig, VolumeConfig};
+use husk::config::{DiskConfig, GuestConfig, RootConfig, VmConfig, VolumeCache, VolumeConfig};
 
 use crate::cli::Error;
+use crate::cli::run::{parse_cache, parse_image};
 
 /// The id of the disk or the volume that is the root.
 const ID: &str = "root";
@@ -20,20 +21,17 @@ const OWN: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 /// What a command finds in its guest.
 #[derive(Args)]
 pub struct Files {
-    /// The guest's root file system: an IMAGE (ext4, erofs, squashfs or another that its kernel knows), a
-    /// DIR of the host's, or none: what --initrd brings. With cow, the default, it is only read, and what the
-    /// guest writes is kept in its memory; with ro it is read-only, with rw it is written to. Without a
-    /// command a shell is run [default for a command: /, the host's own, unless there is an --initrd]
-    #[arg(long, value_name = "IMAGE|DIR[:cow|ro|rw]")]
+    /// The guest's root: IMAGE|DIR[:cow|ro|rw][,OPTIONS], or none; without a command a shell is run
+    /// [default: the host's own, or the --initrd]
+    #[arg(long, value_name = "ROOT")]
     pub root: Option<OsString>,
-    /// A directory of the host's that the command finds at the same place, and writes to; may be repeated
+    /// A directory of the host's, at its place and written to
     #[arg(long, value_name = "DIR")]
     pub rw: Vec<PathBuf>,
-    /// A directory of the guest's that is an empty one in its memory; may be repeated
+    /// An empty directory in the guest's memory; may be repeated
     #[arg(long, value_name = "DIR")]
     pub tmpfs: Vec<String>,
-    /// The command runs in the directory that husk runs in, and finds its files there; what it writes is kept
-    /// in the guest's memory, unless --rw or a --volume has it
+    /// Run the command in husk's directory; what it writes is lost
     #[arg(long, conflicts_with = "workdir")]
     pub cwd: bool,
 }
@@ -113,9 +111,26 @@ fn same_place(option: &str, path: &Path) -> Result<VolumeConfig, Error> {
     Ok(VolumeConfig { mount: Some(mount), path, ..VolumeConfig::default() })
 }
 
+/// What stands before the options of a root, and these: of a path only what is one of them is cut off.
+fn split_options(root: &[u8]) -> (&[u8], String) {
+    let is_option = |text: &[u8]| {
+        text == b"backing" || [&b"cache="[..], b"format="].iter().any(|key| text.starts_with(key))
+    };
+    let mut path = root;
+    while let Some(comma) = path.iter().rposition(|byte| *byte == b',') {
+        let (before, option) = path.split_at(comma);
+        if !option.get(1..).is_some_and(is_option) {
+            break;
+        }
+        path = before;
+    }
+    let options = root.get(path.len()..).unwrap_or_default();
+    (path, String::from_utf8_lossy(options).trim_start_matches(',').to_owned())
+}
+
 /// Makes that the guest's root, and tells whether it is the host's own.
 fn add_root(config: &mut VmConfig, guest: &mut GuestConfig, root: &OsStr) -> Result<bool, Error> {
-    let bytes = root.as_bytes();
+    let (bytes, options) = split_options(root.as_bytes());
     let (path, readonly, writable) =
         match bytes.rsplitn(2, |byte| *byte == b':').collect::<Vec<_>>()[..] {
             [b"rw", path] => (path, false, true),
@@ -139,13 +154,32 @@ fn add_root(config: &mut VmConfig, guest: &mut GuestConfig, root: &OsStr) -> Res
         add_tmpfs(guest, "/tmp".to_owned());
     }
     let place = if path.is_dir() {
-        let (id, tag) = (ID.to_owned(), ID.to_owned());
-        let volume = VolumeConfig { id, tag, path, readonly: !writable, ..VolumeConfig::default() };
-        config.volumes.push(volume);
+        let cache = match &options[..] {
+            "" => VolumeCache::default(),
+            options => parse_cache("--root", options)?,
+        };
+        config.volumes.push(VolumeConfig {
+            id: ID.to_owned(),
+            tag: ID.to_owned(),
+            path,
+            readonly: !writable,
+            cache,
+            ..VolumeConfig::default()
+        });
         RootConfig::on_volume(ID)
     } else {
-        let id = ID.to_owned();
-        let disk = DiskConfig { id, path, readonly: !writable, ..DiskConfig::default() };
+        let (format, backing) = match &options[..] {
+            "" => (None, false),
+            options => parse_image("--root", options)?,
+        };
+        let disk = DiskConfig {
+            id: ID.to_owned(),
+            path,
+            readonly: !writable,
+            format,
+            backing,
+            ..DiskConfig::default()
+        };
         // Before all others.
         config.disks.insert(0, disk);
         RootConfig::on_disk(ID)
