@@ -113,6 +113,7 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
         (&["--root", "squashfs:rw"], "squashfs"),
         (&["--root", "qcow2:rw"], "format=qcow2"),
         (&["--root", "/proc"], "/proc"),
+        (&["--root", "/:rw"], "--rw DIR"),
         (&["--rw", "image"], "not a directory"),
         (&["--rw", "missing"], "--rw missing"),
         (&["--tmpfs", "tmp"], "begin with `/`"),

@@ -149,6 +149,13 @@ fn add_root(config: &mut VmConfig, guest: &mut GuestConfig, root: &OsStr) -> Res
         );
     }
     let is_host = path.canonicalize().is_ok_and(|path| path == Path::new("/"));
+    if is_host && writable {
+        return Err(
+            "--root /:rw: the host's own root is only read; name what is to be written to with \
+                    --rw DIR"
+                .into(),
+        );
+    }
     if is_host || readonly {
         // Neither what others keep there on the host, nor nothing that can be written to.
         add_tmpfs(guest, "/tmp".to_owned());
