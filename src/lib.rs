@@ -21,7 +21,7 @@
 //! config.console = ConsoleConfig::None;
 //! let path = "debian.ext4".into();
 //! config.disks = vec![DiskConfig { id: "root".into(), path, readonly: true, ..Default::default() }];
-//! let root = Some(RootConfig { disk: "root".into(), writable: false });
+//! let root = Some(RootConfig::on_disk("root"));
 //! config.guest = Some(GuestConfig { root, ..GuestConfig::default() });
 //! let vm = Vm::new(config)?.start()?;
 //! let release = vm.exec(["uname", "-r"])?;

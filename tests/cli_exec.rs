@@ -88,19 +88,40 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
     let sandbox = Sandbox::with_kernel();
     std::fs::create_dir(sandbox.path().join("dir")).unwrap();
     sandbox.file("image", "an image");
-    let no_command: [(&[&str], &str); 4] = [
+    sandbox.file("squashfs", "hsqs");
+    sandbox.file("qcow2", b"QFI\xfb");
+    let no_command: [(&[&str], &str); 7] = [
         (&["--env", "A=B"], "--env"),
         (&["--user", "me"], "--user"),
         (&["--workdir", "/"], "--workdir"),
         (&["--hostname", "h"], "-- CMD"),
+        (&["--rw", "/"], "--rw"),
+        (&["--tmpfs", "/t"], "--tmpfs"),
+        (&["--cwd"], "--cwd"),
     ];
     for (args, words) in no_command {
         refuses_run(&sandbox, &[&["--kernel", "kernel"], args].concat(), &[words]);
     }
     for (args, words) in [
         (&["--env", "=b"][..], "no name"),
-        (&["--root", "dir"], "directory"),
-        (&["--root", "none"], "none"),
+        (&["--root", "missing"], "missing"),
+        (&["--root", "./none"], "none"),
+        (&["--root", "dir:cwo"], "dir:cwo"),
+        (&["--root", "dir,cache=some"], "some"),
+        (&["--root", "dir,format=raw"], "`format`"),
+        (&["--root", "image,cache=auto"], "`cache`"),
+        (&["--root", "squashfs:rw"], "squashfs"),
+        (&["--root", "qcow2:rw"], "format=qcow2"),
+        (&["--root", "/proc"], "/proc"),
+        (&["--root", "/:rw"], "--rw DIR"),
+        (&["--rw", "image"], "not a directory"),
+        (&["--rw", "missing"], "--rw missing"),
+        (&["--tmpfs", "tmp"], "begin with `/`"),
+        (&["--cwd", "--workdir", "/"], "--workdir"),
+        (&["--volume", "dir:tag:cow"], "tag"),
+        (&["--volume", "dir:/", "--root", "none"], "root"),
+        (&["--volume", "dir:root"], "`root`"),
+        (&["--disk", "path=image,id=root"], "--root none"),
         (&["--root", "image:rx"], "image:rx"),
         (&["--hostname", "a b"], "host name"),
         (&["--console", "stdio"], "--console"),
@@ -151,4 +172,55 @@ fn the_guest_is_part_of_the_configuration_that_is_printed_and_read() {
     sandbox.file("vm.json", &printed);
     let mut again = sandbox.husk(&["run", "--config", "vm.json", "--print-config"]);
     assert_eq!(Running::start(&mut again).finish().stdout, printed);
+}
+
+#[test]
+fn a_commands_root_is_the_hosts_unless_there_is_another() {
+    let sandbox = Sandbox::with_kernel();
+    std::fs::create_dir(sandbox.path().join("dir")).unwrap();
+    sandbox.file("image", "an image");
+    sandbox.file("vm.json", r#"{"kernel": "kernel", "guest": {}}"#);
+    let print = |args: &[&str]| {
+        let all =
+            [&["run", "--kernel", "kernel"], args, &["--print-config", "--", "true"]].concat();
+        let finished = Running::start(&mut sandbox.husk(&all)).finish();
+        assert_eq!(finished.status, 0, "{finished:?}");
+        serde_json::from_str::<serde_json::Value>(&finished.stdout).unwrap()
+    };
+    let root = |args: &[&str]| print(args)["guest"]["root"].clone();
+    let on_volume = serde_json::json!({ "volume": "root" });
+    let host = print(&[]);
+    assert_eq!(host["guest"]["root"], on_volume);
+    assert_eq!(
+        (&host["volumes"][0]["path"], &host["volumes"][0]["readonly"]),
+        (&"/".into(), &true.into())
+    );
+    assert_eq!(host["guest"]["tmpfs"], serde_json::json!(["/tmp"]));
+    for none in [&["--root", "none"][..], &["--initrd", "image"], &["--config", "vm.json"]] {
+        assert!(root(none).is_null(), "{none:?}");
+    }
+    let dir = print(&["--root", "dir"]);
+    assert_eq!((&dir["guest"]["root"], &dir["volumes"][0]["path"]), (&on_volume, &"dir".into()));
+    assert!(dir["guest"]["tmpfs"].is_null());
+    let sealed = print(&["--root", "dir:ro", "--tmpfs", "/var/tmp"]);
+    assert_eq!(sealed["guest"]["root"]["readonly"], true);
+    assert_eq!(sealed["guest"]["tmpfs"], serde_json::json!(["/tmp", "/var/tmp"]));
+    assert_eq!(root(&["--root", "dir:rw"])["writable"], true);
+    assert!(print(&["--root", "dir:rw"])["volumes"][0]["readonly"].is_null());
+    assert_eq!(root(&["--root", "image:cow"]), serde_json::json!({ "disk": "root" }));
+    assert_eq!(print(&["--root", "dir,cache=always"])["volumes"][0]["cache"], "always");
+    let image = &print(&["--root", "image:rw,format=qcow2"])["disks"][0];
+    assert_eq!((&image["path"], &image["format"]), (&"image".into(), &"qcow2".into()));
+    // A directory that is hidden in the guest, or not there, is brought.
+    let here = sandbox.path().canonicalize().unwrap();
+    let here = here.to_str().unwrap();
+    let brought = print(&["--root", "dir", "--cwd"]);
+    assert_eq!(brought["volumes"][1]["mount"], here);
+    assert_eq!(brought["volumes"][1]["overlay"], true);
+    let shared = print(&["--root", "dir", "--cwd", "--rw", "."]);
+    assert_eq!(shared["volumes"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        (&shared["volumes"][1]["mount"], &shared["volumes"][1]["overlay"]),
+        (&here.into(), &serde_json::Value::Null)
+    );
 }

@@ -83,6 +83,7 @@ fn two_hundred_vms_and_a_hundred_reboots_leak_no_descriptor_thread_or_mapping() 
                 tag: "shared".to_owned(),
                 path: directory.path().to_owned(),
                 readonly: false,
+                overlay: false,
                 cache: VolumeCache::Auto,
             });
             // One that husk waits for in vain.

@@ -40,7 +40,7 @@ fn debian(lab: &Lab) -> VmConfig {
     let path = lab.asset(DEBIAN);
     config.disks =
         vec![DiskConfig { id: "root".into(), path, readonly: true, ..Default::default() }];
-    let root = Some(RootConfig { disk: "root".into(), writable: false });
+    let root = Some(RootConfig::on_disk("root"));
     let modules = modules(lab);
     config.guest = Some(GuestConfig { root, modules, ..GuestConfig::default() });
     config
@@ -229,6 +229,79 @@ fn husk_run_is_the_command_and_a_writable_root_keeps_what_it_wrote() {
 }
 
 #[test]
+fn husk_run_works_with_the_hosts_own_files_and_leaves_them_as_they_are() {
+    let Some(lab) = Lab::open() else { return };
+    let directories = ["here", "work", "cow"].map(|name| lab.path(name));
+    let [here, work, cow] = &directories;
+    for directory in &directories {
+        std::fs::create_dir(directory).unwrap();
+        std::fs::write(directory.join("file"), "the host's\n").unwrap();
+    }
+    std::fs::write(here.join("goes"), "").unwrap();
+    let script = r#"
+show() { while read -r line; do echo "$line"; done <"$1"; }
+pwd; show file; echo $HOME
+echo "the guest's" >file; show file; rm goes; mkdir made
+echo more >>/mnt/cow/file; show /mnt/cow/file
+show "$1/file"; echo kept >"$1/new"
+echo x >/etc/husk-was-here && show /etc/husk-was-here
+stat -f -c %T / /proc /sys /dev /run /tmp
+echo /tmp/* /run/*
+show /proc/1/comm
+exit 6"#;
+    let cow_arg = format!("{}:/mnt/cow:cow", cow.display());
+    let args = ["--memory", "256M", "--cwd", "--volume", &cow_arg, "--rw", work.to_str().unwrap()];
+    let command = ["--", "sh", "-c", script, "sh", work.to_str().unwrap()];
+    let mut husk = cli(&lab, &[&args[..], &command].concat());
+    husk.current_dir(here).env("HOME", "/home/of/mine");
+    let (status, stdout, stderr) = finish(husk, b"");
+    let wanted = format!(
+        "{}\nthe host's\n/home/of/mine\nthe guest's\nthe host's\nmore\nthe host's\nx\n\
+         overlayfs\nproc\nsysfs\ntmpfs\ntmpfs\ntmpfs\n/tmp/* /run/*\ninit\n",
+        here.canonicalize().unwrap().display()
+    );
+    assert_eq!((status, stdout, stderr.as_str()), (6, wanted, ""));
+    for directory in &directories {
+        assert_eq!(std::fs::read(directory.join("file")).unwrap(), b"the host's\n");
+    }
+    assert!(here.join("goes").exists() && !here.join("made").exists());
+    assert!(!Path::new("/etc/husk-was-here").exists());
+    assert_eq!(std::fs::read(work.join("new")).unwrap(), b"kept\n");
+}
+
+#[test]
+fn a_directory_is_a_root_that_is_written_to_or_is_read_only() {
+    let Some(lab) = Lab::open() else { return };
+    let root = lab.path("root");
+    std::fs::create_dir_all(root.join("bin")).unwrap();
+    // The one that the guests' initramfs images are made with: it needs no library.
+    let busybox = host("sh", ["-c", "command -v busybox"]);
+    std::fs::copy(busybox.trim(), root.join("bin/busybox")).unwrap();
+    let run = |access: &str, more: &[&str], script: &str| {
+        let root = format!("{}:{access}", root.display());
+        let args = ["--root", &root];
+        let command = ["--", "/bin/busybox", "sh", "-c", script];
+        finish(cli(&lab, &[&args[..], more, &command].concat()), b"")
+    };
+    let script = "echo kept >/kept; /bin/busybox cat /proc/1/comm; exit 3";
+    assert_eq!(run("rw", &[], script), (3, "init\n".to_owned(), String::new()));
+    assert_eq!(std::fs::read(root.join("kept")).unwrap(), b"kept\n");
+
+    let names = || {
+        let names = root.read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = names();
+    assert!(before.iter().eq(["bin", "dev", "kept", "proc", "run", "sys"]), "{before:?}");
+    let script = "echo no >/kept; echo no >/new; cd /tmp && echo yes >here; cd /in/memory && echo yes >here; \
+                  /bin/busybox cat /kept /tmp/here /in/memory/here; exit 4";
+    let (status, stdout, stderr) = run("ro", &["--tmpfs", "/in/memory"], script);
+    assert_eq!((status, stdout.as_str()), (4, "kept\nyes\nyes\n"), "{stderr}");
+    assert_eq!(stderr.matches("Read-only file system").count(), 2, "{stderr}");
+    assert_eq!(names(), before);
+}
+
+#[test]
 fn husk_run_passes_a_signal_on_ends_after_the_grace_and_is_reached_by_name() {
     let Some(lab) = Lab::open() else { return };
     let initrd = lab.asset(TINY);
@@ -325,7 +398,7 @@ fn a_guest_that_cannot_reach_husk_says_which_option_its_kernel_lacks() {
     std::fs::write(modules.join("modules.dep"), "").unwrap();
     let builtin = "k/virtio_mmio.ko\nk/vmw_vsock_virtio_transport.ko\n";
     std::fs::write(modules.join("modules.builtin"), builtin).unwrap();
-    let args = ["--modules", modules.to_str().unwrap(), "--", "true"];
+    let args = ["--modules", modules.to_str().unwrap(), "--root", "none", "--", "true"];
     let (status, stdout, stderr) = finish(cli(&lab, &args), b"");
     assert_eq!((status, stdout.as_str()), (125, ""), "{stderr}");
     assert!(stderr.contains("CONFIG_VIRTIO_VSOCKETS"), "{stderr}");

@@ -3,20 +3,23 @@
 
 mod attach;
 mod forward;
+mod root;
 mod run;
 mod streams;
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::Args;
 use husk::GuestCommand;
-use husk::config::{ConsoleConfig, DiskConfig, GuestConfig, RootConfig, VmConfig};
+use husk::config::{ConsoleConfig, VmConfig};
 
 use super::Error;
 pub use attach::{attach, for_terminal};
 pub use forward::Forward;
+use root::Files;
+pub use root::Place;
 pub use run::{Limits, run, status_of, status_of_error};
 
 /// What a command runs in.
@@ -34,19 +37,14 @@ pub struct Surroundings {
     workdir: Option<OsString>,
 }
 
-/// The id of the disk that `--root` makes.
-const ROOT: &str = "root";
 /// What is run when nothing is named.
 const SHELL: &str = "/bin/sh";
 
 /// What `husk run` has for a guest that runs a command.
 #[derive(Args)]
 pub struct Exec {
-    /// The guest's root file system: IMAGE[:ro|rw], ext4, erofs, squashfs or another that its kernel
-    /// knows. With ro, the default, it is only read, and what the guest writes is kept in memory;
-    /// without a command a shell is run. Without --root the guest has what --initrd brings
-    #[arg(long, value_name = "IMAGE[:ro|rw]")]
-    root: Option<OsString>,
+    #[command(flatten)]
+    files: Files,
     #[command(flatten)]
     surroundings: Surroundings,
     /// What a guest that runs a command is called [default: husk]
@@ -64,7 +62,7 @@ pub struct Exec {
 impl Exec {
     /// Whether the guest is to run a command, by these options.
     pub fn is_wanted(&self) -> bool {
-        !self.command.is_empty() || self.root.is_some()
+        !self.command.is_empty() || self.files.root.is_some()
     }
 
     /// Makes `config` one of a guest that runs a command, if it is to be, and gives the command.
@@ -84,6 +82,9 @@ impl Exec {
                 ("--workdir", self.surroundings.workdir.is_some()),
                 ("--hostname", self.hostname.is_some()),
                 ("--modules", self.modules.is_some()),
+                ("--rw", !self.files.rw.is_empty()),
+                ("--tmpfs", !self.files.tmpfs.is_empty()),
+                ("--cwd", self.files.cwd),
             ];
             return match alone.into_iter().find(|(_, given)| *given) {
                 Some((option, _)) => {
@@ -103,27 +104,29 @@ impl Exec {
         if config.console == ConsoleConfig::Stdio {
             config.console = ConsoleConfig::None;
         }
+        let described = config.guest.is_some();
         let mut guest = config.guest.take().unwrap_or_default();
-        if let Some(root) = &self.root {
-            guest.root = Some(add_root(config, root)?);
-        }
+        let place = self.files.apply(config, &mut guest, described)?;
         guest.modules = self.modules.clone().or(guest.modules);
         guest.host_name = self.hostname.clone().unwrap_or(guest.host_name);
-        config.guest = Some(GuestConfig { ..guest });
-        self.surroundings.command(&self.command).map(Some)
+        config.guest = Some(guest);
+        self.surroundings.command(&self.command, place).map(Some)
     }
 }
 
 impl Surroundings {
-    /// The command of these words, or a shell.
+    /// The command of these words, or a shell, unless said otherwise in that place.
     ///
     /// # Errors
     /// What cannot be.
-    pub fn command(self, words: &[OsString]) -> Result<GuestCommand, Error> {
+    pub fn command(self, words: &[OsString], place: Place) -> Result<GuestCommand, Error> {
         let mut command = match words.is_empty() {
             true => GuestCommand::new([SHELL]),
             false => GuestCommand::new(words),
         };
+        if let Some(home) = place.home.filter(|_| self.user.is_none()) {
+            command = command.env("HOME", home);
+        }
         for variable in &self.env {
             let bytes = variable.as_bytes();
             match bytes.iter().position(|byte| *byte == b'=') {
@@ -145,32 +148,9 @@ impl Surroundings {
         if let Some(user) = self.user {
             command = command.user(user);
         }
-        if let Some(directory) = self.workdir {
+        if let Some(directory) = self.workdir.or(place.directory.map(PathBuf::into_os_string)) {
             command = command.directory(directory);
         }
         Ok(command)
     }
-}
-
-/// Adds the root's disk, before all others.
-fn add_root(config: &mut VmConfig, root: &OsStr) -> Result<RootConfig, Error> {
-    let bytes = root.as_bytes();
-    let (path, writable) = match bytes.strip_suffix(b":rw") {
-        Some(path) => (path, true),
-        None => (bytes.strip_suffix(b":ro").unwrap_or(bytes), false),
-    };
-    if config.disks.iter().any(|disk| disk.id == ROOT) {
-        return Err("--root: there is a disk called `root` already; give it another id=".into());
-    }
-    let path = PathBuf::from(OsString::from_vec(path.to_vec()));
-    if path.is_dir() {
-        return Err(format!(
-            "--root {}: it is a directory; an image of a file system is needed",
-            path.display()
-        )
-        .into());
-    }
-    let disk = DiskConfig { id: ROOT.to_owned(), path, readonly: !writable, ..Default::default() };
-    config.disks.insert(0, disk);
-    Ok(RootConfig { disk: ROOT.to_owned(), writable })
 }

@@ -12,7 +12,7 @@ use husk::error::{ExecError, NameError};
 use husk::named::{self, Remote};
 
 use super::awaited::Awaited;
-use super::exec::{Surroundings, attach, for_terminal, status_of, status_of_error};
+use super::exec::{self, Surroundings, attach, for_terminal, status_of, status_of_error};
 use super::life::watch;
 use super::run::parse_seconds;
 use super::signals::Signals;
@@ -68,7 +68,7 @@ impl ExecIn {
     /// Runs the command to its end and returns its exit status.
     pub fn execute(self) -> Result<u8, Error> {
         let vm = named::find(&self.name)?;
-        let command = self.surroundings.command(&self.command)?;
+        let command = self.surroundings.command(&self.command, exec::Place::default())?;
         let (command, interactive) = for_terminal(command);
         let _restore = terminal::Restore;
         let resized = Awaited::block(libc::SIGWINCH)?;

@@ -27,12 +27,12 @@ use super::life::{
 use super::signals::Signals;
 use super::{Error, footprint, limits, logging, metrics, net, terminal};
 use ending::Ending;
-pub use values::parse_seconds;
 use values::{
     parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,
     parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_switch, parse_volume,
     parse_vsock,
 };
+pub use values::{parse_cache, parse_image, parse_seconds};
 
 /// What `husk run --help` ends with.
 pub const AFTER_HELP: &str = "\
@@ -76,8 +76,8 @@ pub struct Run {
     #[arg(long, value_name = "PMEM", value_parser = parse_pmem)]
     pmem: Vec<PmemConfig>,
     /// A directory of the host's, which the guest mounts by its tag (`mount -t virtiofs TAG /mnt`):
-    /// PATH:TAG[:ro] [,cache=auto|always|never]; may be repeated. With a command also PATH:/DIR[:ro]…,
-    /// and the command finds it at /DIR
+    /// PATH:TAG[:ro] [,cache=auto|always|never]; may be repeated. With a command also PATH:/DIR[:ro|cow],
+    /// and it is at /DIR; with cow, changes are lost
     #[arg(long, value_name = "VOLUME", value_parser = parse_volume)]
     volume: Vec<VolumeConfig>,
     /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,mac=MAC] [,mtu=BYTES]

@@ -8,6 +8,8 @@ use super::{ConfigError, VmConfig};
 
 /// The longest host name (`HOST_NAME_MAX`).
 const HOST_NAME_MAX: usize = 64;
+/// The most directories in memory: all of them fit into one message for the agent.
+const TMPFS_MAX: usize = 32;
 
 /// A guest that runs husk's agent as its first process, and through it commands. husk makes its
 /// initramfs, with an initrd of the user's own in it if there is one; a reboot of it ends the VM.
@@ -24,17 +26,40 @@ pub struct GuestConfig {
     /// What the guest is called.
     #[serde(default = "default_host_name")]
     pub host_name: String,
+    /// Directories of the guest's that are fresh ones in its memory, and made if need be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs: Vec<String>,
 }
 
-/// Where the root file system is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where the root file system is: on a disk, or a volume. Unless it says otherwise the guest only reads it, and
+/// what it writes is kept in its memory, and lost.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RootConfig {
     /// The id of the disk that it is on, whole and without partitions.
-    pub disk: String,
-    /// Whether the guest writes to it; otherwise what it writes is kept in memory, and lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// The id of the volume that it is: a directory of the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// Whether the guest writes to it.
     #[serde(default, skip_serializing_if = "super::is_false")]
     pub writable: bool,
+    /// Whether the guest's commands find it read-only.
+    #[serde(default, skip_serializing_if = "super::is_false")]
+    pub readonly: bool,
+}
+
+impl RootConfig {
+    /// On the disk of that id.
+    pub fn on_disk(id: impl Into<String>) -> RootConfig {
+        RootConfig { disk: Some(id.into()), ..RootConfig::default() }
+    }
+
+    /// The volume of that id.
+    pub fn on_volume(id: impl Into<String>) -> RootConfig {
+        RootConfig { volume: Some(id.into()), ..RootConfig::default() }
+    }
 }
 
 fn default_host_name() -> String {
@@ -43,7 +68,7 @@ fn default_host_name() -> String {
 
 impl Default for GuestConfig {
     fn default() -> Self {
-        Self { root: None, modules: None, host_name: default_host_name() }
+        Self { root: None, modules: None, host_name: default_host_name(), tmpfs: Vec::new() }
     }
 }
 
@@ -55,12 +80,40 @@ impl VmConfig {
         if name.is_empty() || name.len() > HOST_NAME_MAX || !name.bytes().all(allowed) {
             return Err(ConfigError::HostName(name.clone()));
         }
-        let Some(root) = &guest.root else { return Ok(()) };
-        match self.disks.iter().find(|disk| disk.id == root.disk) {
-            None => Err(ConfigError::NoRootDisk(root.disk.clone())),
-            Some(disk) if disk.readonly && root.writable => {
-                Err(ConfigError::RootReadOnly(root.disk.clone()))
+        if guest.tmpfs.len() > TMPFS_MAX {
+            return Err(ConfigError::TooManyTmpfs(guest.tmpfs.len()));
+        }
+        for mount in &guest.tmpfs {
+            let refused = |why| ConfigError::Tmpfs { mount: mount.clone(), why };
+            super::volume::check_mount(mount).map_err(refused)?;
+        }
+        match &guest.root {
+            Some(root) => self.validate_root(root),
+            None => Ok(()),
+        }
+    }
+
+    fn validate_root(&self, root: &RootConfig) -> Result<(), ConfigError> {
+        if root.readonly && root.writable {
+            return Err(ConfigError::RootAccess);
+        }
+        let (kind, id, found) = match (&root.disk, &root.volume) {
+            (Some(id), None) => {
+                let disk = self.disks.iter().find(|disk| disk.id == *id);
+                ("disk", id, disk.map(|disk| disk.readonly))
             }
+            (None, Some(id)) => {
+                let volume = self.volumes.iter().find(|volume| volume.id == *id);
+                if volume.is_some_and(|volume| volume.mount.is_some() || volume.overlay) {
+                    return Err(ConfigError::RootMounted(id.clone()));
+                }
+                ("volume", id, volume.map(|volume| volume.readonly))
+            }
+            _ => return Err(ConfigError::RootPlace),
+        };
+        match found {
+            None => Err(ConfigError::NoRoot { kind, id: id.clone() }),
+            Some(true) if root.writable => Err(ConfigError::RootReadOnly { kind, id: id.clone() }),
             Some(_) => Ok(()),
         }
     }

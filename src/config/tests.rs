@@ -15,6 +15,7 @@ fn volume(tag: &str) -> VolumeConfig {
         mount: None,
         path: "/x".into(),
         readonly: true,
+        overlay: false,
         cache: VolumeCache::Auto,
     }
 }
@@ -48,10 +49,71 @@ fn a_volume_is_mounted_where_there_is_somebody_to_mount_it() {
     config.guest = Some(GuestConfig::default());
     assert_eq!(config.validate(), Ok(()));
     assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config.clone()));
-    for wrong in ["w", "", "/a\0b", &format!("/{}", "x".repeat(255))] {
+    for wrong in ["w", "", "/", "/a\0b", &format!("/{}", "x".repeat(255))] {
         config.volumes[1].mount = Some(wrong.to_owned());
         assert!(matches!(config.validate(), Err(ConfigError::VolumeMount { .. })), "{wrong:?}");
     }
+}
+
+#[test]
+fn an_overlay_is_for_a_volume_that_is_mounted_and_not_read_only_anyway() {
+    let mut config = VmConfig::new("k");
+    config.guest = Some(GuestConfig::default());
+    let mounted = VolumeConfig { mount: Some("/w".into()), readonly: false, ..volume("") };
+    config.volumes = vec![VolumeConfig { overlay: true, ..mounted.clone() }];
+    config.name_devices();
+    assert_eq!(config.validate(), Ok(()));
+    assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config.clone()));
+    config.volumes[0].readonly = true;
+    assert!(config.validate().unwrap_err().to_string().contains("read-only"));
+    config.volumes[0] = VolumeConfig { overlay: true, mount: None, readonly: false, ..volume("t") };
+    config.name_devices();
+    assert!(config.validate().unwrap_err().to_string().contains("instead of a tag"));
+}
+
+#[test]
+fn a_guests_root_is_on_one_disk_or_volume_that_can_be_what_it_is_to_be() {
+    let with = |root: RootConfig| {
+        let mut config = VmConfig::new("k");
+        config.disks = vec![DiskConfig { readonly: true, ..disk("d") }];
+        let other = VolumeConfig { mount: Some("/w".into()), ..volume("w") };
+        config.volumes = vec![VolumeConfig { id: "v".into(), ..volume("v") }, other];
+        config.name_devices();
+        config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
+        assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config.clone()));
+        config.validate().map_err(|e| e.to_string())
+    };
+    for root in [RootConfig::on_disk("d"), RootConfig::on_volume("v")] {
+        assert_eq!(with(root.clone()), Ok(()));
+        assert_eq!(with(RootConfig { readonly: true, ..root.clone() }), Ok(()));
+        let error = with(RootConfig { writable: true, ..root.clone() }).unwrap_err();
+        assert!(error.contains("to be written to, and its"), "{error}");
+        let both = RootConfig { writable: true, readonly: true, ..root };
+        assert!(with(both).unwrap_err().contains("leave one"));
+    }
+    assert!(with(RootConfig::default()).unwrap_err().contains("either"));
+    let both = RootConfig { volume: Some("v".into()), ..RootConfig::on_disk("d") };
+    assert!(with(both).unwrap_err().contains("either"));
+    assert!(with(RootConfig::on_disk("v")).unwrap_err().contains("disk `v`"));
+    assert!(with(RootConfig::on_volume("d")).unwrap_err().contains("volume `d`"));
+    assert!(with(RootConfig::on_volume("fs1")).unwrap_err().contains("nowhere else"));
+}
+
+#[test]
+fn directories_in_memory_have_a_place_in_the_guest() {
+    let mut config = VmConfig::new("k");
+    let guest = |tmpfs: &[&str]| {
+        let tmpfs = tmpfs.iter().map(|path| (*path).to_owned()).collect();
+        Some(GuestConfig { tmpfs, ..GuestConfig::default() })
+    };
+    config.guest = guest(&["/tmp", "/var/tmp"]);
+    assert_eq!(config.validate(), Ok(()));
+    for wrong in ["", "tmp", "/", "/a\0"] {
+        config.guest = guest(&[wrong]);
+        assert!(matches!(config.validate(), Err(ConfigError::Tmpfs { .. })), "{wrong:?}");
+    }
+    config.guest = guest(&["/t"; 33]);
+    assert_eq!(config.validate(), Err(ConfigError::TooManyTmpfs(33)));
 }
 
 #[test]

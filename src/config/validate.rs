@@ -158,12 +158,52 @@ pub enum ConfigError {
     /// A host name that Linux or others would refuse.
     #[error("`{0}` is no host name: 1 to 64 letters, digits, `-` or `.`")]
     HostName(String),
-    /// The root is on no disk of the VM's.
-    #[error("the guest's root is to be on the disk `{0}`, and there is none of that id")]
-    NoRootDisk(String),
+    /// The root is on no disk or volume of the VM's.
+    #[error("the guest's root is to be on the {kind} `{id}`, and there is none of that id")]
+    NoRoot {
+        /// A disk or a volume.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// The root is nowhere, or in two places.
+    #[error("the guest's root: name either the disk or the volume that it is on")]
+    RootPlace,
+    /// The root is both.
+    #[error("the guest's root is to be read-only and written to: leave one of them out")]
+    RootAccess,
+    /// The root's volume is something else as well.
+    #[error(
+        "the guest's root is to be the volume `{0}`, which can be no overlay and be mounted nowhere else"
+    )]
+    RootMounted(String),
     /// The root is to be written to and cannot.
-    #[error("the guest's root is to be written to, and its disk `{0}` is read-only")]
-    RootReadOnly(String),
+    #[error("the guest's root is to be written to, and its {kind} `{id}` is read-only")]
+    RootReadOnly {
+        /// A disk or a volume.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// A directory in memory that cannot be there.
+    #[error("a directory in memory at {mount:?} in the guest: {why}")]
+    Tmpfs {
+        /// Where.
+        mount: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// More directories in memory than the agent is told of.
+    #[error("{0} directories in memory, but a guest has at most 32")]
+    TooManyTmpfs(usize),
+    /// Options of a volume that do not go together.
+    #[error("volume `{id}`: {why}")]
+    VolumeOptions {
+        /// The volume.
+        id: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// A path that cannot be a socket's.
     #[error(
         "vsock socket {path}: a path of 1 to {PATH_MAX} bytes is needed, so that `_PORT` has room behind it",

@@ -29,6 +29,10 @@ pub struct VolumeConfig {
     /// Whether nothing in it can be changed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub readonly: bool,
+    /// Whether what the guest writes is kept in its memory, and lost; the directory is only read. For a volume
+    /// that is mounted for it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub overlay: bool,
     /// What the guest may keep of what it has seen.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cache: VolumeCache,
@@ -49,24 +53,41 @@ pub(super) fn name(volumes: &mut [VolumeConfig]) {
     }
 }
 
+/// Whether something can be mounted at `mount` in a guest; the error is why not.
+pub(super) fn check_mount(mount: &str) -> Result<(), &'static str> {
+    match () {
+        () if !mount.starts_with('/') => Err("it does not begin with `/`"),
+        () if mount.trim_matches('/').is_empty() => {
+            Err("that is the guest's root, not a directory in it")
+        }
+        () if mount.len() > MOUNT_MAX => Err("it is longer than 255 bytes"),
+        () if mount.contains('\0') => Err("there is a NUL byte in it"),
+        () => Ok(()),
+    }
+}
+
 /// Checks the tags of all volumes, and where they are mounted. With `by_agent` the guest has somebody who
 /// mounts them.
 pub(super) fn validate(volumes: &[VolumeConfig], by_agent: bool) -> Result<(), ConfigError> {
     let mut seen = HashSet::new();
-    for VolumeConfig { tag, mount, .. } in volumes {
+    for VolumeConfig { id, tag, mount, readonly, overlay, .. } in volumes {
         if let Some(mount) = mount {
-            let why = match () {
-                () if !by_agent => {
-                    "only a guest that runs a command finds it there; give a tag instead"
-                }
-                () if !mount.starts_with('/') => "it does not begin with `/`",
-                () if mount.len() > MOUNT_MAX => "it is longer than 255 bytes",
-                () if mount.contains('\0') => "there is a NUL byte in it",
-                () => "",
-            };
-            if !why.is_empty() {
-                return Err(ConfigError::VolumeMount { mount: mount.clone(), why });
-            }
+            let only = "only a guest that runs a command finds it there; give a tag instead";
+            let fine = if by_agent { check_mount(mount) } else { Err(only) };
+            fine.map_err(|why| ConfigError::VolumeMount { mount: mount.clone(), why })?;
+        }
+        let contradiction = match () {
+            () if *overlay && *readonly => Some(
+                "an overlay is there to be written, and the volume is read-only; leave one of them out",
+            ),
+            () if *overlay && mount.is_none() => Some(
+                "an overlay is made where it is mounted; give it the directory of a guest that runs a \
+                 command instead of a tag",
+            ),
+            () => None,
+        };
+        if let Some(why) = contradiction {
+            return Err(ConfigError::VolumeOptions { id: id.clone(), why });
         }
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if !(1..=TAG_MAX).contains(&tag.len()) || !tag.bytes().all(allowed) {

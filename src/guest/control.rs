@@ -4,6 +4,7 @@
 //! as long as the agent does; a thread of the host's waits at it. Everything else goes over connections
 //! of its own ([`Agent::dial`]).
 
+use std::borrow::Cow;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
@@ -191,18 +192,45 @@ fn setup(config: &GuestConfig, volumes: &[VolumeConfig]) -> Vec<u8> {
     add(tag::CLOCK, &[&now.as_secs().to_le_bytes()[..], &nanos].concat());
     add(tag::HOST_NAME, config.host_name.as_bytes());
     if let Some(root) = &config.root {
-        add(tag::ROOT, root.disk.as_bytes());
+        if let Some(disk) = &root.disk {
+            add(tag::ROOT, disk.as_bytes());
+        }
+        let volume = volumes.iter().find(|volume| root.volume.as_ref() == Some(&volume.id));
+        if let Some(volume) = volume {
+            add(tag::ROOT_VOLUME, volume.tag.as_bytes());
+        }
         if root.writable {
             add(tag::ROOT_WRITABLE, &[]);
         }
-    }
-    for VolumeConfig { tag: name, mount, readonly, .. } in volumes {
-        if let Some(mount) = mount {
-            let tag = if *readonly { tag::VOLUME_READ_ONLY } else { tag::VOLUME };
-            add(tag, format!("{name}:{mount}").as_bytes());
+        if root.readonly {
+            add(tag::ROOT_READ_ONLY, &[]);
         }
     }
+    for (_, tag, record) in mounts(config, volumes) {
+        add(tag, record.as_bytes());
+    }
     records
+}
+
+/// What the agent mounts: where, as what record, and the record. What lies in another comes after it; at the
+/// same place a volume after a directory in memory.
+fn mounts<'a>(
+    config: &'a GuestConfig,
+    volumes: &'a [VolumeConfig],
+) -> Vec<(&'a str, u8, Cow<'a, str>)> {
+    let in_memory = config.tmpfs.iter().map(|path| (&path[..], tag::TMPFS, Cow::from(path)));
+    let volumes = volumes.iter().filter_map(|volume| {
+        let tag = match (volume.readonly, volume.overlay) {
+            (true, _) => tag::VOLUME_READ_ONLY,
+            (_, true) => tag::VOLUME_OVERLAY,
+            _ => tag::VOLUME,
+        };
+        let mount = volume.mount.as_deref()?;
+        Some((mount, tag, format!("{}:{mount}", volume.tag).into()))
+    });
+    let mut all: Vec<_> = in_memory.chain(volumes).collect();
+    all.sort_by_key(|(path, ..)| path.split('/').filter(|name| !name.is_empty()).count());
+    all
 }
 
 #[cfg(test)]
@@ -229,10 +257,33 @@ mod tests {
             .map(|record| record.map(|record| (record.tag, record.bytes())).unwrap())
             .filter(|(tag, _)| *tag >= tag::VOLUME)
             .collect();
-        assert_eq!(told, [(tag::VOLUME, &b"a:/in/a"[..]), (tag::VOLUME_READ_ONLY, b"c:/c")]);
+        assert_eq!(told, [(tag::VOLUME_READ_ONLY, &b"c:/c"[..]), (tag::VOLUME, b"a:/in/a")]);
 
         let longest = volume(&"t".repeat(36), Some(&"/".repeat(255)), false);
         let all = vec![longest; crate::config::VIRTIO_DEVICES_MAX];
-        assert!(setup(&GuestConfig::default(), &all).len() < PAYLOAD_MAX);
+        let tmpfs = vec!["/".repeat(255); 32];
+        assert!(setup(&GuestConfig { tmpfs, ..GuestConfig::default() }, &all).len() < PAYLOAD_MAX);
+    }
+
+    #[test]
+    fn what_lies_in_another_directory_is_mounted_after_it() {
+        let volume = |tag: &str, mount: &str| VolumeConfig {
+            tag: tag.to_owned(),
+            mount: Some(mount.to_owned()),
+            overlay: tag == "cow",
+            ..VolumeConfig::default()
+        };
+        let volumes =
+            [volume("a", "/tmp/deep/er"), volume("cow", "/tmp/deep/"), volume("b", "/tmp")];
+        let config = GuestConfig { tmpfs: vec!["/tmp".to_owned()], ..GuestConfig::default() };
+        let order = mounts(&config, &volumes);
+        let order: Vec<_> = order.iter().map(|(_, tag, record)| (*tag, &record[..])).collect();
+        let wanted = [
+            (tag::TMPFS, "/tmp"),
+            (tag::VOLUME, "b:/tmp"),
+            (tag::VOLUME_OVERLAY, "cow:/tmp/deep/"),
+            (tag::VOLUME, "a:/tmp/deep/er"),
+        ];
+        assert_eq!(order, wanted);
     }
 }

@@ -64,17 +64,17 @@ pub fn of(config: &VmConfig) -> Drivers {
         drivers.wished.push("virtio_console");
     }
     let root = config.guest.as_ref().and_then(|guest| guest.root.as_ref());
-    if let Some(root) = root {
-        let disk = config.disks.iter().find(|disk| disk.id == root.disk);
+    if let Some(id) = root.and_then(|root| root.disk.as_ref()) {
+        let disk = config.disks.iter().find(|disk| disk.id == *id);
         match disk.and_then(|disk| file_system(&disk.path)) {
             Some(known) => drivers.needed.push(known),
             // The guest tries what its kernel has.
             None => drivers.wished.extend(FILE_SYSTEMS.map(|(_, _, driver)| driver.module)),
         }
-        if !root.writable {
-            let purpose = "the overlay in memory above a root that is not written to";
-            drivers.needed.push(driver("overlay", "CONFIG_OVERLAY_FS", purpose));
-        }
+    }
+    if root.is_some_and(|root| !root.writable) || config.volumes.iter().any(|v| v.overlay) {
+        let purpose = "the overlay in memory above what is not written to";
+        drivers.needed.push(driver("overlay", "CONFIG_OVERLAY_FS", purpose));
     }
     drivers
 }
@@ -91,6 +91,14 @@ const FILE_SYSTEMS: [(u64, &[u8], Driver); 5] = [
     (0, b"XFSB", driver("xfs", "CONFIG_XFS_FS", "the root's file system, xfs")),
     (0x1_0040, b"_BHRfS_M", driver("btrfs", "CONFIG_BTRFS_FS", "the root's file system, btrfs")),
 ];
+
+/// The file system of the guest's root, if it is to be written to and is of a kind that never is.
+pub fn only_read(config: &VmConfig) -> Option<&'static str> {
+    let root = config.guest.as_ref()?.root.as_ref().filter(|root| root.writable)?;
+    let disk = config.disks.iter().find(|disk| Some(&disk.id) == root.disk.as_ref())?;
+    let module = file_system(&disk.path)?.module;
+    ["erofs", "squashfs"].contains(&module).then_some(module)
+}
 
 /// The driver of the file system on the disk at `path`, if it is one of these, and not inside of another
 /// format.
@@ -135,11 +143,24 @@ mod tests {
         assert!(of(&config).wished.contains(&"virtio_console"));
         config.disks =
             vec![DiskConfig { id: "root".into(), path: path.clone(), ..Default::default() }];
-        let root = RootConfig { disk: "root".into(), writable: false };
+        let root = RootConfig::on_disk("root");
         config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
         assert_eq!(names(&config)[2..], ["virtio_blk", "ext4", "overlay"]);
+        assert_eq!(only_read(&config), None);
+        std::fs::write(&path, b"hsqs").unwrap();
+        assert_eq!((names(&config)[3], only_read(&config)), ("squashfs", None));
+        let root = RootConfig { writable: true, ..RootConfig::on_disk("root") };
+        config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
+        assert_eq!(only_read(&config), Some("squashfs"));
+        config.guest.as_mut().unwrap().root = Some(RootConfig::on_disk("root"));
         std::fs::write(&path, b"something else").unwrap();
         assert_eq!(names(&config)[2..], ["virtio_blk", "overlay"]);
         assert!(of(&config).wished.contains(&"squashfs"));
+        config.disks.clear();
+        config.volumes = vec![VolumeConfig { id: "root".into(), ..VolumeConfig::default() }];
+        let root = RootConfig::on_volume("root");
+        config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
+        assert_eq!(names(&config)[2..], ["virtiofs", "overlay"]);
+        assert!(!of(&config).wished.contains(&"squashfs"));
     }
 }

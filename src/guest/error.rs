@@ -33,6 +33,12 @@ pub enum ImageError {
         .index.display()
     )]
     ModulePath { index: PathBuf, line: usize, path: String },
+    /// The root cannot be written to, whoever wants to.
+    #[error(
+        "the guest's root is to be written to, and is {file_system}, which never is: without `:rw` what the \
+         guest writes is kept in its memory"
+    )]
+    OnlyRead { file_system: &'static str },
     /// The user's own initrd cannot be read.
     #[error("initrd {}: {source}", .path.display())]
     Initrd { path: PathBuf, r#source: io::Error },

@@ -27,6 +27,9 @@ const OWN_MAX: u64 = 4 << 30;
 /// # Errors
 /// When the kernel lacks a driver, or something cannot be read.
 pub fn make(config: &VmConfig) -> Result<File, ImageError> {
+    if let Some(file_system) = drivers::only_read(config) {
+        return Err(ImageError::OnlyRead { file_system });
+    }
     let mut cpio = Cpio::default();
     for directory in ["dev", "proc", "sys", "run", "husk"] {
         cpio.directory(directory);

@@ -27,7 +27,9 @@ pub(super) fn open(
 ) -> Result<(), VmError> {
     let max_files = files_each(descriptors(), configs.len() as u64);
     for config in configs {
-        let options = ShareOptions { read_only: config.readonly, cache: config.cache, max_files };
+        // What is written to an overlay is the guest's own affair.
+        let read_only = config.readonly || config.overlay;
+        let options = ShareOptions { read_only, cache: config.cache, max_files };
         let share = Share::open(&config.path, options)
             .map_err(|source| VmError::Volume { tag: config.tag.clone(), source })?;
         let own = watched(format!("husk-{}", config.id), on_broken)?;

@@ -342,6 +342,7 @@ fn the_window_of_a_shared_directory_answers_every_width_and_alignment_and_is_har
             tag: "tag".to_owned(),
             path: kernel.directory().to_owned(),
             readonly: true,
+            overlay: false,
             cache: VolumeCache::Auto,
         }];
     });

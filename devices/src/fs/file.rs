@@ -3,11 +3,13 @@
 //! Data go between the file and guest memory by preadv and pwritev, and nowhere else.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::SystemTime;
 
 use super::errno::{Errno, Result};
 use super::message::{HEADER, Message, REPLY_HEADER};
 use super::session::{Call, DATA_MAX, Outcome, Session};
 use super::share::{Cache, Share};
+use super::stamp::Stamp;
 use super::sys;
 use super::wire::{
     CopyIn, CreateIn, CreateOut, EntryOut, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FSYNC_FDATASYNC,
@@ -38,9 +40,10 @@ impl Share {
         Ok(flags)
     }
 
-    /// What the guest may keep of a file's data.
-    fn keeping(&self) -> u32 {
+    /// What the guest may keep of a file's data, which are the `same` as when it opened the file last.
+    fn keeping(&self, same: bool) -> u32 {
         match self.options.cache {
+            Cache::Auto if same => FOPEN_KEEP_CACHE,
             Cache::Auto => 0,
             Cache::Always => FOPEN_KEEP_CACHE,
             Cache::Never => FOPEN_DIRECT_IO,
@@ -50,8 +53,15 @@ impl Share {
 
 impl Session {
     fn keep_file(&mut self, node: u64, fd: OwnedFd) -> OpenOut {
+        // The descriptor was opened before: what changes from now on is seen when it is opened next.
+        let stamp = match self.share.options.cache {
+            Cache::Auto => sys::stat(fd.as_fd()).ok(),
+            _ => None,
+        };
+        let stamp = stamp.and_then(|stat| Stamp::of(&stat, SystemTime::now()));
+        let same = self.nodes.opens(node, stamp);
         let fh = self.handles.keep(node, fd, false);
-        OpenOut { fh, open_flags: self.share.keeping(), padding: 0 }
+        OpenOut { fh, open_flags: self.share.keeping(same), padding: 0 }
     }
 
     pub(super) fn open(&mut self, call: &mut Call<'_>) -> Result<Outcome> {

@@ -8,7 +8,7 @@
 //! ```text
 //! session   one request: header, body, reply      message, wire   what it is made of
 //! tree, attr, file, dir, xattr, lock   the operations
-//! nodes, handles   the guest's numbers for files  owner   whose they are   sys, proc   system calls
+//! nodes, handles, stamp   the guest's numbers for files  owner   whose they are   sys, proc   system calls
 //! ```
 
 mod attr;
@@ -23,6 +23,7 @@ mod owner;
 mod proc;
 mod session;
 mod share;
+mod stamp;
 mod sys;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::errno::{Errno, Result};
+use super::stamp::Stamp;
 use super::wire::ROOT;
 
 /// A file that the guest knows.
@@ -19,6 +20,8 @@ pub(super) struct Node {
     kind: u32,
     /// How often the guest was told this number, and has not forgotten it.
     lookups: u64,
+    /// How the file looked when the guest opened it last.
+    opened: Option<Stamp>,
 }
 
 impl Node {
@@ -106,9 +109,15 @@ impl Nodes {
         // One a nanosecond are used up after 584 years.
         self.next = self.next.wrapping_add(1);
         let kind = stat.st_mode & libc::S_IFMT;
-        self.by_id.insert(id, Node { fd, identity, kind, lookups });
+        self.by_id.insert(id, Node { fd, identity, kind, lookups, opened: None });
         self.by_identity.insert(identity, id);
         id
+    }
+
+    /// The guest opens the file, which looks like this; whether it looked the same when it did so last.
+    pub(super) fn opens(&mut self, id: u64, stamp: Option<Stamp>) -> bool {
+        let Some(node) = self.by_id.get_mut(&id) else { return false };
+        stamp.is_some() && std::mem::replace(&mut node.opened, stamp) == stamp
     }
 
     /// The guest forgets that it was told the number so often.

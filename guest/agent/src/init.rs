@@ -3,7 +3,7 @@
 //! It connects to the host once, says Hello, is told what the machine is to be, says Ready or why not,
 //! and keeps that connection: when the host closes it, or asks for it, everything ends.
 
-use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, Records, VERSION, tag};
+use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, Record, Records, VERSION, tag};
 
 use crate::sys::{Errno, Fd, Result, file, machine, process, socket};
 use crate::text::Digits;
@@ -13,9 +13,9 @@ use crate::{modules, mounts, root, say, serve};
 /// What the host wants of the machine. Borrowed from its frame.
 #[derive(Default)]
 struct Setup<'a> {
-    /// Serial number of the root's disk.
-    root: Option<&'a [u8]>,
+    root: Option<root::Place<'a>>,
     writable: bool,
+    read_only: bool,
     host_name: Option<&'a [u8]>,
     clock: Option<(u64, u32)>,
 }
@@ -114,38 +114,59 @@ fn bring_up(records: &[u8]) -> core::result::Result<Fd, (&'static [u8], Errno)> 
     if let Some(name) = setup.host_name {
         machine::set_host_name(name).map_err(|e| (&b"the host name cannot be set"[..], e))?;
     }
-    if let Some(serial) = setup.root {
-        root::change_to(serial, setup.writable)?;
+    if let Some(place) = setup.root {
+        root::change_to(place, setup.writable)?;
     } else {
         mounts::complete();
     }
-    mount_volumes(records)?;
+    for record in Records(records).flatten() {
+        mount_record(record)?;
+    }
+    if setup.read_only {
+        root::seal()?;
+    }
     let _ = machine::loopback_up();
     socket::listen(GUEST_PORT).map_err(|e| (&b"the agent cannot listen"[..], e))
 }
 
-/// Mounts the shared directories where the host wants them, in its order.
-fn mount_volumes(records: &[u8]) -> core::result::Result<(), (&'static [u8], Errno)> {
-    for record in Records(records).flatten() {
-        let flags = match record.tag {
-            tag::VOLUME => 0,
-            tag::VOLUME_READ_ONLY => machine::READ_ONLY,
-            _ => continue,
-        };
-        let volume = record.bytes();
-        let mounted = match volume.iter().position(|byte| *byte == b':') {
-            Some(colon) => {
-                let (name, path) = volume.split_at(colon);
-                mounts::volume(name, path.get(1..).unwrap_or_default(), flags)
-            }
-            None => Err(Errno::PROTO),
-        };
-        mounted.map_err(|e| {
-            say::line(&[b"a shared directory cannot be mounted: ", volume]);
-            (&b"a shared directory cannot be mounted: the kernel needs CONFIG_VIRTIO_FS"[..], e)
-        })?;
+/// Mounts what a record wants mounted, if it does.
+fn mount_record(record: Record<'_>) -> core::result::Result<(), (&'static [u8], Errno)> {
+    let words = record.bytes();
+    let (name, path) = match record.tag {
+        tag::TMPFS => (&[][..], words),
+        tag::VOLUME | tag::VOLUME_READ_ONLY | tag::VOLUME_OVERLAY => {
+            let Some(colon) = words.iter().position(|byte| *byte == b':') else {
+                return Err((b"the set-up is malformed", Errno::PROTO));
+            };
+            let (name, path) = words.split_at(colon);
+            (name, path.get(1..).unwrap_or_default())
+        }
+        _ => return Ok(()),
+    };
+    let failed = |what: &'static [u8]| {
+        move |e| {
+            say::line(&[what, b": ", path]);
+            (what, e)
+        }
+    };
+    let place = mounts::place(path)
+        .map_err(failed(b"a directory for a mount cannot be made in the guest"))?;
+    let place = place.as_c_str();
+    match record.tag {
+        tag::TMPFS => {
+            mounts::in_memory(place).map_err(failed(b"a directory in memory cannot be mounted"))
+        }
+        tag::VOLUME_OVERLAY => mounts::overlay(name, place).map_err(failed(
+            b"a shared directory cannot be mounted below an overlay: the kernel needs \
+              CONFIG_VIRTIO_FS and CONFIG_OVERLAY_FS",
+        )),
+        other => {
+            let flags = if other == tag::VOLUME { 0 } else { machine::READ_ONLY };
+            mounts::volume(name, place, flags).map_err(failed(
+                b"a shared directory cannot be mounted: the kernel needs CONFIG_VIRTIO_FS",
+            ))
+        }
     }
-    Ok(())
 }
 
 fn parse(records: &[u8]) -> Result<Setup<'_>> {
@@ -153,7 +174,9 @@ fn parse(records: &[u8]) -> Result<Setup<'_>> {
     for record in Records(records) {
         let record = record.map_err(|_| Errno::PROTO)?;
         match record.tag {
-            tag::ROOT => setup.root = Some(record.bytes()),
+            tag::ROOT => setup.root = Some(root::Place::Disk(record.bytes())),
+            tag::ROOT_VOLUME => setup.root = Some(root::Place::Volume(record.bytes())),
+            tag::ROOT_READ_ONLY => setup.read_only = true,
             tag::ROOT_WRITABLE => setup.writable = true,
             tag::HOST_NAME => setup.host_name = Some(record.bytes()),
             tag::CLOCK => {

@@ -1,8 +1,10 @@
 //! The file systems that every Linux program expects.
 
+use core::ffi::CStr;
+
 use crate::sys::Result;
-use crate::sys::file::{make_directory, symlink};
-use crate::sys::machine::{NO_DEV, NO_EXEC, NO_SUID, mount};
+use crate::sys::file::{make_directory, remove_directory, set_attribute, symlink};
+use crate::sys::machine::{NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, detach, mount};
 use crate::text::Path;
 
 /// What is needed to find out anything: /proc, /sys and /dev. What there is already, or this kernel
@@ -39,17 +41,61 @@ pub fn complete() {
     let _ = mount(c"tmpfs", c"/tmp", c"tmpfs", NO_SUID | NO_DEV, c"mode=1777");
 }
 
-/// The shared directory `tag`, at `path`, which is made with all that leads to it.
+/// The place for a mount at `path`, which is made with all that leads to it.
 ///
 /// # Errors
 /// The kernel's.
-pub fn volume(tag: &[u8], path: &[u8], flags: usize) -> Result<()> {
+pub fn place(path: &[u8]) -> Result<Path> {
     for (at, byte) in path.iter().enumerate().skip(1) {
         if *byte == b'/' {
             make_directory(Path::of(&[path.get(..at).unwrap_or_default()])?.as_c_str(), 0o755)?;
         }
     }
-    let (tag, path) = (Path::of(&[tag])?, Path::of(&[path])?);
+    let path = Path::of(&[path])?;
     make_directory(path.as_c_str(), 0o755)?;
-    mount(tag.as_c_str(), path.as_c_str(), c"virtiofs", flags, c"")
+    Ok(path)
+}
+
+/// A fresh directory in memory.
+///
+/// # Errors
+/// The kernel's.
+pub fn in_memory(path: &CStr) -> Result<()> {
+    mount(c"tmpfs", path, c"tmpfs", NO_SUID | NO_DEV, c"mode=1777")
+}
+
+/// The shared directory `tag`.
+///
+/// # Errors
+/// The kernel's.
+pub fn volume(tag: &[u8], path: &CStr, flags: usize) -> Result<()> {
+    mount(Path::of(&[tag])?.as_c_str(), path, c"virtiofs", flags, c"")
+}
+
+/// The shared directory `tag`, only read, and above it a layer in memory. Neither of the two can be reached
+/// afterwards but through the overlay, which holds them.
+///
+/// # Errors
+/// The kernel's.
+pub fn overlay(tag: &[u8], path: &CStr) -> Result<()> {
+    let layers = c"lowerdir=/run/husk/lower,upperdir=/run/husk/upper,workdir=/run/husk/work";
+    make_directory(c"/run/husk", 0o700)?;
+    mount(c"tmpfs", c"/run/husk", c"tmpfs", NO_SUID | NO_DEV, c"mode=0755")?;
+    let mounted = (|| {
+        for directory in [c"/run/husk/lower", c"/run/husk/upper", c"/run/husk/work"] {
+            make_directory(directory, 0o755)?;
+        }
+        volume(tag, c"/run/husk/lower", READ_ONLY)?;
+        mount(c"overlay", path, c"overlay", 0, layers)
+    })();
+    let _ = detach(c"/run/husk");
+    let _ = remove_directory(c"/run/husk");
+    mounted
+}
+
+/// Has an overlay show this directory of its upper layer alone, without what lies below it (Linux
+/// `Documentation/filesystems/overlayfs.rst`, opaque directories). Without attributes in tmpfs it cannot; then what
+/// lies below is there, and mostly in nobody's way.
+pub fn hide_below(path: &CStr) {
+    let _ = set_attribute(path, c"trusted.overlay.opaque", b"y");
 }

@@ -1,13 +1,18 @@
-//! The root file system on a disk: found by the disk's serial number, mounted, and made the root.
+//! The root file system, on a disk or a directory of the host's: found by the disk's serial number or the
+//! directory's tag, mounted, and made the root.
 //!
 //! ```text
-//! read-only:  /husk/lower (disk) + /husk/ram (tmpfs) = /husk/root (overlay) ─▶ /
-//! writable:   /husk/root (disk) ─▶ /
+//! only read:  /husk/lower + /husk/ram (tmpfs) = /husk/root (overlay) ─▶ /
+//! writable:   /husk/root ─▶ /
 //! ```
+//!
+//! Below an overlay the root's own /dev, /proc, /sys and /run are never looked at: the host's root has its
+//! /proc there, which husk lets nobody into.
 
 use core::ffi::CStr;
 
-use crate::sys::machine::{MOVE, READ_ONLY, change_root, mount};
+use crate::mounts;
+use crate::sys::machine::{MOVE, READ_ONLY, REMOUNT, change_root, mount};
 use crate::sys::{Errno, Fd, Result, file, process};
 use crate::text::{Path, lines};
 
@@ -17,21 +22,28 @@ type Failed = (&'static [u8], Errno);
 const TRIES: u32 = 500;
 const PAUSE_MILLIS: u32 = 10;
 
-/// Makes the file system on the disk with this serial number the root.
+/// Where the root is.
+#[derive(Clone, Copy)]
+pub enum Place<'a> {
+    /// On the disk with this serial number.
+    Disk(&'a [u8]),
+    /// The shared directory with this tag.
+    Volume(&'a [u8]),
+}
+
+/// Makes that file system the root.
 ///
 /// # Errors
 /// What could not be done, and why.
-pub fn change_to(serial: &[u8], writable: bool) -> core::result::Result<(), Failed> {
+pub fn change_to(place: Place<'_>, writable: bool) -> core::result::Result<(), Failed> {
     let failed = |what: &'static [u8]| move |e| (what, e);
     for directory in [c"/husk", c"/husk/lower", c"/husk/ram", c"/husk/root"] {
         file::make_directory(directory, 0o755).map_err(failed(b"no directory can be made"))?;
     }
-    let disk = find(serial).map_err(failed(b"the root's disk has not appeared"))?;
-    let disk = disk.as_c_str();
     if writable {
-        mount_any(disk, c"/husk/root", 0).map_err(failed(NO_FILE_SYSTEM))?;
+        mount_it(place, c"/husk/root", 0)?;
     } else {
-        mount_any(disk, c"/husk/lower", READ_ONLY).map_err(failed(NO_FILE_SYSTEM))?;
+        mount_it(place, c"/husk/lower", READ_ONLY)?;
         overlay().map_err(failed(
             b"the overlay above the root cannot be made: the kernel needs CONFIG_OVERLAY_FS",
         ))?;
@@ -48,7 +60,36 @@ pub fn change_to(serial: &[u8], writable: bool) -> core::result::Result<(), Fail
     enter().map_err(failed(b"the root cannot be entered"))
 }
 
-const NO_FILE_SYSTEM: &[u8] = b"no file system that this kernel knows is on the root's disk";
+/// Makes the root read-only, when everything is mounted in it.
+///
+/// # Errors
+/// The kernel's.
+pub fn seal() -> core::result::Result<(), Failed> {
+    let sealed = mount(c"", c"/", c"", REMOUNT | READ_ONLY, c"");
+    sealed.map_err(|e| (&b"the root cannot be made read-only"[..], e))
+}
+
+fn mount_it(place: Place<'_>, at: &CStr, flags: usize) -> core::result::Result<(), Failed> {
+    let failed = |what: &'static [u8]| move |e| (what, e);
+    match place {
+        Place::Disk(serial) => {
+            let disk = find(serial).map_err(failed(b"the root's disk has not appeared"))?;
+            mount_any(disk.as_c_str(), at, flags).map_err(|e| {
+                let what: &[u8] = match is_divided(&disk) {
+                    true => b"the root's disk has partitions: it must be one file system",
+                    false => b"no file system that this kernel knows is on the root's disk",
+                };
+                (what, e)
+            })
+        }
+        Place::Volume(tag) => {
+            let tag = Path::of(&[tag]).map_err(failed(b"the set-up is malformed"))?;
+            mount(tag.as_c_str(), at, c"virtiofs", flags, c"").map_err(failed(
+                b"the root's directory cannot be mounted: the kernel needs CONFIG_VIRTIO_FS",
+            ))
+        }
+    }
+}
 
 fn enter() -> Result<()> {
     file::change_directory(c"/husk/root")?;
@@ -61,8 +102,29 @@ fn overlay() -> Result<()> {
     mount(c"tmpfs", c"/husk/ram", c"tmpfs", 0, c"mode=0755")?;
     file::make_directory(c"/husk/ram/upper", 0o755)?;
     file::make_directory(c"/husk/ram/work", 0o755)?;
+    for directory in [
+        c"/husk/ram/upper/dev",
+        c"/husk/ram/upper/proc",
+        c"/husk/ram/upper/sys",
+        c"/husk/ram/upper/run",
+    ] {
+        file::make_directory(directory, 0o755)?;
+        mounts::hide_below(directory);
+    }
     let layers = c"lowerdir=/husk/lower,upperdir=/husk/ram/upper,workdir=/husk/ram/work";
     mount(c"overlay", c"/husk/root", c"overlay", 0, layers)
+}
+
+/// Whether a disk has partitions: `vda1` is the first of `vda`.
+fn is_divided(disk: &Path) -> bool {
+    let first = Path::of(&[disk.as_c_str().to_bytes(), b"1"]);
+    first.is_ok_and(|first| match file::open(first.as_c_str(), file::READ | file::CLOEXEC, 0) {
+        Ok(mut fd) => {
+            fd.close();
+            true
+        }
+        Err(_) => false,
+    })
 }
 
 /// Mounts `disk` with the first file system that takes it.

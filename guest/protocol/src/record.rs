@@ -23,7 +23,7 @@ pub mod tag {
 
     /// Set-up: the serial number of the disk with the root file system.
     pub const ROOT: u8 = 16;
-    /// Set-up: the root is written to; without it is read-only below an overlay in memory.
+    /// Set-up: the root is written to; without this it is only read, below an overlay in memory.
     pub const ROOT_WRITABLE: u8 = 17;
     /// Set-up: what the machine is called.
     pub const HOST_NAME: u8 = 18;
@@ -33,6 +33,14 @@ pub mod tag {
     pub const VOLUME: u8 = 20;
     /// Set-up: as [`VOLUME`], and it is only read.
     pub const VOLUME_READ_ONLY: u8 = 21;
+    /// Set-up: as [`VOLUME`], and it is only read, below an overlay in memory.
+    pub const VOLUME_OVERLAY: u8 = 22;
+    /// Set-up: a directory that is a fresh one in memory.
+    pub const TMPFS: u8 = 23;
+    /// Set-up: the tag of the shared directory that is the root.
+    pub const ROOT_VOLUME: u8 = 24;
+    /// Set-up: commands find the root read-only.
+    pub const ROOT_READ_ONLY: u8 = 25;
 }
 
 /// Bytes before those of a record.

@@ -162,7 +162,8 @@ fn a_volume_is_a_path_a_tag_and_what_the_guest_may_do() {
     let mounted = parse_volume("/src:/work/in:ro,cache=never").unwrap();
     assert_eq!((mounted.mount.as_deref(), &mounted.tag[..]), (Some("/work/in"), ""));
     assert!(mounted.readonly && mounted.path == std::path::Path::new("/src"));
-    for bad in ["", "/src", "/src:", ":work", "/src:ro"] {
+    assert!(!mounted.overlay && parse_volume("/src:/work:cow").unwrap().overlay);
+    for bad in ["", "/src", "/src:", ":work", "/src:ro", "/src:cow"] {
         assert!(volume(bad).unwrap_err().contains("PATH:TAG"), "{bad}");
     }
     assert!(volume("/src:t,cahce=auto").unwrap_err().contains("did you mean `cache`"));

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use husk::config::{
-    BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, OnReboot,
-    PmemConfig, PortConfig, Size, VolumeConfig, VsockConfig,
+    BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, DiskFormat,
+    MemoryConfig, OnReboot, PmemConfig, PortConfig, Size, VolumeCache, VolumeConfig, VsockConfig,
 };
 use serde::de::{DeserializeOwned, IntoDeserializer};
 
@@ -120,28 +120,19 @@ pub fn parse_pmem(text: &str) -> Result<PmemConfig, String> {
     })
 }
 
-/// `--volume`: what is behind the last commas is options, and between the last colons tag and `ro`;
+/// `--volume`: what is behind the last commas is options, and between the last colons tag and `ro` or `cow`;
 /// the path is what remains.
 pub fn parse_volume(text: &str) -> Result<VolumeConfig, String> {
-    let mut place = text;
-    let mut options = Vec::new();
-    while let Some((before, option)) = place.rsplit_once(',')
-        && !option.contains([':', '/'])
-    {
-        options.insert(0, option);
-        place = before;
-    }
-    let options = options.join(",");
-    let cache = if options.is_empty() {
-        None
-    } else {
-        choice(&mut KeyValues::parse("--volume", &["cache"], &options)?, "cache")?
+    let (place, options) = behind(text);
+    let cache = match options {
+        "" => VolumeCache::default(),
+        options => parse_cache("--volume", options)?,
     };
-    let cache = cache.unwrap_or_default();
-    let (place, readonly) = match place.rsplit_once(':') {
-        Some((place, "ro")) => (place, true),
-        Some((place, "rw")) => (place, false),
-        _ => (place, false),
+    let (place, readonly, overlay) = match place.rsplit_once(':') {
+        Some((place, "ro")) => (place, true, false),
+        Some((place, "rw")) => (place, false, false),
+        Some((place, "cow")) => (place, false, true),
+        _ => (place, false, false),
     };
     let wanted = "which directory, and which tag or directory of the guest's? --volume PATH:TAG, or \
                   --volume PATH:/DIR with a command";
@@ -153,7 +144,30 @@ pub fn parse_volume(text: &str) -> Result<VolumeConfig, String> {
         true => (String::new(), Some(tag.to_owned())),
         false => (tag.to_owned(), None),
     };
-    Ok(VolumeConfig { id: String::new(), tag, mount, path: path.into(), readonly, cache })
+    let id = String::new();
+    Ok(VolumeConfig { id, tag, mount, path: path.into(), readonly, overlay, cache })
+}
+
+/// What stands before the last commas, and the options behind them.
+fn behind(text: &str) -> (&str, &str) {
+    let mut place = text;
+    while let Some((before, option)) = place.rsplit_once(',')
+        && !option.contains([':', '/'])
+    {
+        place = before;
+    }
+    (place, text.get(place.len()..).unwrap_or_default().trim_start_matches(','))
+}
+
+/// What a guest may keep of a directory.
+pub fn parse_cache(option: &str, text: &str) -> Result<VolumeCache, String> {
+    Ok(choice(&mut KeyValues::parse(option, &["cache"], text)?, "cache")?.unwrap_or_default())
+}
+
+/// What an image is that is a root: its format, and whether it may be based on others.
+pub fn parse_image(option: &str, text: &str) -> Result<(Option<DiskFormat>, bool), String> {
+    let mut kv = KeyValues::parse(option, &["format", "backing"], text)?;
+    Ok((choice(&mut kv, "format")?, kv.switch("backing")?))
 }
 
 /// `--port`.

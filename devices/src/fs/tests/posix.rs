@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::fs::wire::{
-    CopyIn, DirentPlus, FallocateIn, FileLock, ForgetIn, FsyncIn, LinkIn, LseekIn, LseekOut,
-    MknodIn, ReleaseIn, Rename2In, RenameIn, SetxattrIn, StatfsOut, fattr,
+    CopyIn, DirentPlus, FOPEN_KEEP_CACHE, FallocateIn, FileLock, ForgetIn, FsyncIn, LinkIn,
+    LseekIn, LseekOut, MknodIn, ReleaseIn, Rename2In, RenameIn, SetxattrIn, StatfsOut, fattr,
 };
 
 const RDWR: i32 = libc::O_RDWR;
@@ -437,6 +437,32 @@ fn a_second_mount_begins_anew_and_so_does_one_after_an_unmount() {
     guest.call(op::DESTROY, 0, &[]).unwrap();
     assert_eq!(guest.holdings(), (0, 0));
     assert_eq!(guest.lookup(ROOT, "f"), Err(libc::EIO));
+}
+
+#[test]
+fn a_file_that_has_not_changed_since_it_was_opened_need_not_be_read_again() {
+    let kept = |guest: &mut Guest, node| {
+        let opened = guest.ask(op::OPEN, node, &OpenIn::default(), &[]).unwrap();
+        object::<OpenOut>(&opened).open_flags & FOPEN_KEEP_CACHE != 0
+    };
+    // One that was there long before this test.
+    let options = ShareOptions { read_only: true, ..ShareOptions::default() };
+    let share = Arc::new(Share::open(Path::new("/etc"), options).unwrap());
+    let (dir, user) = (TempDir::new().unwrap(), (0, 0));
+    let mut guest = Guest { session: share.session().unwrap(), dir, user, unique: 0 };
+    guest.call(op::INIT, 0, &init_body()).unwrap();
+    let node = guest.lookup(ROOT, "passwd").unwrap().nodeid;
+    assert_eq!([(); 3].map(|()| kept(&mut guest, node)), [false, true, true]);
+    // The guest has forgotten it meanwhile, and its pages with it.
+    let forget = ForgetIn { nlookup: 1 };
+    guest.serve(request(op::FORGET, node, 0, forget.as_slice()), 0);
+    let node = guest.lookup(ROOT, "passwd").unwrap().nodeid;
+    assert!(!kept(&mut guest, node));
+
+    let mut guest = Guest::new();
+    fs::write(guest.path("f"), b"").unwrap();
+    let node = guest.lookup(ROOT, "f").unwrap().nodeid;
+    assert_eq!([(); 2].map(|()| kept(&mut guest, node)), [false; 2], "it is too new to tell");
 }
 
 #[test]

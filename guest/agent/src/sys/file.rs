@@ -152,6 +152,19 @@ pub fn change_directory(path: &CStr) -> Result<()> {
     unsafe { call(80, [pointer(path), 0, 0, 0, 0, 0]) }.map(drop)
 }
 
+/// rmdir(2)
+pub fn remove_directory(path: &CStr) -> Result<()> {
+    // SAFETY: a string that outlives the call.
+    unsafe { call(84, [pointer(path), 0, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// setxattr(2)
+pub fn set_attribute(path: &CStr, name: &CStr, value: &[u8]) -> Result<()> {
+    let value = [value.as_ptr().addr(), value.len()];
+    // SAFETY: strings that outlive the call, and the kernel reads `len` bytes of the value.
+    unsafe { call(188, [pointer(path), pointer(name), value[0], value[1], 0, 0]) }.map(drop)
+}
+
 /// symlink(2)
 pub fn symlink(target: &CStr, path: &CStr) -> Result<()> {
     // SAFETY: strings that outlive the call.

@@ -18,6 +18,13 @@ pub fn mount(from: &CStr, to: &CStr, kind: &CStr, flags: usize, options: &CStr) 
     unsafe { call(165, arguments) }.map(drop)
 }
 
+/// umount2(2) with `MNT_DETACH`: from its place at once, and gone when nobody uses it any more.
+pub fn detach(path: &CStr) -> Result<()> {
+    const MNT_DETACH: usize = 2;
+    // SAFETY: a string that outlives the call.
+    unsafe { call(166, [pointer(path), MNT_DETACH, 0, 0, 0, 0]) }.map(drop)
+}
+
 /// chroot(2)
 pub fn change_root(path: &CStr) -> Result<()> {
     // SAFETY: a string that outlives the call.
