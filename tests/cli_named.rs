@@ -65,6 +65,16 @@ fn a_named_vm_is_listed_read_refused_to_others_and_ended() {
     assert_eq!(listed[1]["name"], "two");
     assert_eq!(call(&sandbox, &["logs", "one"]).stdout.trim(), "up");
 
+    let told = call(&sandbox, &["inspect", "one", "--json"]);
+    let facts: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+    assert_eq!((&facts["name"], &facts["state"]), (&"one".into(), &"running".into()), "{told:?}");
+    assert_eq!(facts["pid"], one.child.id());
+    assert_eq!(facts["config"]["memory"]["size"], "32M", "{told:?}");
+    assert!(facts["metrics"]["devices"]["com1"]["requests"].as_u64() >= Some(2), "{told:?}");
+    assert!(facts["guest"].is_null(), "{told:?}");
+    let told = call(&sandbox, &["inspect", "two"]);
+    assert!(told.stdout.contains("running, for") && told.stdout.contains("com1"), "{told:?}");
+
     let again = ["run", "--kernel", "kernel", "--memory", "32M", "--name", "one"];
     let refused = call(&sandbox, &again);
     assert_eq!(refused.status, 125, "{refused:?}");
@@ -103,7 +113,8 @@ fn a_command_whose_vm_is_killed_by_its_name_is_no_success() {
 #[test]
 fn a_name_that_nobody_has_or_that_is_none_is_refused_with_the_way_out() {
     let sandbox = sandbox();
-    let calls: [(&[&str], &str); 8] = [
+    let calls: [(&[&str], &str); 9] = [
+        (&["inspect", "nobody"], "husk ps"),
         (&["stop", "nobody"], "husk ps"),
         (&["kill", "nobody"], "husk ps"),
         (&["logs", "nobody"], "husk ps"),

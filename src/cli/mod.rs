@@ -15,6 +15,7 @@ mod compare;
 mod doctor;
 mod exec;
 mod footprint;
+mod inspect;
 mod kernel;
 mod keyvalue;
 mod life;
@@ -51,6 +52,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Kernel(kernel::Kernel),
     Ps(named::Ps),
+    Inspect(inspect::Inspect),
     Exec(named::ExecIn),
     Cp(named::Cp),
     Logs(named::Logs),
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor.execute(),
         Command::Kernel(kernel) => kernel.execute(),
         Command::Ps(ps) => ps.execute(),
+        Command::Inspect(inspect) => inspect.execute(),
         Command::Exec(exec) => exec.execute(),
         Command::Cp(cp) => cp.execute(),
         Command::Logs(logs) => logs.execute(),

@@ -14,6 +14,7 @@ use husk::config::{
     OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VolumeConfig, VsockConfig,
 };
 use husk::error::NameError;
+use husk::named::{self, About};
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, GuestCommand, Outcome, RunningVm, Vm};
 use log::LevelFilter;
@@ -123,7 +124,7 @@ pub struct Run {
     /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew
     #[arg(long)]
     share_kernel: bool,
-    /// What the VM is called, for `husk ps`, `exec`, `cp`, `logs`, `stop` and `kill`
+    /// What the VM is called, for `husk ps`, `inspect`, `exec`, `cp`, `logs`, `stop` and `kill`
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     #[command(flatten)]
@@ -207,9 +208,9 @@ impl Run {
         let metrics_path = self.metrics.clone();
         let name = self.name.clone();
         if let Some(name) = &name {
-            husk::named::check(name)?;
+            named::check(name)?;
             // Before anything is started; who is first of two at the same time is found out later.
-            match husk::named::find(name) {
+            match named::find(name) {
                 Ok(_) => return Err(NameError::InUse(name.clone()).into()),
                 Err(NameError::Unknown(_)) => {}
                 // A directory, say, in which there can be no names.
@@ -236,7 +237,6 @@ impl Run {
             asked: metrics_path.as_ref().map(|_| Awaited::block(libc::SIGUSR1)).transpose()?,
             larger: Awaited::block(libc::SIGUSR2)?,
             signals: Signals::block()?,
-            kernel: config.kernel.display().to_string(),
             config,
             timeline,
             name,
@@ -306,8 +306,6 @@ impl Run {
 struct Session {
     config: VmConfig,
     timeline: Arc<Timeline>,
-    /// The kernel's path, for `husk ps`.
-    kernel: String,
     name: Option<String>,
     metrics_path: Option<PathBuf>,
     grace: Duration,
@@ -333,8 +331,9 @@ impl Session {
         signals.has_vm(vm.clone());
         attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
         footprint::release();
-        let _name =
-            self.name.map(|name| husk::named::serve(&name, &vm, self.kernel)).transpose()?;
+        let words = command.arguments().iter().map(|word| word.to_string_lossy().into_owned());
+        let about = About { command: Some(words.collect()) };
+        let _name = self.name.map(|name| named::serve(&name, &vm, about)).transpose()?;
         let limits = exec::Limits { timeout, grace: self.grace };
         let status = exec::run(&vm, command, &signals, self.resized, &limits)?;
         report(self.show, metrics.as_ref(), &vm);
@@ -360,8 +359,8 @@ impl Session {
         let vm = Arc::new(vm.start()?);
         // Before anything that may wait: from now on a signal asks the guest.
         ending.started(vm.clone());
-        let _name =
-            self.name.map(|name| husk::named::serve(&name, &vm, self.kernel)).transpose()?;
+        let about = About::default();
+        let _name = self.name.map(|name| named::serve(&name, &vm, about)).transpose()?;
         if let Some(path) = vm.console_path() {
             tell!("husk: the console is at {}\n", path.display());
         }

@@ -12,6 +12,7 @@
 mod directory;
 mod error;
 mod fds;
+mod inspection;
 mod remote;
 mod serve;
 #[cfg(test)]
@@ -19,12 +20,15 @@ mod tests;
 
 pub use directory::{NAME_MAX, check};
 pub use error::NameError;
+pub use inspection::{About, GuestState, Inspection};
 pub use remote::{Info, Remote, find, list};
 pub use serve::{Named, serve};
 
 /// What can be asked of a VM, a line each.
 mod request {
     pub const INFO: &str = "info";
+    /// All that it tells of itself.
+    pub const INSPECT: &str = "inspect";
     pub const CONNECT: &str = "connect";
     pub const SHUT_DOWN: &str = "stop";
     pub const KILL: &str = "kill";

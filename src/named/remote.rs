@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::directory::{Directory, clean, user};
 use super::error::{NameError, host};
+use super::inspection::Inspection;
 use super::{LINE_MAX, PATIENCE, fds, request};
 use crate::guest::error::{ExecError, told};
 use crate::guest::{self, GuestChild, GuestCommand};
@@ -16,6 +17,8 @@ use crate::outcome::Outcome;
 
 /// The most of a log that is read, in bytes.
 const LOG_MAX: u64 = 16 << 20;
+/// The most that a VM can tell of itself, in bytes.
+const INSPECTION_MAX: u64 = 4 << 20;
 /// An agent that is not ready yet may take that long until it is.
 const DIAL_PATIENCE: Duration = Duration::from_secs(190);
 
@@ -193,6 +196,17 @@ impl Remote {
     fn info_within(&self, patience: Duration) -> Result<Info, NameError> {
         let (answer, ..) = self.ask(request::INFO, patience)?;
         serde_json::from_str(&answer).map_err(|_| NameError::Nonsense(self.name.clone()))
+    }
+
+    /// All that it tells of itself.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn inspect(&self) -> Result<Inspection, NameError> {
+        let (_, _, socket) = self.ask(request::INSPECT, PATIENCE)?;
+        let mut bytes = Vec::new();
+        socket.take(INSPECTION_MAX).read_to_end(&mut bytes).map_err(host(&self.path, "read"))?;
+        serde_json::from_slice(&bytes).map_err(|_| NameError::Nonsense(self.name.clone()))
     }
 
     /// What its console has said last.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::directory::{Directory, clean, user};
 use super::error::{NameError, host};
+use super::inspection::{About, Inspection};
 use super::remote::{Info, Why};
 use super::{LINE_MAX, PATIENCE, fds, request};
 use crate::vm::RunningVm;
@@ -45,20 +46,22 @@ pub struct Named {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Takes `name` for `vm`, and answers for it as long as both live. `kernel` is what to say that it runs.
+/// Takes `name` for `vm`, and answers for it as long as both live, also with what `about` tells.
 ///
 /// # Errors
 /// When the name is taken, or none, or the host refuses.
-pub fn serve(name: &str, vm: &Arc<RunningVm>, kernel: String) -> Result<Named, NameError> {
+pub fn serve(name: &str, vm: &Arc<RunningVm>, about: About) -> Result<Named, NameError> {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    let kernel = vm.config().kernel.display().to_string();
     let info =
         Info { name: name.to_owned(), pid: std::process::id(), kernel, since, answers: true };
-    serve_in(&Directory::open()?, info, Arc::downgrade(vm))
+    serve_in(&Directory::open()?, info, about, Arc::downgrade(vm))
 }
 
 pub(super) fn serve_in(
     directory: &Directory,
     info: Info,
+    about: About,
     vm: Weak<RunningVm>,
 ) -> Result<Named, NameError> {
     let path = directory.socket(&info.name)?;
@@ -76,9 +79,13 @@ pub(super) fn serve_in(
         .name("husk-name".to_owned())
         .stack_size(STACK)
         .spawn(move || {
-            let clients =
-                Clients { info, vm, answering: Places::default(), connecting: Places::default() };
-            let clients = Arc::new(clients);
+            let clients = Arc::new(Clients {
+                info,
+                about,
+                vm,
+                answering: Places::default(),
+                connecting: Places::default(),
+            });
             let next = || accepting.accept().map(|(client, _)| client);
             accept(&leaving, next, |client| admit(&clients, client));
         })
@@ -111,6 +118,7 @@ impl Drop for Place {
 /// What is answered from, and who is answered.
 struct Clients {
     info: Info,
+    about: About,
     vm: Weak<RunningVm>,
     answering: Places,
     connecting: Places,
@@ -159,7 +167,7 @@ fn admit(clients: &Arc<Clients>, client: UnixStream) {
 
 /// Reads a request and answers it.
 fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()> {
-    let Clients { info, vm, .. } = clients;
+    let Clients { info, about, vm, .. } = clients;
     client.set_read_timeout(Some(PATIENCE))?;
     client.set_write_timeout(Some(PATIENCE))?;
     // The directory keeps others out; this is for one whose permissions somebody has changed since.
@@ -176,6 +184,14 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
             let info = serde_json::to_string(info).map_err(std::io::Error::other)?;
             writing.write_all(format!("OK {info}\n").as_bytes())
         }
+        request::INSPECT => match serde_json::to_vec(&Inspection::of(info, about, &vm)) {
+            Ok(inspection) => {
+                writing.write_all(b"OK\n")?;
+                writing.write_all(&inspection)
+            }
+            // A path that is no UTF-8.
+            Err(e) => writing.write_all(format!("ERROR it cannot be told: {e}\n").as_bytes()),
+        },
         request::CONNECT => {
             // Kept until the answer, instead of the other.
             let Some(_connecting) = clients.connecting.take(CONNECTING_MAX) else {

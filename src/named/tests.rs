@@ -22,7 +22,7 @@ fn directory(at: &Path) -> Directory {
 fn named(directory: &Directory, name: &str) -> Result<Named, NameError> {
     let info =
         Info { name: name.to_owned(), pid: 1, kernel: String::new(), since: 0, answers: true };
-    serve_in(directory, info, Weak::new())
+    serve_in(directory, info, About::default(), Weak::new())
 }
 
 #[test]
