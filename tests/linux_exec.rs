@@ -317,6 +317,43 @@ fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
 }
 
 #[test]
+fn a_detached_command_that_fails_keeps_its_vm_for_a_look_into_it() {
+    let Some(lab) = Lab::open() else { return };
+    let initrd = lab.asset(TINY);
+    let script = "echo said; echo told >&2; exit 3";
+    let options = ["--detach", "--keep-on-failure", "--name", "kept", "--initrd"];
+    let words = [initrd.to_str().unwrap(), "--", "/bin/busybox", "sh", "-c", script];
+    let runtime = lab.path("runtime");
+    std::fs::create_dir(&runtime).unwrap();
+    let mut command = cli(&lab, &[&options[..], &words].concat());
+    command.env("XDG_RUNTIME_DIR", &runtime);
+    // It has none of the streams any more, or this would last as long as the VM.
+    assert_eq!(finish(command, b""), (0, "kept\n".to_owned(), String::new()));
+    let call = |args: &[&str]| {
+        let mut command = Command::new(husk());
+        command.env("XDG_RUNTIME_DIR", &runtime).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        finish(command, b"")
+    };
+    let begin = Instant::now();
+    let log = loop {
+        let (status, log, stderr) = call(&["logs", "kept"]);
+        assert!(status == 0 && begin.elapsed() < PATIENCE, "{log}{stderr}");
+        if log.contains("the VM stays") {
+            break log;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(log.contains("said\n") && log.contains("told\n") && log.contains("status 3"), "{log}");
+    let done = call(&["exec", "kept", "--", "/bin/busybox", "echo", "inside"]);
+    assert_eq!(done, (0, "inside\n".to_owned(), String::new()));
+    let (_, facts, stderr) = call(&["inspect", "kept"]);
+    assert!(facts.contains("ready for commands") && facts.contains(script), "{facts}{stderr}");
+    assert_eq!(call(&["stop", "kept"]).0, 0);
+    assert_eq!(call(&["wait", "kept"]), (0, "3\n".to_owned(), String::new()));
+}
+
+#[test]
 fn a_guest_that_cannot_reach_husk_says_which_option_its_kernel_lacks() {
     let Some(lab) = Lab::open() else { return };
     // An index by which everything is built in, which it is not.

@@ -17,7 +17,7 @@ use husk::config::{ConsoleConfig, DiskConfig, GuestConfig, RootConfig, VmConfig}
 use super::Error;
 pub use attach::{attach, for_terminal};
 pub use forward::Forward;
-pub use run::{Limits, run, status_of, status_of_error};
+pub use run::{Job, Limits, run, status_of, status_of_error};
 
 /// What a command runs in.
 #[derive(Args)]

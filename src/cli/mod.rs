@@ -12,6 +12,7 @@ macro_rules! tell {
 
 mod awaited;
 mod compare;
+mod detach;
 mod doctor;
 mod exec;
 mod footprint;
@@ -56,6 +57,7 @@ enum Command {
     Exec(named::ExecIn),
     Cp(named::Cp),
     Logs(named::Logs),
+    Wait(named::Wait),
     Stop(named::Stop),
     Kill(named::Kill),
     Compare(compare::Compare),
@@ -88,22 +90,26 @@ pub fn main() -> ExitCode {
         Command::Exec(exec) => exec.execute(),
         Command::Cp(cp) => cp.execute(),
         Command::Logs(logs) => logs.execute(),
+        Command::Wait(wait) => wait.execute(),
         Command::Stop(stop) => stop.execute(),
         Command::Kill(kill) => kill.execute(),
         Command::Compare(compare) => compare.execute(),
     };
     match result {
         Ok(status) => ExitCode::from(status),
-        Err(e) => {
-            terminal::restore();
-            let words = e.to_string();
-            tell!("husk: {words}\n");
-            if let Some(remedy) = limits::remedy(&words) {
-                tell!("husk: {remedy}\n");
-            }
-            ExitCode::from(CANNOT)
-        }
+        Err(e) => ExitCode::from(failed(&e)),
     }
+}
+
+/// Says what husk could not do, and gives the exit status for that.
+fn failed(error: &Error) -> u8 {
+    terminal::restore();
+    let words = error.to_string();
+    tell!("husk: {words}\n");
+    if let Some(remedy) = limits::remedy(&words) {
+        tell!("husk: {remedy}\n");
+    }
+    CANNOT
 }
 
 /// What a subcommand says when it could not do its work: a sentence for the user.

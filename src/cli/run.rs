@@ -14,12 +14,13 @@ use husk::config::{
     OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VolumeConfig, VsockConfig,
 };
 use husk::error::NameError;
-use husk::named::{self, About};
+use husk::named::{self, About, Named};
 use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, GuestCommand, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
 use super::awaited::Awaited;
+use super::detach::{self, Detached};
 use super::exec::{self, Exec, Forward};
 use super::life::{
     Escapes, TIMED_OUT, attend_disks, attend_escapes, attend_metrics, attend_window, conclude,
@@ -58,7 +59,7 @@ pub struct Run {
     /// which there is none of; its "PCI: Fatal: No config space access function found" is harmless
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Added to the kernel command line, after what --config adds; may be repeated
+    /// Added to the kernel command line; may be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Vec<String>,
     /// Number of vCPUs [default: 1]
@@ -118,19 +119,28 @@ pub struct Run {
     /// Describe the machine by an MP table and virtio_mmio.device= parameters instead of ACPI
     #[arg(long)]
     no_acpi: bool,
-    /// How to enter the kernel: auto, pvh or linux64 [default: auto]
+    /// How it is entered: auto, pvh or linux64 [default: auto]
     #[arg(long, value_name = "HOW", value_parser = parse_protocol)]
     boot_protocol: Option<BootProtocol>,
     /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew
     #[arg(long)]
     share_kernel: bool,
-    /// What the VM is called, for `husk ps`, `inspect`, `exec`, `cp`, `logs`, `stop` and `kill`
+    /// The VM's name, for `husk ps`, `exec`, `logs` and the like
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Return when the VM or its command runs, and print its name; `husk logs` has what it writes,
+    /// `husk wait` its exit status
+    #[arg(long, conflicts_with = "print_config")]
+    detach: bool,
+    #[arg(long, hide = true)]
+    detached: bool,
+    /// When the command fails, or --timeout ends, leave the VM for `husk exec`, until Ctrl-C or
+    /// `husk stop`
+    #[arg(long)]
+    keep_on_failure: bool,
     #[command(flatten)]
     exec: Exec,
-    /// On SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds between the power button, or the command's
-    /// signal, and a hard stop
+    /// After SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds until a hard stop
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     grace: Duration,
     /// End the VM after this many seconds, with status 124
@@ -193,6 +203,10 @@ pub fn process_start() -> Instant {
 impl Run {
     /// Runs the VM to its end and returns the exit status.
     pub fn execute(self, started: Instant) -> Result<u8, Error> {
+        if self.detach && !self.detached {
+            return detach::start();
+        }
+        let detached = if self.detached { Some(Detached::begin()?) } else { None };
         let timeline = Arc::new(Timeline::default());
         timeline.mark_at(Phase::ProcessStart, started);
         logging::init(match self.log {
@@ -206,7 +220,8 @@ impl Run {
         let (grace, timeout, show) = (self.grace, self.timeout, self.timeline);
         let (print_config, config_file) = (self.print_config, self.config.clone());
         let metrics_path = self.metrics.clone();
-        let name = self.name.clone();
+        let keep = self.keep_on_failure;
+        let mut name = self.name.clone();
         if let Some(name) = &name {
             named::check(name)?;
             // Before anything is started; who is first of two at the same time is found out later.
@@ -217,7 +232,13 @@ impl Run {
                 Err(e) => return Err(e.into()),
             }
         }
+        if name.is_none() && (detached.is_some() || keep) {
+            name = Some(detach::made_up()?);
+        }
         let (mut config, command) = self.into_config()?;
+        if keep && command.is_none() {
+            return Err("--keep-on-failure is for a command: end with `-- CMD`".into());
+        }
         config.name_devices();
         config.validate()?;
         if let Some(file) = &config_file {
@@ -240,6 +261,8 @@ impl Run {
             config,
             timeline,
             name,
+            keep,
+            detached,
             metrics_path,
             grace,
             timeout,
@@ -307,6 +330,9 @@ struct Session {
     config: VmConfig,
     timeline: Arc<Timeline>,
     name: Option<String>,
+    /// `--keep-on-failure`.
+    keep: bool,
+    detached: Option<Detached>,
     metrics_path: Option<PathBuf>,
     grace: Duration,
     timeout: Option<Duration>,
@@ -322,7 +348,7 @@ struct Session {
 
 impl Session {
     /// A guest for one command.
-    fn run_command(self, command: GuestCommand) -> Result<u8, Error> {
+    fn run_command(mut self, command: GuestCommand) -> Result<u8, Error> {
         let signals = Forward::attend(self.signals, self.grace)?;
         let vm = Vm::with(self.config, None, self.timeline)?;
         let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
@@ -332,16 +358,24 @@ impl Session {
         attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
         footprint::release();
         let words = command.arguments().iter().map(|word| word.to_string_lossy().into_owned());
-        let about = About { command: Some(words.collect()) };
-        let _name = self.name.map(|name| named::serve(&name, &vm, about)).transpose()?;
-        let limits = exec::Limits { timeout, grace: self.grace };
-        let status = exec::run(&vm, command, &signals, self.resized, &limits)?;
+        let about = About { command: Some(words.collect()), ..About::default() };
+        let named = take_name(self.name.as_deref(), &vm, about, self.detached.as_mut())?;
+        let job = exec::Job {
+            command,
+            limits: exec::Limits { timeout, grace: self.grace },
+            resized: self.resized,
+            keep: self.name.as_deref().filter(|_| self.keep),
+        };
+        let has_begun = || is_ready(named.as_ref(), self.name.as_deref(), self.detached.as_mut());
+        let status = exec::run(&vm, job, &signals, has_begun);
+        let status = status.unwrap_or_else(|e| super::failed(&e));
         report(self.show, metrics.as_ref(), &vm);
+        conclude_name(named, status, self.detached);
         Ok(status)
     }
 
     /// A guest whose console is ours.
-    fn run_console(self) -> Result<u8, Error> {
+    fn run_console(mut self) -> Result<u8, Error> {
         let ending = Ending::attend(self.signals, self.grace)?;
         let (console, escapes) = console(&self.config)?;
         let vm = Vm::with(self.config, console, self.timeline)?;
@@ -359,8 +393,8 @@ impl Session {
         let vm = Arc::new(vm.start()?);
         // Before anything that may wait: from now on a signal asks the guest.
         ending.started(vm.clone());
-        let about = About::default();
-        let _name = self.name.map(|name| named::serve(&name, &vm, about)).transpose()?;
+        let name = self.name.as_deref();
+        let named = take_name(name, &vm, About::default(), self.detached.as_mut())?;
         if let Some(path) = vm.console_path() {
             tell!("husk: the console is at {}\n", path.display());
         }
@@ -369,22 +403,63 @@ impl Session {
             attend_window(self.resized, &vm)?;
         }
         attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
+        is_ready(named.as_ref(), name, self.detached.as_mut())?;
 
-        let Some(outcome) = wait(&vm, self.timeout) else {
-            let ended = kill(&vm);
-            terminal::restore();
-            let limit = self.timeout.unwrap_or_default();
-            tell!("husk: the VM still ran after {} s\n", limit.as_secs_f64());
-            report(self.show, metrics.as_ref(), &vm);
-            if !ended {
-                std::process::exit(TIMED_OUT.into());
-            }
-            return Ok(TIMED_OUT);
-        };
+        let outcome = wait(&vm, self.timeout);
+        let ended = outcome.is_some() || kill(&vm);
         terminal::restore();
-        let status = conclude(&outcome, ending.signal());
+        let status = match outcome {
+            Some(outcome) => conclude(&outcome, ending.signal()),
+            None => {
+                let limit = self.timeout.unwrap_or_default();
+                tell!("husk: the VM still ran after {} s\n", limit.as_secs_f64());
+                TIMED_OUT
+            }
+        };
         report(self.show, metrics.as_ref(), &vm);
+        conclude_name(named, status, self.detached);
+        if !ended {
+            std::process::exit(status.into());
+        }
         Ok(status)
+    }
+}
+
+/// Takes the VM's name, if it is to have one. Of one that is detached all that is written goes to its log
+/// from now on.
+fn take_name(
+    name: Option<&str>,
+    vm: &Arc<RunningVm>,
+    about: About,
+    detached: Option<&mut Detached>,
+) -> Result<Option<Named>, Error> {
+    let Some(name) = name else { return Ok(None) };
+    let Some(detached) = detached else { return Ok(Some(named::serve(name, vm, about)?)) };
+    let (named, log) = named::serve_kept(name, vm, about)?;
+    detached.log_to(log)?;
+    Ok(Some(named))
+}
+
+/// Whoever detached the VM goes on from here.
+fn is_ready(
+    named: Option<&Named>,
+    name: Option<&str>,
+    detached: Option<&mut Detached>,
+) -> Result<(), Error> {
+    if let (Some(named), Some(name), Some(detached)) = (named, name, detached) {
+        detached.is_ready(name)?;
+        named.stay();
+    }
+    Ok(())
+}
+
+/// The last of a VM: its log is whole when its name is free, and whoever waits is told.
+fn conclude_name(named: Option<Named>, status: u8, detached: Option<Detached>) {
+    if let Some(mut detached) = detached {
+        detached.finish();
+    }
+    if let Some(named) = named {
+        named.conclude(status);
     }
 }
 

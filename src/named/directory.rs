@@ -13,10 +13,13 @@ use super::fds;
 pub const NAME_MAX: usize = 40;
 /// `sun_path` has 108 bytes (`man 7 unix`), one of them for the final NUL.
 const ADDRESS_MAX: usize = 107;
-const ENDING: &str = ".sock";
+/// How a file is called beside what it is of.
+const SOCKET: &str = ".sock";
+const LOG: &str = ".log";
+const END: &str = ".end";
 
 /// A runtime directory that is the user's own.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Directory(PathBuf);
 
 /// Whether `name` is a name.
@@ -73,7 +76,7 @@ impl Directory {
     /// The socket of `name`, which is one.
     pub fn socket(&self, name: &str) -> Result<PathBuf, NameError> {
         check(name)?;
-        let path = self.0.join(format!("{name}{ENDING}"));
+        let path = self.0.join(format!("{name}{SOCKET}"));
         if path.as_os_str().len() > ADDRESS_MAX {
             return Err(NameError::Directory {
                 path,
@@ -83,12 +86,31 @@ impl Directory {
         Ok(path)
     }
 
+    /// Where the output of the VM called `name`, which is a name, is kept.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}{LOG}"))
+    }
+
+    /// Where it is remembered how the VM called `name`, which is a name, ended.
+    pub fn end(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}{END}"))
+    }
+
     /// All names there are sockets of.
     pub fn names(&self) -> Result<Vec<String>, NameError> {
+        self.with(SOCKET)
+    }
+
+    /// All names of VMs that are remembered.
+    pub fn ended(&self) -> Result<Vec<String>, NameError> {
+        self.with(END)
+    }
+
+    fn with(&self, ending: &str) -> Result<Vec<String>, NameError> {
         let entries = fs::read_dir(&self.0).map_err(host(&self.0, "read"))?;
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let mut names: Vec<_> = names
-            .filter_map(|name| Some(name.strip_suffix(ENDING)?.to_owned()))
+            .filter_map(|name| Some(name.strip_suffix(ending)?.to_owned()))
             .filter(|name| check(name).is_ok())
             .collect();
         names.sort();

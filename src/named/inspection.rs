@@ -15,6 +15,9 @@ pub struct About {
     /// The command that was started with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
+    /// Where what it writes is kept, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<PathBuf>,
 }
 
 /// Whether a guest that was made to run commands runs them.

@@ -4,6 +4,8 @@
 //! ```text
 //! $XDG_RUNTIME_DIR/husk/   (or /run/user/UID/husk/, /tmp/husk-UID/)   0700, the user's own
 //!   NAME.sock              answers one request a connection: serve.rs, remote.rs
+//!   NAME.log, NAME.log.old what it writes, if it is kept: log.rs
+//!   NAME.end               how it ended, if it was kept: record.rs
 //! ```
 //!
 //! A name belongs to whoever listens at its socket. What a process that is gone has left there is
@@ -13,16 +15,21 @@ mod directory;
 mod error;
 mod fds;
 mod inspection;
+mod log;
+mod record;
 mod remote;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use directory::{NAME_MAX, check};
 pub use error::NameError;
 pub use inspection::{About, GuestState, Inspection};
-pub use remote::{Info, Remote, find, list};
-pub use serve::{Named, serve};
+pub use log::{Log, LogReader};
+pub use record::{Ended, ended};
+pub use remote::{Info, Remote, find, list, wait};
+pub use serve::{Named, serve, serve_kept};
 
 /// What can be asked of a VM, a line each.
 mod request {
@@ -32,11 +39,15 @@ mod request {
     pub const CONNECT: &str = "connect";
     pub const SHUT_DOWN: &str = "stop";
     pub const KILL: &str = "kill";
+    /// Its exit status, when it has ended.
+    pub const WAIT: &str = "wait";
     pub const LOG: &str = "log";
     /// Why the agent does not answer any more.
     pub const WHY: &str = "why";
 }
 
+/// What those are told for whom there is no room.
+const TOO_MANY: &[u8] = b"ERROR too many at once\n";
 /// The longest line of a request or of an answer, in bytes.
 const LINE_MAX: u64 = 16 << 10;
 /// How long either side may take for its line.

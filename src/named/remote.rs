@@ -1,6 +1,7 @@
 //! A named VM of another process, from outside.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::directory::{Directory, clean, user};
 use super::error::{NameError, host};
 use super::inspection::Inspection;
+use super::record;
 use super::{LINE_MAX, PATIENCE, fds, request};
 use crate::guest::error::{ExecError, told};
 use crate::guest::{self, GuestChild, GuestCommand};
@@ -18,7 +20,7 @@ use crate::outcome::Outcome;
 /// The most of a log that is read, in bytes.
 const LOG_MAX: u64 = 16 << 20;
 /// The most that a VM can tell of itself, in bytes.
-const INSPECTION_MAX: u64 = 4 << 20;
+const INSPECTION_MAX: u64 = 16 << 20;
 /// An agent that is not ready yet may take that long until it is.
 const DIAL_PATIENCE: Duration = Duration::from_secs(190);
 
@@ -117,6 +119,60 @@ pub(super) fn list_in(directory: &Directory, patience: Duration) -> Result<Vec<I
         }
     }
     Ok(all)
+}
+
+/// Waits for the end of the VM called `name`, and gives the exit status that `husk run` has for it. Of one
+/// that was kept it is known after its end, too.
+///
+/// # Errors
+/// When there is none and none is remembered, or it ended without a word.
+pub fn wait(name: &str) -> Result<u8, NameError> {
+    wait_in(&Directory::open()?, name)
+}
+
+pub(super) fn wait_in(directory: &Directory, name: &str) -> Result<u8, NameError> {
+    let told = find_in(directory, name).and_then(|vm| vm.end()?.status());
+    match told {
+        Err(unknown @ (NameError::Unknown(_) | NameError::NoStatus(_))) => {
+            // It has ended before it was asked, or while it was.
+            record::read(directory, name)?.map(|ended| ended.status).ok_or(unknown)
+        }
+        told => told,
+    }
+}
+
+/// A connection that tells when a VM ends.
+#[derive(Debug)]
+pub struct End {
+    name: String,
+    socket: UnixStream,
+}
+
+impl End {
+    /// Waits for it, and gives the exit status.
+    ///
+    /// # Errors
+    /// When its husk ends without a word, or refuses.
+    pub fn status(self) -> Result<u8, NameError> {
+        let mut line = String::new();
+        // An error is an end without a word as well.
+        let _ = BufReader::new((&self.socket).take(LINE_MAX)).read_line(&mut line);
+        let line = line.trim_end();
+        if let Some(why) = line.strip_prefix("ERROR ") {
+            return Err(NameError::Refused { name: self.name, why: why.to_owned() });
+        }
+        match line.strip_prefix("OK ").map(str::parse) {
+            Some(Ok(status)) => Ok(status),
+            Some(Err(_)) => Err(NameError::Nonsense(self.name)),
+            None => Err(NameError::NoStatus(self.name)),
+        }
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Remote {
@@ -218,6 +274,18 @@ impl Remote {
         let mut bytes = Vec::new();
         socket.take(LOG_MAX).read_to_end(&mut bytes).map_err(host(&self.path, "read"))?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Asks to be told of its end.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn end(&self) -> Result<End, NameError> {
+        let mut socket = self.open()?;
+        let failed = host(&self.path, "ask");
+        socket.set_read_timeout(None).map_err(&failed)?;
+        socket.write_all(format!("{}\n", request::WAIT).as_bytes()).map_err(&failed)?;
+        Ok(End { name: self.name.clone(), socket })
     }
 
     /// Asks its guest to turn itself off, and waits for that, at most for `grace`. False when it is

@@ -7,15 +7,18 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::directory::{Directory, clean, user};
 use super::error::{NameError, host};
 use super::inspection::{About, Inspection};
+use super::log::{HALF, Log};
+use super::record;
 use super::remote::{Info, Why};
-use super::{LINE_MAX, PATIENCE, fds, request};
+use super::waiting::Waiting;
+use super::{LINE_MAX, PATIENCE, TOO_MANY, fds, request};
 use crate::vm::RunningVm;
 
 /// Bytes of stack of the threads here.
@@ -24,8 +27,6 @@ const STACK: usize = 128 << 10;
 pub(super) const CLIENTS_MAX: usize = 16;
 /// Requests for the agent at once, which may take minutes: they keep none of the others out.
 const CONNECTING_MAX: usize = 16;
-/// What those are told for whom there is no room.
-const TOO_MANY: &[u8] = b"ERROR too many at once\n";
 /// How long nobody is accepted when that has failed.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often it is told that it fails.
@@ -44,6 +45,12 @@ pub struct Named {
     identity: (u64, u64),
     given_up: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    info: Info,
+    waiting: Arc<Mutex<Waiting>>,
+    /// Where what stays of the VM is kept.
+    kept: Option<Directory>,
+    /// Something stays of it.
+    stays: AtomicBool,
 }
 
 /// Takes `name` for `vm`, and answers for it as long as both live, also with what `about` tells.
@@ -51,11 +58,35 @@ pub struct Named {
 /// # Errors
 /// When the name is taken, or none, or the host refuses.
 pub fn serve(name: &str, vm: &Arc<RunningVm>, about: About) -> Result<Named, NameError> {
+    serve_in(&Directory::open()?, info(name, vm), about, Arc::downgrade(vm))
+}
+
+/// The same, of a VM that nobody sits in front of: what is written to the log is kept, and, once it
+/// [stays](Named::stay), how the VM ended. It is forgotten when the name is taken again, or when many others have ended since.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_kept(
+    name: &str,
+    vm: &Arc<RunningVm>,
+    about: About,
+) -> Result<(Named, Log), NameError> {
+    let directory = Directory::open()?;
+    let about = About { log: Some(directory.log(name)), ..about };
+    let mut named = serve_in(&directory, info(name, vm), about, Arc::downgrade(vm))?;
+    let lock = directory.lock()?;
+    record::make_room(&directory)?;
+    drop(lock);
+    let path = directory.log(name);
+    let log = Log::create(path.clone(), HALF).map_err(host(&path, "create"))?;
+    named.kept = Some(directory);
+    Ok((named, log))
+}
+
+fn info(name: &str, vm: &RunningVm) -> Info {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
     let kernel = vm.config().kernel.display().to_string();
-    let info =
-        Info { name: name.to_owned(), pid: std::process::id(), kernel, since, answers: true };
-    serve_in(&Directory::open()?, info, about, Arc::downgrade(vm))
+    Info { name: name.to_owned(), pid: std::process::id(), kernel, since, answers: true }
 }
 
 pub(super) fn serve_in(
@@ -71,27 +102,41 @@ pub(super) fn serve_in(
     }
     let listener = UnixListener::bind(&path).map_err(host(&path, "bind"))?;
     let made = fs::symlink_metadata(&path).map_err(host(&path, "stat"))?;
+    // Of another that was called so before.
+    record::forget(directory, &info.name);
     drop(lock);
     let listener = Arc::new(listener);
     let given_up = Arc::new(AtomicBool::new(false));
+    let waiting = Arc::default();
+    let clients = Arc::new(Clients {
+        info: info.clone(),
+        about,
+        vm,
+        answering: Places::default(),
+        connecting: Places::default(),
+        waiting: Arc::clone(&waiting),
+    });
     let (accepting, leaving) = (listener.clone(), given_up.clone());
     let thread = std::thread::Builder::new()
         .name("husk-name".to_owned())
         .stack_size(STACK)
         .spawn(move || {
-            let clients = Arc::new(Clients {
-                info,
-                about,
-                vm,
-                answering: Places::default(),
-                connecting: Places::default(),
-            });
             let next = || accepting.accept().map(|(client, _)| client);
             accept(&leaving, next, |client| admit(&clients, client));
         })
         .map_err(host(&path, "start a thread"))?;
     let identity = (made.dev(), made.ino());
-    Ok(Named { listener, path, identity, given_up, thread: Some(thread) })
+    Ok(Named {
+        listener,
+        path,
+        identity,
+        given_up,
+        thread: Some(thread),
+        info,
+        waiting,
+        kept: None,
+        stays: AtomicBool::new(false),
+    })
 }
 
 /// Places of which there are only so many.
@@ -122,6 +167,7 @@ struct Clients {
     vm: Weak<RunningVm>,
     answering: Places,
     connecting: Places,
+    waiting: Arc<Mutex<Waiting>>,
 }
 
 /// Admits those who come until the name is given up. That one cannot be accepted, for want of
@@ -144,6 +190,11 @@ fn accept<T>(given_up: &AtomicBool, next: impl Fn() -> io::Result<T>, admit: imp
             }
         }
     }
+}
+
+fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
+    // No code panics while it holds the lock.
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Answers a client in a thread of its own, if there is room.
@@ -178,6 +229,10 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
     }
     let mut line = String::new();
     BufReader::new(client.take(LINE_MAX)).read_line(&mut line)?;
+    // Also of one that ends just now.
+    if line.trim_end() == request::WAIT {
+        return lock(&clients.waiting).join(client);
+    }
     let Some(vm) = vm.upgrade() else { return writing.write_all(b"ERROR it has ended\n") };
     match line.trim_end() {
         request::INFO => {
@@ -233,14 +288,42 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
     }
 }
 
+impl Named {
+    /// From now on something of a VM that was [kept](serve_kept) stays after its end.
+    pub fn stay(&self) {
+        self.stays.store(true, Ordering::Release);
+    }
+
+    /// It has ended with this exit status: whoever waits is told so when the name is given up.
+    pub fn conclude(&self, status: u8) {
+        lock(&self.waiting).status = Some(status);
+    }
+
+    /// Remembers how it ended, or that it has never been.
+    fn settle(&self, directory: &Directory) {
+        let info = &self.info;
+        if !self.stays.load(Ordering::Acquire) {
+            record::forget(directory, &info.name);
+        } else if let Some(status) = lock(&self.waiting).status
+            && let Err(e) = record::write(directory, info, status)
+        {
+            log::warn!("the exit status of {} is not remembered: {e}", info.name);
+        }
+    }
+}
+
 impl Drop for Named {
     fn drop(&mut self) {
+        if let Some(directory) = &self.kept {
+            self.settle(directory);
+        }
         // Somebody may have put something else there.
         let ours = |found: fs::Metadata| (found.dev(), found.ino()) == self.identity;
         if fs::symlink_metadata(&self.path).is_ok_and(ours) {
             // What stays is cleaned by the next who wants the name.
             let _ = fs::remove_file(&self.path);
         }
+        lock(&self.waiting).end();
         self.given_up.store(true, Ordering::Release);
         // SAFETY: shutdown takes no pointers. It ends the thread's wait in accept(2).
         unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
