@@ -354,6 +354,32 @@ fn a_detached_command_that_fails_keeps_its_vm_for_a_look_into_it() {
 }
 
 #[test]
+fn a_matrix_runs_the_command_under_each_kernel_and_tells_which_failed() {
+    let Some(lab) = Lab::open() else { return };
+    let mut command = Command::new(husk());
+    guest::process::with_ordinary_signals(&mut command);
+    command.env("XDG_CACHE_HOME", kernel_cache()).arg("matrix");
+    for kernel in [lab.asset(VMLINUZ_CLOUD), lab.path("none")] {
+        command.arg("--kernel").arg(kernel);
+    }
+    if let Some(modules) = modules(&lab) {
+        command.arg("--modules").arg(modules);
+    }
+    command.arg("--initrd").arg(lab.asset(TINY)).args(["--parallel", "2", "--", "/bin/busybox"]);
+    command.args(["uname", "-s"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (status, stdout, stderr) = finish(command, b"");
+    assert_eq!(status, 1, "{stdout}{stderr}");
+    assert!(stdout.starts_with("vmlinuz-cloud | Linux\nKERNEL "), "{stdout}{stderr}");
+    let rows: Vec<Vec<_>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        (rows[2][..2].to_vec(), rows[3][..2].to_vec()),
+        (vec!["vmlinuz-cloud", "0"], vec!["none", "125"])
+    );
+    assert!(stderr.contains("none          | husk: "), "{stderr}");
+}
+
+#[test]
 fn a_guest_that_cannot_reach_husk_says_which_option_its_kernel_lacks() {
     let Some(lab) = Lab::open() else { return };
     // An index by which everything is built in, which it is not.

@@ -22,6 +22,7 @@ mod keyvalue;
 mod life;
 mod limits;
 mod logging;
+mod matrix;
 mod metrics;
 mod named;
 mod net;
@@ -50,6 +51,8 @@ struct Cli {
 enum Command {
     #[command(after_help = run::AFTER_HELP)]
     Run(Box<run::Run>),
+    #[command(after_help = matrix::AFTER_HELP)]
+    Matrix(matrix::Matrix),
     Doctor(doctor::Doctor),
     Kernel(kernel::Kernel),
     Ps(named::Ps),
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(run) => run.execute(started),
+        Command::Matrix(matrix) => matrix.execute(),
         Command::Doctor(doctor) => doctor.execute(),
         Command::Kernel(kernel) => kernel.execute(),
         Command::Ps(ps) => ps.execute(),
