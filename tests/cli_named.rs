@@ -83,6 +83,10 @@ fn a_named_vm_is_listed_read_refused_to_others_and_ended() {
     assert_eq!(refused.status, 125, "{refused:?}");
     assert!(refused.stderr.contains("runs no commands"), "{refused:?}");
 
+    let refused = call(&sandbox, &["attach", "one"]);
+    assert_eq!(refused.status, 125, "{refused:?}");
+    assert!(refused.stderr.contains("--detach"), "{refused:?}");
+
     // One that is unknown holds up none of the others.
     let killed = call(&sandbox, &["kill", "nobody", "one"]);
     assert_eq!(killed.status, 125, "{killed:?}");
@@ -113,7 +117,8 @@ fn a_command_whose_vm_is_killed_by_its_name_is_no_success() {
 #[test]
 fn a_name_that_nobody_has_or_that_is_none_is_refused_with_the_way_out() {
     let sandbox = sandbox();
-    let calls: [(&[&str], &str); 9] = [
+    let calls: [(&[&str], &str); 10] = [
+        (&["attach", "nobody"], "husk ps"),
         (&["inspect", "nobody"], "husk ps"),
         (&["stop", "nobody"], "husk ps"),
         (&["kill", "nobody"], "husk ps"),

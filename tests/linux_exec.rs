@@ -354,6 +354,26 @@ fn a_detached_command_that_fails_keeps_its_vm_for_a_look_into_it() {
 }
 
 #[test]
+fn a_detached_shell_on_a_terminal_is_typed_to_by_who_attaches() {
+    let Some(lab) = Lab::open() else { return };
+    let initrd = lab.asset(TINY);
+    let options = ["--detach", "--tty", "--name", "shell", "--initrd", initrd.to_str().unwrap()];
+    let runtime = lab.path("runtime");
+    std::fs::create_dir(&runtime).unwrap();
+    let mut command = cli(&lab, &[&options[..], &["--", "/bin/busybox", "sh"]].concat());
+    command.env("XDG_RUNTIME_DIR", &runtime);
+    assert_eq!(finish(command, b""), (0, "shell\n".to_owned(), String::new()));
+    let mut attached = Command::new(husk());
+    attached.env("XDG_RUNTIME_DIR", &runtime).args(["attach", "shell"]);
+    attached.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (status, screen, stderr) = finish(attached, b"echo on $(/bin/busybox tty); exit 3\n");
+    assert!(status == 0 && screen.contains("\non /dev/pts/"), "{screen}{stderr}");
+    let waited =
+        Command::new(husk()).env("XDG_RUNTIME_DIR", &runtime).args(["wait", "shell"]).output();
+    assert_eq!(waited.unwrap().stdout, b"3\n");
+}
+
+#[test]
 fn a_matrix_runs_the_command_under_each_kernel_and_tells_which_failed() {
     let Some(lab) = Lab::open() else { return };
     let mut command = Command::new(husk());

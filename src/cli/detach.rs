@@ -11,13 +11,13 @@
 
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use husk::named::{self, Log};
+use husk::named::{self, Log, Named, Resize, Terminal};
 
 use super::Error;
 use super::life::watch;
@@ -93,6 +93,8 @@ pub fn made_up() -> Result<String, Error> {
 pub struct Detached {
     /// Where whoever started it waits.
     ready: Option<File>,
+    /// Where what is typed to the VM goes: its standard input.
+    typed: Option<File>,
     /// What is written to standard output, and later to standard error.
     written: Option<PipeReader>,
     /// All of it is in the log.
@@ -108,7 +110,30 @@ impl Detached {
         let ready = File::from(io::stdout().as_fd().try_clone_to_owned()?);
         let (written, writer) = io::pipe()?;
         redirect(writer.as_fd(), libc::STDOUT_FILENO)?;
-        Ok(Detached { ready: Some(ready), written: Some(written), logged: None })
+        let (reader, typed) = io::pipe()?;
+        redirect(reader.as_fd(), libc::STDIN_FILENO)?;
+        let typed = Some(File::from(OwnedFd::from(typed)));
+        Ok(Detached { ready: Some(ready), typed, written: Some(written), logged: None })
+    }
+
+    /// Nothing is ever typed: the input of what runs is at its end.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn close_input(&mut self) -> io::Result<()> {
+        self.typed = None;
+        redirect(File::open("/dev/null")?.as_fd(), libc::STDIN_FILENO)
+    }
+
+    /// From now on one can sit in front of what runs.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn attach(&mut self, named: &Named, resize: Resize) -> io::Result<()> {
+        if let Some(typed) = self.typed.take() {
+            named.attach(Terminal::new(typed, resize)?);
+        }
+        Ok(())
     }
 
     /// From now on what is written is kept in `log`.

@@ -55,6 +55,10 @@ pub struct Exec {
     /// The kernel's modules, /lib/modules/RELEASE of its own [default: looked for beside the kernel]
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
+    /// Give the command a terminal also where husk has none; of a VM that is detached that is for
+    /// `husk attach`
+    #[arg(long)]
+    tty: bool,
     /// A command to run in the guest, which husk prepares for that: its streams and its exit status are
     /// husk's
     #[arg(last = true, value_name = "CMD")]
@@ -65,6 +69,11 @@ impl Exec {
     /// Whether the guest is to run a command, by these options.
     pub fn is_wanted(&self) -> bool {
         !self.command.is_empty() || self.root.is_some()
+    }
+
+    /// Whether a command has a terminal in any case.
+    pub fn tty(&self) -> bool {
+        self.tty
     }
 
     /// Makes `config` one of a guest that runs a command, if it is to be, and gives the command.
@@ -84,6 +93,7 @@ impl Exec {
                 ("--workdir", self.surroundings.workdir.is_some()),
                 ("--hostname", self.hostname.is_some()),
                 ("--modules", self.modules.is_some()),
+                ("--tty", self.tty),
             ];
             return match alone.into_iter().find(|(_, given)| *given) {
                 Some((option, _)) => {

@@ -10,6 +10,7 @@ macro_rules! tell {
     };
 }
 
+mod attach;
 mod awaited;
 mod compare;
 mod detach;
@@ -59,6 +60,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Exec(named::ExecIn),
     Cp(named::Cp),
+    Attach(attach::Attach),
     Logs(named::Logs),
     Wait(named::Wait),
     Stop(named::Stop),
@@ -93,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(inspect) => inspect.execute(),
         Command::Exec(exec) => exec.execute(),
         Command::Cp(cp) => cp.execute(),
+        Command::Attach(attach) => attach.execute(),
         Command::Logs(logs) => logs.execute(),
         Command::Wait(wait) => wait.execute(),
         Command::Stop(stop) => stop.execute(),

@@ -77,7 +77,7 @@ impl ExecIn {
     pub fn execute(self) -> Result<u8, Error> {
         let vm = named::find(&self.name)?;
         let command = self.surroundings.command(&self.command)?;
-        let (command, interactive) = for_terminal(command);
+        let (command, interactive) = for_terminal(command, false);
         let _restore = terminal::Restore;
         let resized = Awaited::block(libc::SIGWINCH)?;
         let signals = Signals::block()?;
@@ -86,7 +86,7 @@ impl ExecIn {
             Err(NameError::Exec(e)) => return Ok(failed(&e)),
             Err(e) => return Err(e.into()),
         };
-        let attached = attach(child, interactive.then_some(resized), None)?;
+        let attached = attach(child, interactive.then_some(resized), None, |_| Ok(()))?;
         pass_on(signals, attached.child.clone())?;
         let ended = attached.wait(|| None);
         terminal::restore();

@@ -14,9 +14,9 @@ use husk::config::{
     OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VolumeConfig, VsockConfig,
 };
 use husk::error::NameError;
-use husk::named::{self, About, Named};
+use husk::named::{self, About, Named, Resize};
 use husk::timeline::{Phase, Timeline};
-use husk::{ConsoleStreams, GuestCommand, Outcome, RunningVm, Vm};
+use husk::{ConsoleStreams, GuestChild, GuestCommand, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
 use super::awaited::Awaited;
@@ -220,7 +220,7 @@ impl Run {
         let (grace, timeout, show) = (self.grace, self.timeout, self.timeline);
         let (print_config, config_file) = (self.print_config, self.config.clone());
         let metrics_path = self.metrics.clone();
-        let keep = self.keep_on_failure;
+        let (keep, tty) = (self.keep_on_failure, self.exec.tty());
         let mut name = self.name.clone();
         if let Some(name) = &name {
             named::check(name)?;
@@ -262,6 +262,7 @@ impl Run {
             timeline,
             name,
             keep,
+            tty,
             detached,
             metrics_path,
             grace,
@@ -332,6 +333,8 @@ struct Session {
     name: Option<String>,
     /// `--keep-on-failure`.
     keep: bool,
+    /// `--tty`.
+    tty: bool,
     detached: Option<Detached>,
     metrics_path: Option<PathBuf>,
     grace: Duration,
@@ -350,6 +353,9 @@ impl Session {
     /// A guest for one command.
     fn run_command(mut self, command: GuestCommand) -> Result<u8, Error> {
         let signals = Forward::attend(self.signals, self.grace)?;
+        if let Some(detached) = self.detached.as_mut().filter(|_| !self.tty) {
+            detached.close_input()?;
+        }
         let vm = Vm::with(self.config, None, self.timeline)?;
         let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
         let timeout = self.timeout.map(|limit| (limit, Instant::now()));
@@ -365,8 +371,19 @@ impl Session {
             limits: exec::Limits { timeout, grace: self.grace },
             resized: self.resized,
             keep: self.name.as_deref().filter(|_| self.keep),
+            tty: self.tty,
         };
-        let has_begun = || is_ready(named.as_ref(), self.name.as_deref(), self.detached.as_mut());
+        let has_begun = |child: &Arc<GuestChild>| {
+            let child = Arc::downgrade(child);
+            let resize = move |size| {
+                if let Some(child) = child.upgrade() {
+                    // After its end it has none.
+                    let _ = child.resize(size);
+                }
+            };
+            let name = self.name.as_deref();
+            is_ready(named.as_ref(), name, self.detached.as_mut(), Box::new(resize))
+        };
         let status = exec::run(&vm, job, &signals, has_begun);
         let status = status.unwrap_or_else(|e| super::failed(&e));
         report(self.show, metrics.as_ref(), &vm);
@@ -377,6 +394,7 @@ impl Session {
     /// A guest whose console is ours.
     fn run_console(mut self) -> Result<u8, Error> {
         let ending = Ending::attend(self.signals, self.grace)?;
+        let reads_stdin = self.config.console == ConsoleConfig::Stdio;
         let (console, escapes) = console(&self.config)?;
         let vm = Vm::with(self.config, console, self.timeline)?;
         let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
@@ -403,7 +421,16 @@ impl Session {
             attend_window(self.resized, &vm)?;
         }
         attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
-        is_ready(named.as_ref(), name, self.detached.as_mut())?;
+        if let Some(detached) = self.detached.as_mut().filter(|_| !reads_stdin) {
+            detached.close_input()?;
+        }
+        let weak = Arc::downgrade(&vm);
+        let resize = move |size| {
+            if let Some(vm) = weak.upgrade() {
+                vm.resize_console(size);
+            }
+        };
+        is_ready(named.as_ref(), name, self.detached.as_mut(), Box::new(resize))?;
 
         let outcome = wait(&vm, self.timeout);
         let ended = outcome.is_some() || kill(&vm);
@@ -445,8 +472,10 @@ fn is_ready(
     named: Option<&Named>,
     name: Option<&str>,
     detached: Option<&mut Detached>,
+    resize: Resize,
 ) -> Result<(), Error> {
     if let (Some(named), Some(name), Some(detached)) = (named, name, detached) {
+        detached.attach(named, resize)?;
         detached.is_ready(name)?;
         named.stay();
     }

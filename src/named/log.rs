@@ -9,7 +9,7 @@
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -120,6 +120,21 @@ impl LogReader {
         }
     }
 
+    /// Leaves out all but the last `bytes` bytes.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        let len = self.file.metadata()?.len();
+        self.file.seek(SeekFrom::Start(len.saturating_sub(bytes)))?;
+        if let Some(older) = &mut self.older {
+            let wanted = bytes.saturating_sub(len);
+            let start = older.metadata()?.len().saturating_sub(wanted);
+            older.seek(SeekFrom::Start(start))?;
+        }
+        Ok(())
+    }
+
     /// Gives `to` all that there is and has not been read.
     ///
     /// # Errors
@@ -211,6 +226,11 @@ mod tests {
         assert!(follower.wait(&near).unwrap());
         assert_eq!(read(&mut follower), "d");
         assert_eq!(read(&mut LogReader::at(path.clone()).unwrap()), "ccccd");
+        for (bytes, left) in [(0, ""), (1, "d"), (2, "cd"), (9, "ccccd")] {
+            let mut reader = LogReader::at(path.clone()).unwrap();
+            reader.skip(bytes).unwrap();
+            assert_eq!(read(&mut reader), left);
+        }
         drop(_far);
         assert!(!follower.wait(&near).unwrap());
         assert_eq!(dir.path().read_dir().unwrap().count(), 2);

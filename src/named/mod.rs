@@ -19,6 +19,7 @@ mod log;
 mod record;
 mod remote;
 mod serve;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -30,6 +31,7 @@ pub use log::{Log, LogReader};
 pub use record::{Ended, ended};
 pub use remote::{Info, Remote, find, list, wait};
 pub use serve::{Named, serve, serve_kept};
+pub use terminal::{Resize, Terminal};
 
 /// What can be asked of a VM, a line each.
 mod request {
@@ -39,6 +41,10 @@ mod request {
     pub const CONNECT: &str = "connect";
     pub const SHUT_DOWN: &str = "stop";
     pub const KILL: &str = "kill";
+    /// What comes after it is typed.
+    pub const ATTACH: &str = "attach";
+    /// Columns and rows of the window follow.
+    pub const RESIZE: &str = "resize ";
     /// Its exit status, when it has ended.
     pub const WAIT: &str = "wait";
     pub const LOG: &str = "log";

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use husk_devices::virtio::console::tty::WindowSize;
 use serde::{Deserialize, Serialize};
 
 use super::directory::{Directory, clean, user};
@@ -229,6 +230,9 @@ impl Remote {
         if let Some(why) = line.strip_prefix("ERROR ") {
             return Err(NameError::Refused { name: self.name.clone(), why: why.to_owned() });
         }
+        if line == "NONE" {
+            return Err(NameError::NoTerminal(self.name.clone()));
+        }
         match line.strip_prefix("OK") {
             Some(rest) => Ok((rest.trim_start().to_owned(), passed, socket)),
             None => Err(NameError::Nonsense(self.name.clone())),
@@ -274,6 +278,27 @@ impl Remote {
         let mut bytes = Vec::new();
         socket.take(LOG_MAX).read_to_end(&mut bytes).map_err(host(&self.path, "read"))?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Sits down in front of it: what is sent over the connection is typed, until it is closed. It is closed
+    /// by the VM's end.
+    ///
+    /// # Errors
+    /// See [`NameError`]; when somebody else sits there.
+    pub fn attach(&self) -> Result<UnixStream, NameError> {
+        let (_, _, socket) = self.ask(request::ATTACH, PATIENCE)?;
+        socket.set_read_timeout(None).map_err(host(&self.path, "ask"))?;
+        socket.set_write_timeout(None).map_err(host(&self.path, "ask"))?;
+        Ok(socket)
+    }
+
+    /// Tells it the size of the window of who sits in front of it.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn resize(&self, size: WindowSize) -> Result<(), NameError> {
+        let WindowSize { columns, rows } = size;
+        self.ask(&format!("{}{columns} {rows}", request::RESIZE), PATIENCE).map(|_| ())
     }
 
     /// Asks to be told of its end.

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,6 +17,7 @@ use super::inspection::{About, Inspection};
 use super::log::{HALF, Log};
 use super::record;
 use super::remote::{Info, Why};
+use super::terminal::{self, Terminal};
 use super::waiting::Waiting;
 use super::{LINE_MAX, PATIENCE, TOO_MANY, fds, request};
 use crate::vm::RunningVm;
@@ -47,6 +48,7 @@ pub struct Named {
     thread: Option<JoinHandle<()>>,
     info: Info,
     waiting: Arc<Mutex<Waiting>>,
+    terminal: Arc<OnceLock<Terminal>>,
     /// Where what stays of the VM is kept.
     kept: Option<Directory>,
     /// Something stays of it.
@@ -107,7 +109,7 @@ pub(super) fn serve_in(
     drop(lock);
     let listener = Arc::new(listener);
     let given_up = Arc::new(AtomicBool::new(false));
-    let waiting = Arc::default();
+    let (waiting, terminal) = (Arc::default(), Arc::default());
     let clients = Arc::new(Clients {
         info: info.clone(),
         about,
@@ -115,6 +117,8 @@ pub(super) fn serve_in(
         answering: Places::default(),
         connecting: Places::default(),
         waiting: Arc::clone(&waiting),
+        terminal: Arc::clone(&terminal),
+        attached: Places::default(),
     });
     let (accepting, leaving) = (listener.clone(), given_up.clone());
     let thread = std::thread::Builder::new()
@@ -134,6 +138,7 @@ pub(super) fn serve_in(
         thread: Some(thread),
         info,
         waiting,
+        terminal,
         kept: None,
         stays: AtomicBool::new(false),
     })
@@ -168,6 +173,9 @@ struct Clients {
     answering: Places,
     connecting: Places,
     waiting: Arc<Mutex<Waiting>>,
+    terminal: Arc<OnceLock<Terminal>>,
+    /// Who sits in front of it.
+    attached: Places,
 }
 
 /// Admits those who come until the name is given up. That one cannot be accepted, for want of
@@ -247,6 +255,25 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
             // A path that is no UTF-8.
             Err(e) => writing.write_all(format!("ERROR it cannot be told: {e}\n").as_bytes()),
         },
+        request::ATTACH => {
+            let Some(terminal) = clients.terminal.get() else {
+                return writing.write_all(b"NONE\n");
+            };
+            let Some(_attached) = clients.attached.take(1) else {
+                return writing.write_all(b"ERROR somebody else sits in front of it\n");
+            };
+            drop((place, vm));
+            writing.write_all(b"OK\n")?;
+            terminal.carry(client)
+        }
+        resize if resize.starts_with(request::RESIZE) => {
+            let size = resize.strip_prefix(request::RESIZE).and_then(terminal::size);
+            match (clients.terminal.get(), size) {
+                (Some(terminal), Some(size)) => terminal.resize(size),
+                _ => return writing.write_all(b"ERROR it has no window of that size\n"),
+            }
+            writing.write_all(b"OK\n")
+        }
         request::CONNECT => {
             // Kept until the answer, instead of the other.
             let Some(_connecting) = clients.connecting.take(CONNECTING_MAX) else {
@@ -292,6 +319,12 @@ impl Named {
     /// From now on something of a VM that was [kept](serve_kept) stays after its end.
     pub fn stay(&self) {
         self.stays.store(true, Ordering::Release);
+    }
+
+    /// From now on one can sit in front of it.
+    pub fn attach(&self, terminal: Terminal) {
+        // Called once.
+        let _ = self.terminal.set(terminal);
     }
 
     /// It has ended with this exit status: whoever waits is told so when the name is given up.

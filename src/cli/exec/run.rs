@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use husk::error::ExecError;
-use husk::{Escape, GuestCommand, Outcome, RunningVm, Status};
+use husk::{Escape, GuestChild, GuestCommand, Outcome, RunningVm, Status};
 
 use super::attach::{self, End};
 use super::forward::Forward;
@@ -47,6 +47,8 @@ pub struct Job<'a> {
     pub resized: Awaited,
     /// `--keep-on-failure`, and what the VM is called.
     pub keep: Option<&'a str>,
+    /// `--tty`.
+    pub tty: bool,
 }
 
 /// Runs `job` in `vm` to its end, turns the VM off, and gives the exit status. `has_begun` is called when the
@@ -58,11 +60,11 @@ pub fn run(
     vm: &Arc<RunningVm>,
     job: Job<'_>,
     signals: &Forward,
-    has_begun: impl FnOnce() -> Result<(), Error>,
+    has_begun: impl FnOnce(&Arc<GuestChild>) -> Result<(), Error>,
 ) -> Result<u8, Error> {
-    let Job { command, limits, resized, keep } = job;
+    let Job { command, limits, resized, keep, tty } = job;
     let limits = &limits;
-    let (command, interactive) = attach::for_terminal(command);
+    let (command, interactive) = attach::for_terminal(command, tty);
     let started = match limits.left() {
         Some(left) => vm.spawn_within(&command, left),
         None => vm.spawn(&command),
@@ -71,10 +73,9 @@ pub fn run(
         Ok(child) => child,
         Err(e) => return Ok(failed(&e, vm, signals, limits)),
     };
-    has_begun()?;
     let escapes = interactive.then(|| attend_escapes(vm.clone())).transpose()?;
     let (typed, is_end) = escapes.unzip();
-    let attached = attach::attach(child, interactive.then_some(resized), typed)?;
+    let attached = attach::attach(child, interactive.then_some(resized), typed, has_begun)?;
     signals.has_child(attached.child.clone());
     let ended = attached.wait(|| limits.left());
     terminal::restore();
