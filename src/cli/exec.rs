@@ -55,8 +55,8 @@ pub struct Exec {
     /// The kernel's modules, /lib/modules/RELEASE of its own [default: looked for beside the kernel]
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
-    /// Give the command a terminal also where husk has none; of a VM that is detached that is for
-    /// `husk attach`
+    /// Give the command a terminal also where husk has none (for `husk attach`); without a command a
+    /// shell is run
     #[arg(long)]
     tty: bool,
     /// A command to run in the guest, which husk prepares for that: its streams and its exit status are
@@ -68,7 +68,7 @@ pub struct Exec {
 impl Exec {
     /// Whether the guest is to run a command, by these options.
     pub fn is_wanted(&self) -> bool {
-        !self.command.is_empty() || self.root.is_some()
+        !self.command.is_empty() || self.root.is_some() || self.tty
     }
 
     /// Whether a command has a terminal in any case.
@@ -93,7 +93,6 @@ impl Exec {
                 ("--workdir", self.surroundings.workdir.is_some()),
                 ("--hostname", self.hostname.is_some()),
                 ("--modules", self.modules.is_some()),
-                ("--tty", self.tty),
             ];
             return match alone.into_iter().find(|(_, given)| *given) {
                 Some((option, _)) => {
