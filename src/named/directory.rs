@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::error::{NameError, host};
 use super::fds;
@@ -104,6 +105,23 @@ impl Directory {
     /// All names of VMs that are remembered.
     pub fn ended(&self) -> Result<Vec<String>, NameError> {
         self.with(END)
+    }
+
+    /// All of which something is left, and which there are no sockets of, with when that was written last.
+    pub fn remembered(&self) -> Result<Vec<(SystemTime, String)>, NameError> {
+        let mut names = self.with(END)?;
+        names.extend(self.with(LOG)?);
+        names.sort();
+        names.dedup();
+        let gone = names.into_iter().filter(|name| {
+            self.socket(name).is_ok_and(|socket| fs::symlink_metadata(socket).is_err())
+        });
+        let written = |name: String| {
+            let paths = [self.end(&name), self.log(&name)];
+            let times = paths.iter().filter_map(|path| path.metadata().ok()?.modified().ok());
+            times.max().map(|last| (last, name))
+        };
+        Ok(gone.filter_map(written).collect())
     }
 
     fn with(&self, ending: &str) -> Result<Vec<String>, NameError> {

@@ -75,9 +75,11 @@ pub(super) fn forget(directory: &Directory, name: &str) {
     }
 }
 
-/// Makes room for another one. The directory is locked.
+/// Makes room for another one, also where one ended without a word. The directory is locked.
 pub(super) fn make_room(directory: &Directory) -> Result<(), NameError> {
-    for Ended { name, .. } in ended_in(directory)?.into_iter().skip(KEPT_MAX - 1) {
+    let mut known: Vec<_> = directory.remembered()?;
+    known.sort_by(|(a, _), (b, _)| b.cmp(a));
+    for (_, name) in known.into_iter().skip(KEPT_MAX - 1) {
         forget(directory, &name);
     }
     Ok(())

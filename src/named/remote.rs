@@ -134,9 +134,9 @@ pub fn wait(name: &str) -> Result<u8, NameError> {
 pub(super) fn wait_in(directory: &Directory, name: &str) -> Result<u8, NameError> {
     let told = find_in(directory, name).and_then(|vm| vm.end()?.status());
     match told {
-        Err(unknown @ (NameError::Unknown(_) | NameError::NoStatus(_))) => {
-            // It has ended before it was asked, or while it was.
-            record::read(directory, name)?.map(|ended| ended.status).ok_or(unknown)
+        // It has ended before it was asked, or while it was.
+        Err(gone @ (NameError::Unknown(_) | NameError::NoStatus(_) | NameError::Nonsense(_))) => {
+            record::read(directory, name)?.map(|ended| ended.status).ok_or(gone)
         }
         told => told,
     }
@@ -153,19 +153,15 @@ impl End {
     /// Waits for it, and gives the exit status.
     ///
     /// # Errors
-    /// When its husk ends without a word, or refuses.
+    /// When its husk ends without a word.
     pub fn status(self) -> Result<u8, NameError> {
         let mut line = String::new();
         // An error is an end without a word as well.
         let _ = BufReader::new((&self.socket).take(LINE_MAX)).read_line(&mut line);
-        let line = line.trim_end();
-        if let Some(why) = line.strip_prefix("ERROR ") {
-            return Err(NameError::Refused { name: self.name, why: why.to_owned() });
-        }
-        match line.strip_prefix("OK ").map(str::parse) {
-            Some(Ok(status)) => Ok(status),
-            Some(Err(_)) => Err(NameError::Nonsense(self.name)),
-            None => Err(NameError::NoStatus(self.name)),
+        match (line.trim_end(), line.trim_end().parse()) {
+            (_, Ok(status)) => Ok(status),
+            ("", _) => Err(NameError::NoStatus(self.name)),
+            _ => Err(NameError::Nonsense(self.name)),
         }
     }
 }
@@ -306,10 +302,8 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn end(&self) -> Result<End, NameError> {
-        let mut socket = self.open()?;
-        let failed = host(&self.path, "ask");
-        socket.set_read_timeout(None).map_err(&failed)?;
-        socket.write_all(format!("{}\n", request::WAIT).as_bytes()).map_err(&failed)?;
+        let (_, _, socket) = self.ask(request::WAIT, PATIENCE)?;
+        socket.set_read_timeout(None).map_err(host(&self.path, "ask"))?;
         Ok(End { name: self.name.clone(), socket })
     }
 

@@ -49,6 +49,7 @@ pub struct Named {
     info: Info,
     waiting: Arc<Mutex<Waiting>>,
     terminal: Arc<OnceLock<Terminal>>,
+    stop: Arc<OnceLock<Stop>>,
     /// Where what stays of the VM is kept.
     kept: Option<Directory>,
     /// Something stays of it.
@@ -110,6 +111,7 @@ pub(super) fn serve_in(
     let listener = Arc::new(listener);
     let given_up = Arc::new(AtomicBool::new(false));
     let (waiting, terminal) = (Arc::default(), Arc::default());
+    let stop = Arc::new(OnceLock::new());
     let clients = Arc::new(Clients {
         info: info.clone(),
         about,
@@ -118,6 +120,7 @@ pub(super) fn serve_in(
         connecting: Places::default(),
         waiting: Arc::clone(&waiting),
         terminal: Arc::clone(&terminal),
+        stop: stop.clone(),
         attached: Places::default(),
     });
     let (accepting, leaving) = (listener.clone(), given_up.clone());
@@ -139,9 +142,19 @@ pub(super) fn serve_in(
         info,
         waiting,
         terminal,
+        stop,
         kept: None,
         stays: AtomicBool::new(false),
     })
+}
+
+/// How the VM's end is asked for.
+struct Stop(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stop").finish_non_exhaustive()
+    }
 }
 
 /// Places of which there are only so many.
@@ -174,6 +187,7 @@ struct Clients {
     connecting: Places,
     waiting: Arc<Mutex<Waiting>>,
     terminal: Arc<OnceLock<Terminal>>,
+    stop: Arc<OnceLock<Stop>>,
     /// Who sits in front of it.
     attached: Places,
 }
@@ -289,7 +303,9 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
             }
         }
         request::SHUT_DOWN => {
-            if vm.has_agent() {
+            if let Some(Stop(stop)) = clients.stop.get() {
+                stop();
+            } else if vm.has_agent() {
                 vm.ask_to_shut_down();
             } else {
                 // If it has ended meanwhile that is as well.
@@ -319,6 +335,12 @@ impl Named {
     /// From now on something of a VM that was [kept](serve_kept) stays after its end.
     pub fn stay(&self) {
         self.stays.store(true, Ordering::Release);
+    }
+
+    /// When its end is asked for, in good order, `stop` is called instead of what is usual; it does not wait.
+    pub fn on_stop(&self, stop: impl Fn() + Send + Sync + 'static) {
+        // Called once.
+        let _ = self.stop.set(Stop(Box::new(stop)));
     }
 
     /// From now on one can sit in front of it.

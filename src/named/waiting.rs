@@ -21,20 +21,20 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// Has `client` wait, or tells it at once.
-    pub fn join(&mut self, client: &UnixStream) -> io::Result<()> {
-        if self.over {
-            return self.tell(client);
-        }
+    pub fn join(&mut self, mut client: &UnixStream) -> io::Result<()> {
         if self.clients.len() >= WAITING_MAX {
             // Those that have gone.
             self.clients.retain(|waiting| !has_gone(waiting));
         }
         if self.clients.len() >= WAITING_MAX {
-            let mut client = client;
             return client.write_all(TOO_MANY);
         }
+        // So it knows that it will hear of the end. Answers fit into any socket's buffer: nobody is waited for.
+        client.write_all(b"OK\n")?;
+        if self.over {
+            return self.tell(client);
+        }
         let client = client.try_clone()?;
-        // One answer fits into any socket's buffer, so that nobody is waited for.
         client.set_nonblocking(true)?;
         self.clients.push(client);
         Ok(())
@@ -43,7 +43,7 @@ impl Waiting {
     /// Of an end without a status nothing is said.
     fn tell(&self, mut client: &UnixStream) -> io::Result<()> {
         match self.status {
-            Some(status) => client.write_all(format!("OK {status}\n").as_bytes()),
+            Some(status) => client.write_all(format!("{status}\n").as_bytes()),
             None => Ok(()),
         }
     }

@@ -109,6 +109,24 @@ impl Forward {
         self.kept.store(true, Ordering::Release);
     }
 
+    /// Does what the first SIGTERM does, but for the end after the grace: whoever asks has one of their own.
+    pub fn stop(&self) {
+        let Some(vm) = self.vm.get().cloned() else { return };
+        let child = self.child.get().cloned().filter(|_| !self.kept.load(Ordering::Acquire));
+        if child.is_some() {
+            self.passed_on.store(true, Ordering::Release);
+        }
+        // In a thread: a guest that hangs takes no frame.
+        let asked = watch(move || match child {
+            // After its end it needs none.
+            Some(child) => drop(child.signal(libc::SIGTERM as u8)),
+            None => vm.ask_to_shut_down(),
+        });
+        if let Err(e) = asked {
+            log::error!("the guest is not asked to end: {e}");
+        }
+    }
+
     /// The signal for which the VM was ended, or 0.
     pub fn signal(&self) -> i32 {
         self.signal.load(Ordering::Acquire)

@@ -75,6 +75,10 @@ impl Session {
         let words = command.arguments().iter().map(|word| word.to_string_lossy().into_owned());
         let about = About { command: Some(words.collect()), ..About::default() };
         let named = take_name(self.name.as_deref(), &vm, about, self.detached.as_mut())?;
+        if let Some(named) = &named {
+            let signals = signals.clone();
+            named.on_stop(move || signals.stop());
+        }
         let job = exec::Job {
             command,
             limits: exec::Limits { timeout, grace: self.grace },
