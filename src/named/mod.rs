@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! $XDG_RUNTIME_DIR/husk/   (or /run/user/UID/husk/, /tmp/husk-UID/)   0700, the user's own
-//!   NAME.sock              answers one request a connection: serve.rs, remote.rs
+//!   NAME.sock              answers one request a connection: answer.rs, remote.rs
 //!   NAME.log, NAME.log.old what it writes, if it is kept: log.rs
 //!   NAME.end               how it ended, if it was kept: record.rs
 //! ```
@@ -11,6 +11,7 @@
 //! A name belongs to whoever listens at its socket. What a process that is gone has left there is
 //! removed, and never trusted; a directory that is not the user's own is refused.
 
+mod answer;
 mod directory;
 mod error;
 mod fds;
@@ -54,6 +55,8 @@ mod request {
 
 /// What those are told for whom there is no room.
 const TOO_MANY: &[u8] = b"ERROR too many at once\n";
+/// Bytes of stack of the threads here.
+const STACK: usize = 128 << 10;
 /// The longest line of a request or of an answer, in bytes.
 const LINE_MAX: u64 = 16 << 10;
 /// How long either side may take for its line.

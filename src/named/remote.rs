@@ -213,6 +213,8 @@ impl Remote {
             let mut byte = [0];
             let (count, fd) = fds::receive(&socket, &mut byte).map_err(|e| match e.kind() {
                 io::ErrorKind::WouldBlock => self.silent(&socket),
+                // It gave the name up before it had read what was asked.
+                io::ErrorKind::ConnectionReset => NameError::Unknown(self.name.clone()),
                 _ => failed(e),
             })?;
             passed = passed.or(fd.map(UnixStream::from));

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
+use super::answer::CLIENTS_MAX;
 use super::directory::Directory;
 use super::remote::{Why, find_in, list_in, wait_in};
-use super::serve::{CLIENTS_MAX, serve_in};
+use super::serve::serve_in;
 use super::*;
 use crate::guest::error::ExecError;
 use crate::outcome::Outcome;
