@@ -146,6 +146,10 @@ fn a_directory_in_which_there_can_be_no_names_is_refused_before_the_guest_is_sta
     let refused = call(&sandbox, &args);
     assert_eq!((refused.status, refused.stdout.as_str()), (125, ""), "{refused:?}");
     assert!(refused.stderr.contains("others may enter it"), "{refused:?}");
+    let detached = ["run", "--detach", "--kernel", "kernel", "--memory", "32M"];
+    let refused = call(&sandbox, &detached);
+    assert_eq!((refused.status, refused.stdout.as_str()), (125, ""), "{refused:?}");
+    assert!(refused.stderr.contains("others may enter it"), "{refused:?}");
 }
 
 #[track_caller]

@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use husk::error::NameError;
 use husk::named::{self, Log, Named, Resize, Terminal};
 
 use super::Error;
@@ -83,8 +84,10 @@ pub fn made_up() -> Result<String, Error> {
         let letters =
             random.iter().filter_map(|byte| LETTERS.get(usize::from(*byte) % LETTERS.len()));
         let name = format!("vm-{}", letters.map(|byte| char::from(*byte)).collect::<String>());
-        if let Err(husk::error::NameError::Unknown(_)) = named::find(&name) {
-            return Ok(name);
+        match named::find(&name) {
+            Err(NameError::Unknown(_)) => return Ok(name),
+            Ok(_) | Err(NameError::Silent { .. }) => {}
+            Err(e) => return Err(e.into()),
         }
     }
 }

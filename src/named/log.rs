@@ -52,7 +52,11 @@ fn begin(path: &Path) -> io::Result<File> {
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.len >= self.half {
-            std::fs::rename(&self.path, old(&self.path))?;
+            match std::fs::rename(&self.path, old(&self.path)) {
+                // It was done, and the host had no room for another file.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                renamed => renamed?,
+            }
             self.file = begin(&self.path)?;
             self.len = 0;
         }
