@@ -69,6 +69,6 @@ pub use husk_devices::virtio::console::tty::WindowSize;
 pub use hypervisor::Cause;
 pub use vcpu::report::CrashReport;
 pub use vm::{
-    BalloonError, DeviceMetrics, Ended, Metrics, Outcome, ResizeDiskError, RunningVm, Vm, VmError,
-    stdio_streams,
+    BalloonError, DeviceMetrics, Ended, Metrics, Outcome, ResizeDiskError, RunningVm, State, Vm,
+    VmError, stdio_streams,
 };

@@ -224,3 +224,71 @@ fn a_commands_root_is_the_hosts_unless_there_is_another() {
         (&here.into(), &serde_json::Value::Null)
     );
 }
+
+/// `husk matrix` with these arguments, in which kernels that are no Linux are `off` and `dies`.
+fn matrix(args: &[&str]) -> (Sandbox, Command) {
+    let sandbox = Sandbox::new();
+    let off = |a: &mut Code| {
+        a.say("my last words")?;
+        a.power_off()
+    };
+    sandbox.file("off", image(32, off));
+    sandbox.file("dies", image(32, |a| a.ud2()));
+    sandbox.file("spins", image(32, |a| a.spin()));
+    let command = sandbox.husk(&[&["matrix", "--memory", "32M"], args].concat());
+    (sandbox, command)
+}
+
+#[test]
+fn a_matrix_tells_how_each_kernel_did_and_is_no_success_when_one_failed() {
+    needs_kvm!();
+    for parallel in [&[][..], &["--parallel", "3"]] {
+        let kernels =
+            ["--kernel", "off", "--kernel=dies", "--append", "--kernel", "--kernel", "none"];
+        let (_sandbox, mut command) = matrix(&[&kernels[..], parallel, &["--", "true"]].concat());
+        let finished = Running::start(&mut command).finish();
+        assert_eq!(finished.status, 1, "{finished:?}");
+        let rows: Vec<Vec<_>> =
+            finished.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+        let statuses: Vec<_> = rows.iter().map(|row| &row[..2]).collect();
+        let wanted = [["KERNEL", "STATUS"], ["off", "125"], ["dies", "134"], ["none", "125"]];
+        assert_eq!(statuses, wanted, "{finished:?}");
+        for line in ["off  | my last words", "dies | husk: the guest died", "none | husk: "] {
+            assert!(finished.stderr.lines().any(|said| said.starts_with(line)), "{finished:?}");
+        }
+    }
+}
+
+#[test]
+fn a_signal_ends_the_guest_of_a_matrix_and_begins_no_other() {
+    needs_kvm!();
+    let args = ["--kernel", "spins", "--kernel", "off", "--console", "file=log", "--", "true"];
+    let (sandbox, mut command) = matrix(&args);
+    let running = Running::start(&mut command);
+    let deadline = std::time::Instant::now() + fixture::LIMIT;
+    while !sandbox.path().join("log").exists() {
+        assert!(std::time::Instant::now() < deadline, "it does not begin");
+    }
+    running.signal(libc::SIGTERM);
+    let finished = running.finish();
+    assert_eq!(finished.status, 143, "{finished:?}");
+    let rows: Vec<_> = finished.stdout.lines().collect();
+    assert!(rows[1].contains("143") && rows[2].contains("not run"), "{finished:?}");
+}
+
+#[test]
+fn a_matrix_without_kernels_a_command_or_with_what_is_for_one_vm_is_refused() {
+    for (args, words) in [
+        (&["--", "true"][..], "--kernel"),
+        (&["--kernel", "off"], "CMD"),
+        (&["--kernel", "off", "--name", "one", "--", "true"], "--name is for `husk run`"),
+        (&["--kernel", "off", "--keep-on-failure", "--", "true"], "--keep-on-failure is for"),
+        (&["--kernel", "off", "--parallel", "0", "--", "true"], "--parallel"),
+        (&["--kernel", "off", "--memroy", "1G", "--", "true"], "--memory"),
+    ] {
+        let (_sandbox, mut command) = matrix(args);
+        let refused = Running::start(&mut command).finish();
+        assert_eq!(refused.status, 125, "{refused:?}");
+        assert!(refused.stderr.contains(words), "{args:?}: {refused:?}");
+    }
+}

@@ -65,6 +65,16 @@ fn a_named_vm_is_listed_read_refused_to_others_and_ended() {
     assert_eq!(listed[1]["name"], "two");
     assert_eq!(call(&sandbox, &["logs", "one"]).stdout.trim(), "up");
 
+    let told = call(&sandbox, &["inspect", "one", "--json"]);
+    let facts: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+    assert_eq!((&facts["name"], &facts["state"]), (&"one".into(), &"running".into()), "{told:?}");
+    assert_eq!(facts["pid"], one.child.id());
+    assert_eq!(facts["config"]["memory"]["size"], "32M", "{told:?}");
+    assert!(facts["metrics"]["devices"]["com1"]["requests"].as_u64() >= Some(2), "{told:?}");
+    assert!(facts["guest"].is_null(), "{told:?}");
+    let told = call(&sandbox, &["inspect", "two"]);
+    assert!(told.stdout.contains("running, for") && told.stdout.contains("com1"), "{told:?}");
+
     let again = ["run", "--kernel", "kernel", "--memory", "32M", "--name", "one"];
     let refused = call(&sandbox, &again);
     assert_eq!(refused.status, 125, "{refused:?}");
@@ -72,6 +82,10 @@ fn a_named_vm_is_listed_read_refused_to_others_and_ended() {
     let refused = call(&sandbox, &["exec", "one", "--", "true"]);
     assert_eq!(refused.status, 125, "{refused:?}");
     assert!(refused.stderr.contains("runs no commands"), "{refused:?}");
+
+    let refused = call(&sandbox, &["attach", "one"]);
+    assert_eq!(refused.status, 125, "{refused:?}");
+    assert!(refused.stderr.contains("--detach"), "{refused:?}");
 
     // One that is unknown holds up none of the others.
     let killed = call(&sandbox, &["kill", "nobody", "one"]);
@@ -103,7 +117,9 @@ fn a_command_whose_vm_is_killed_by_its_name_is_no_success() {
 #[test]
 fn a_name_that_nobody_has_or_that_is_none_is_refused_with_the_way_out() {
     let sandbox = sandbox();
-    let calls: [(&[&str], &str); 8] = [
+    let calls: [(&[&str], &str); 10] = [
+        (&["attach", "nobody"], "husk ps"),
+        (&["inspect", "nobody"], "husk ps"),
         (&["stop", "nobody"], "husk ps"),
         (&["kill", "nobody"], "husk ps"),
         (&["logs", "nobody"], "husk ps"),
@@ -130,4 +146,126 @@ fn a_directory_in_which_there_can_be_no_names_is_refused_before_the_guest_is_sta
     let refused = call(&sandbox, &args);
     assert_eq!((refused.status, refused.stdout.as_str()), (125, ""), "{refused:?}");
     assert!(refused.stderr.contains("others may enter it"), "{refused:?}");
+    let detached = ["run", "--detach", "--kernel", "kernel", "--memory", "32M"];
+    let refused = call(&sandbox, &detached);
+    assert_eq!((refused.status, refused.stdout.as_str()), (125, ""), "{refused:?}");
+    assert!(refused.stderr.contains("others may enter it"), "{refused:?}");
+}
+
+#[track_caller]
+fn wait_until(mut is_true: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + LIMIT;
+    while !is_true() {
+        assert!(std::time::Instant::now() < deadline, "it does not come true");
+    }
+}
+
+/// A VM that was detached. Killed when dropped.
+struct Detached<'a> {
+    sandbox: &'a Sandbox,
+    name: String,
+}
+
+impl Drop for Detached<'_> {
+    fn drop(&mut self) {
+        let _ = husk(self.sandbox, &["kill", &self.name]).output();
+    }
+}
+
+/// Starts a VM that goes on by itself; the caller of husk is told its name, and nothing of it is kept open.
+fn detach<'a>(sandbox: &'a Sandbox, args: &[&str]) -> Detached<'a> {
+    let least = ["run", "--detach", "--memory", "32M", "--timeout", "100", "--kernel"];
+    let started = call(sandbox, &[&least[..], args].concat());
+    assert_eq!((started.status, started.stderr.as_str()), (0, ""), "{started:?}");
+    Detached { sandbox, name: started.stdout.trim_end().to_owned() }
+}
+
+#[test]
+fn a_detached_vm_goes_on_and_its_output_and_status_are_there_after_its_end() {
+    needs_kvm!();
+    let sandbox = sandbox();
+    let short = image(32, |a| {
+        a.say("first\n")?;
+        a.say("last\n")?;
+        a.power_off()
+    });
+    sandbox.file("short", short);
+    let (one, other) = (detach(&sandbox, &["kernel"]), detach(&sandbox, &["kernel"]));
+    assert!(one.name.starts_with("vm-") && one.name != other.name, "{} {}", one.name, other.name);
+    let named = detach(&sandbox, &["short", "--name", "short"]);
+    assert_eq!(named.name, "short");
+    let waited = call(&sandbox, &["wait", "short"]);
+    assert_eq!((waited.status, waited.stdout.as_str()), (0, "0\n"), "{waited:?}");
+    // It is as well known when it has gone.
+    assert_eq!(call(&sandbox, &["wait", "short"]).stdout, "0\n");
+    assert_eq!(call(&sandbox, &["logs", "short"]).stdout, "first\nlast\n");
+    assert_eq!(call(&sandbox, &["logs", "-f", "short"]).stdout, "first\nlast\n");
+    let all = call(&sandbox, &["ps", "--all"]).stdout;
+    assert!(all.contains(&one.name) && all.contains("(ended with 0)"), "{all}");
+    assert!(!call(&sandbox, &["ps"]).stdout.contains("short"));
+
+    // Those who follow and wait hear of the end, and of what was written meanwhile.
+    wait_until(|| call(&sandbox, &["logs", &one.name]).stdout == "up");
+    let follower = Running::start(&mut husk(&sandbox, &["logs", "--follow", &one.name]));
+    let waiter = Running::start(&mut husk(&sandbox, &["wait", &one.name]));
+    assert_eq!(call(&sandbox, &["kill", &one.name]).status, 0);
+    let followed = follower.finish();
+    assert_eq!((followed.status, followed.stdout.as_str()), (0, "up"), "{followed:?}");
+    let waited = waiter.finish();
+    assert_eq!((waited.status, waited.stdout.as_str()), (0, "0\n"), "{waited:?}");
+
+    // Another one of the name has a log of its own.
+    let again = detach(&sandbox, &["short", "--name", "short"]);
+    assert_eq!(call(&sandbox, &["wait", &again.name]).stdout, "0\n");
+    assert_eq!(call(&sandbox, &["logs", "short"]).stdout, "first\nlast\n");
+    // One that is killed leaves no word, and who waits is told so.
+    let told = call(&sandbox, &["inspect", "--json", &other.name]).stdout;
+    let pid: libc::pid_t = serde_json::from_str::<serde_json::Value>(&told).unwrap()["pid"]
+        .as_i64()
+        .unwrap()
+        .try_into()
+        .unwrap();
+    let waiter = Running::start(&mut husk(&sandbox, &["wait", &other.name]));
+    // SAFETY: kill touches no memory; the VM's husk runs, for it has just told its id.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+    assert_eq!(waiter.finish().status, 125);
+}
+
+#[test]
+fn a_detached_vm_that_does_not_come_to_run_is_told_to_whoever_started_it() {
+    needs_kvm!();
+    let sandbox = sandbox();
+    sandbox.file("off", image(32, |a| a.power_off()));
+    let least = ["run", "--detach", "--memory", "32M", "--name", "one", "--kernel"];
+    for (args, status, words) in [
+        (&["none"][..], 125, "none"),
+        (&["kernel", "--disk", "none"], 125, "none"),
+        (&["kernel", "--cpus", "0"], 125, "--cpus"),
+        (&["off", "--", "true"], 125, "turned itself off"),
+        (&["kernel", "--timeout", "0.5", "--", "true"], 124, "not ready"),
+    ] {
+        let refused = call(&sandbox, &[&least[..], args].concat());
+        assert_eq!((refused.status, refused.stdout.as_str()), (status, ""), "{refused:?}");
+        assert!(refused.stderr.contains(words), "{refused:?}");
+        let left: Vec<_> = sandbox.path().join("run/husk").read_dir().unwrap().collect();
+        assert!(left.is_empty(), "{args:?} left {left:?}");
+    }
+    let refused = call(&sandbox, &["run", "--kernel", "kernel", "--keep-on-failure"]);
+    assert!(refused.status == 125 && refused.stderr.contains("-- CMD"), "{refused:?}");
+    let refused = call(&sandbox, &["wait", "one"]);
+    assert!(refused.status == 125 && refused.stderr.contains("husk ps"), "{refused:?}");
+}
+
+#[test]
+fn a_signal_for_who_starts_a_detached_vm_ends_it_before_it_runs() {
+    needs_kvm!();
+    let sandbox = sandbox();
+    let args = ["run", "--detach", "--kernel", "kernel", "--memory", "32M", "--name", "one"];
+    let mut command = husk(&sandbox, &[&args[..], &["--", "true"]].concat());
+    let starting = Running::start(&mut command);
+    wait_until(|| call(&sandbox, &["inspect", "one"]).status == 0);
+    starting.signal(libc::SIGINT);
+    let ended = starting.finish();
+    assert_eq!((ended.status, ended.stdout.as_str()), (130, ""), "{ended:?}");
+    assert_eq!(sandbox.path().join("run/husk").read_dir().unwrap().count(), 0);
 }

@@ -15,6 +15,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -68,9 +69,14 @@ impl Terminal {
     fn run(code: impl FnOnce(&mut Code) -> fixture::assembly::Assembled, args: &[&str]) -> Self {
         let sandbox = Sandbox::new();
         sandbox.file("kernel", image(32, code));
-        let (main, line) = open_terminal();
         let least = ["run", "--kernel", "kernel", "--memory", "32M", "--rng", "off"];
-        let mut command = sandbox.husk(&[&least[..], args].concat());
+        let command = sandbox.husk(&[&least[..], args].concat());
+        Self::start(sandbox, command)
+    }
+
+    /// Runs a husk on a new terminal, and waits until a guest has said "up".
+    fn start(sandbox: Sandbox, mut command: std::process::Command) -> Self {
+        let (main, line) = open_terminal();
         command
             .stdin(line.try_clone().unwrap())
             .stdout(line.try_clone().unwrap())
@@ -241,6 +247,49 @@ fn ctrl_a_h_shows_the_keys_and_the_guest_goes_on() {
     let (status, screen) = terminal.end();
     assert_eq!(status, Some(0), "{screen}");
     assert!(!screen.contains("[h]"), "the guest does not see the escape: {screen:?}");
+}
+
+#[test]
+fn who_sits_in_front_of_a_detached_vm_types_leaves_and_comes_back() {
+    needs_kvm!();
+    let attach = |sandbox: &Sandbox| {
+        let mut command = sandbox.husk(&["attach", "one"]);
+        command.env("XDG_RUNTIME_DIR", sandbox.path());
+        command
+    };
+    let sandbox = Sandbox::new();
+    sandbox.file("kernel", image(32, echoing));
+    let start = ["run", "--detach", "--name", "one", "--kernel", "kernel", "--memory", "32M"];
+    let mut command = sandbox.husk(&[&start[..], &["--timeout", "100"]].concat());
+    let started = Running::start(command.env("XDG_RUNTIME_DIR", sandbox.path())).finish();
+    assert_eq!((started.status, started.stdout.as_str()), (0, "one\n"), "{started:?}");
+    let command = attach(&sandbox);
+    let runtime = sandbox.path().to_owned();
+    let mut terminal = Terminal::start(sandbox, command);
+    terminal.is_raw();
+    terminal.type_in(b"a");
+    terminal.wait_for("[a]");
+    let mut second = std::process::Command::new(env!("CARGO_BIN_EXE_husk"));
+    second.args(["attach", "one"]).env("XDG_RUNTIME_DIR", &runtime).stdin(Stdio::null());
+    let refused = second.output().unwrap();
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(125) && words.contains("somebody else"), "{words}");
+    terminal.type_in(b"\x01h");
+    terminal.wait_for("leave the VM");
+    terminal.type_in(b"\x01d");
+    let status = terminal.running.status();
+    assert_eq!(status.code(), Some(0));
+    terminal.is_as_before();
+
+    // It has gone on, and what it wrote last is there again.
+    let mut again = std::process::Command::new(env!("CARGO_BIN_EXE_husk"));
+    again.args(["attach", "one"]).env("XDG_RUNTIME_DIR", &runtime);
+    again.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut again = Running::start(&mut again);
+    let mut keyboard = again.child.stdin.take().unwrap();
+    keyboard.write_all(b"bq").unwrap();
+    let ended = again.finish();
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "up[a][b]"), "{ended:?}");
 }
 
 #[test]

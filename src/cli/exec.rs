@@ -20,7 +20,7 @@ pub use attach::{attach, for_terminal};
 pub use forward::Forward;
 use root::Files;
 pub use root::Place;
-pub use run::{Limits, run, status_of, status_of_error};
+pub use run::{Job, Limits, run, status_of, status_of_error};
 
 /// What a command runs in.
 #[derive(Args)]
@@ -53,6 +53,10 @@ pub struct Exec {
     /// The kernel's modules, /lib/modules/RELEASE of its own [default: looked for beside the kernel]
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
+    /// Give the command a terminal also where husk has none (for `husk attach`); without a command a
+    /// shell is run
+    #[arg(long)]
+    tty: bool,
     /// A command to run in the guest, which husk prepares for that: its streams and its exit status are
     /// husk's
     #[arg(last = true, value_name = "CMD")]
@@ -62,7 +66,12 @@ pub struct Exec {
 impl Exec {
     /// Whether the guest is to run a command, by these options.
     pub fn is_wanted(&self) -> bool {
-        !self.command.is_empty() || self.files.root.is_some()
+        !self.command.is_empty() || self.files.root.is_some() || self.tty
+    }
+
+    /// Whether a command has a terminal in any case.
+    pub fn tty(&self) -> bool {
+        self.tty
     }
 
     /// Makes `config` one of a guest that runs a command, if it is to be, and gives the command.

@@ -91,6 +91,8 @@ pub fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<A
                     "\nhusk: Ctrl-a x  end the VM\n      Ctrl-a h  this help\n      \
                      Ctrl-a a  send Ctrl-a\n"
                 ),
+                // For who sits in front of a VM that is not theirs.
+                Escape::Detach => {}
                 Escape::End => {
                     ending.store(true, Ordering::Release);
                     end(&vm, 0);

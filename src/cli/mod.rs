@@ -10,16 +10,20 @@ macro_rules! tell {
     };
 }
 
+mod attach;
 mod awaited;
 mod compare;
+mod detach;
 mod doctor;
 mod exec;
 mod footprint;
+mod inspect;
 mod kernel;
 mod keyvalue;
 mod life;
 mod limits;
 mod logging;
+mod matrix;
 mod metrics;
 mod named;
 mod net;
@@ -48,12 +52,17 @@ struct Cli {
 enum Command {
     #[command(after_help = run::AFTER_HELP)]
     Run(Box<run::Run>),
+    #[command(after_help = matrix::AFTER_HELP)]
+    Matrix(matrix::Matrix),
     Doctor(doctor::Doctor),
     Kernel(kernel::Kernel),
     Ps(named::Ps),
+    Inspect(inspect::Inspect),
     Exec(named::ExecIn),
     Cp(named::Cp),
+    Attach(attach::Attach),
     Logs(named::Logs),
+    Wait(named::Wait),
     Stop(named::Stop),
     Kill(named::Kill),
     Compare(compare::Compare),
@@ -79,28 +88,35 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(run) => run.execute(started),
+        Command::Matrix(matrix) => matrix.execute(),
         Command::Doctor(doctor) => doctor.execute(),
         Command::Kernel(kernel) => kernel.execute(),
         Command::Ps(ps) => ps.execute(),
+        Command::Inspect(inspect) => inspect.execute(),
         Command::Exec(exec) => exec.execute(),
         Command::Cp(cp) => cp.execute(),
+        Command::Attach(attach) => attach.execute(),
         Command::Logs(logs) => logs.execute(),
+        Command::Wait(wait) => wait.execute(),
         Command::Stop(stop) => stop.execute(),
         Command::Kill(kill) => kill.execute(),
         Command::Compare(compare) => compare.execute(),
     };
     match result {
         Ok(status) => ExitCode::from(status),
-        Err(e) => {
-            terminal::restore();
-            let words = e.to_string();
-            tell!("husk: {words}\n");
-            if let Some(remedy) = limits::remedy(&words) {
-                tell!("husk: {remedy}\n");
-            }
-            ExitCode::from(CANNOT)
-        }
+        Err(e) => ExitCode::from(failed(&e)),
     }
+}
+
+/// Says what husk could not do, and gives the exit status for that.
+fn failed(error: &Error) -> u8 {
+    terminal::restore();
+    let words = error.to_string();
+    tell!("husk: {words}\n");
+    if let Some(remedy) = limits::remedy(&words) {
+        tell!("husk: {remedy}\n");
+    }
+    CANNOT
 }
 
 /// What a subcommand says when it could not do its work: a sentence for the user.

@@ -1,7 +1,8 @@
-//! `husk ps`, `exec`, `cp`, `logs`, `stop` and `kill`: VMs that run with a name.
+//! `husk ps`, `exec`, `cp`, `logs`, `wait`, `stop` and `kill`: VMs that run with a name.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use husk::GuestChild;
 use husk::error::{ExecError, NameError};
-use husk::named::{self, Remote};
+use husk::named::{self, LogReader, Remote};
 
 use super::awaited::Awaited;
 use super::exec::{self, Surroundings, attach, for_terminal, status_of, status_of_error};
@@ -28,6 +29,9 @@ pub struct Ps {
     /// Print them as JSON
     #[arg(long)]
     json: bool,
+    /// List those that have ended, too, as far as they were detached and are remembered
+    #[arg(long, conflicts_with = "json")]
+    all: bool,
 }
 
 impl Ps {
@@ -46,6 +50,10 @@ impl Ps {
                 false => ("-".to_owned(), "(does not answer)"),
             };
             writeln!(text, "{:<20} {:>8} {age:>10}  {kernel}", vm.name, vm.pid)?;
+        }
+        for vm in if self.all { named::ended()? } else { Vec::new() } {
+            let (age, status) = (vm.ended.saturating_sub(vm.since), vm.status);
+            writeln!(text, "{:<20} {:>8} {age:>10}  (ended with {status})", vm.name, "-")?;
         }
         print(&text)?;
         Ok(0)
@@ -69,7 +77,7 @@ impl ExecIn {
     pub fn execute(self) -> Result<u8, Error> {
         let vm = named::find(&self.name)?;
         let command = self.surroundings.command(&self.command, exec::Place::default())?;
-        let (command, interactive) = for_terminal(command);
+        let (command, interactive) = for_terminal(command, false);
         let _restore = terminal::Restore;
         let resized = Awaited::block(libc::SIGWINCH)?;
         let signals = Signals::block()?;
@@ -78,7 +86,7 @@ impl ExecIn {
             Err(NameError::Exec(e)) => return Ok(failed(&e)),
             Err(e) => return Err(e.into()),
         };
-        let attached = attach(child, interactive.then_some(resized), None)?;
+        let attached = attach(child, interactive.then_some(resized), None, |_| Ok(()))?;
         pass_on(signals, attached.child.clone())?;
         let ended = attached.wait(|| None);
         terminal::restore();
@@ -171,18 +179,84 @@ impl Place {
     }
 }
 
-/// Print what the console of a VM that has a name said last
+/// Print what a VM that has a name wrote: one that was detached all that is kept, of another the end of its
+/// console
 #[derive(Args)]
 pub struct Logs {
     /// The VM
     name: String,
+    /// Go on with what it writes, until its end
+    #[arg(long, short)]
+    follow: bool,
+    /// Print the end of its console, also of one that was detached
+    #[arg(long, conflicts_with = "follow")]
+    console: bool,
 }
 
 impl Logs {
     /// Prints them.
     pub fn execute(self) -> Result<u8, Error> {
-        let log = named::find(&self.name)?.log()?;
-        print(&super::stderr::plain(&log.replace('\r', "")))?;
+        let kept = if self.console { None } else { LogReader::open(&self.name)? };
+        let Some(mut log) = kept else {
+            let vm = named::find(&self.name)?;
+            if self.follow {
+                return Err(format!(
+                    "{}: it was not started with --detach, and what it writes goes elsewhere",
+                    self.name
+                )
+                .into());
+            }
+            print(&super::stderr::plain(&vm.log()?.replace('\r', "")))?;
+            return Ok(0);
+        };
+        // None: it has ended.
+        let end = match named::find(&self.name) {
+            Ok(vm) if self.follow => Some(vm.end()?),
+            _ => None,
+        };
+        let mut goes_on = true;
+        while goes_on {
+            goes_on = match &end {
+                Some(end) => log.carry(show).and_then(|()| log.wait(end)),
+                None => Ok(false),
+            }
+            .or_else(nobody_reads)?;
+        }
+        // What was written last.
+        log.carry(show).map(|()| false).or_else(nobody_reads)?;
+        Ok(0)
+    }
+}
+
+/// Writes a part of a log: as it is, but not to a terminal, to which it could do anything.
+fn show(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    if stdout.is_terminal() {
+        let text = String::from_utf8_lossy(bytes).replace('\r', "");
+        stdout.write_all(super::stderr::plain(&text).as_bytes())?;
+    } else {
+        stdout.write_all(bytes)?;
+    }
+    stdout.flush()
+}
+
+/// Whoever closed the output has read enough, and that is the end of it.
+fn nobody_reads(error: io::Error) -> io::Result<bool> {
+    if error.kind() == io::ErrorKind::BrokenPipe { Ok(false) } else { Err(error) }
+}
+
+/// Wait for the end of a VM that has a name, and print its exit status
+#[derive(Args)]
+pub struct Wait {
+    /// The VM. Of one that was detached the status is known after its end, too
+    name: String,
+}
+
+impl Wait {
+    /// Prints it.
+    pub fn execute(self) -> Result<u8, Error> {
+        let status = named::wait(&self.name)?;
+        print(&format!("{status}\n"))?;
         Ok(0)
     }
 }

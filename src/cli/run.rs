@@ -1,6 +1,7 @@
 //! `husk run`: boot a kernel, be its console, end with its status.
 
 mod ending;
+mod session;
 mod values;
 
 use std::os::unix::fs::MetadataExt;
@@ -9,24 +10,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use husk::GuestCommand;
 use husk::config::{
     BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, MemoryConfig, NetConfig,
     OnReboot, PmemConfig, PortConfig, Publish, VmConfig, VolumeConfig, VsockConfig,
 };
 use husk::error::NameError;
+use husk::named;
 use husk::timeline::{Phase, Timeline};
-use husk::{ConsoleStreams, GuestCommand, Outcome, RunningVm, Vm};
 use log::LevelFilter;
 
 use super::awaited::Awaited;
-use super::exec::{self, Exec, Forward};
-use super::life::{
-    Escapes, TIMED_OUT, attend_disks, attend_escapes, attend_metrics, attend_window, conclude,
-    kill, report,
-};
+use super::detach::{self, Detached};
+use super::exec::Exec;
 use super::signals::Signals;
-use super::{Error, footprint, limits, logging, metrics, net, terminal};
-use ending::Ending;
+use super::{Error, limits, logging, net, terminal};
+use session::Session;
 use values::{
     parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,
     parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_switch, parse_volume,
@@ -57,7 +56,7 @@ pub struct Run {
     /// which there is none of; its "PCI: Fatal: No config space access function found" is harmless
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Added to the kernel command line, after what --config adds; may be repeated
+    /// Added to the kernel command line; may be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Vec<String>,
     /// Number of vCPUs [default: 1]
@@ -117,19 +116,28 @@ pub struct Run {
     /// Describe the machine by an MP table and virtio_mmio.device= parameters instead of ACPI
     #[arg(long)]
     no_acpi: bool,
-    /// How to enter the kernel: auto, pvh or linux64 [default: auto]
+    /// How it is entered: auto, pvh or linux64 [default: auto]
     #[arg(long, value_name = "HOW", value_parser = parse_protocol)]
     boot_protocol: Option<BootProtocol>,
     /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew
     #[arg(long)]
     share_kernel: bool,
-    /// What the VM is called, for `husk ps`, `exec`, `cp`, `logs`, `stop` and `kill`
+    /// The VM's name, for `husk ps`, `exec`, `logs` and the like
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Return when the VM or its command runs, and print its name; `husk logs` has what it writes,
+    /// `husk wait` its exit status
+    #[arg(long, conflicts_with = "print_config")]
+    detach: bool,
+    #[arg(long, hide = true)]
+    detached: bool,
+    /// When the command fails, or --timeout ends, leave the VM for `husk exec`, until Ctrl-C or
+    /// `husk stop`
+    #[arg(long)]
+    keep_on_failure: bool,
     #[command(flatten)]
     exec: Exec,
-    /// On SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds between the power button, or the command's
-    /// signal, and a hard stop
+    /// After SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds until a hard stop
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     grace: Duration,
     /// End the VM after this many seconds, with status 124
@@ -192,6 +200,10 @@ pub fn process_start() -> Instant {
 impl Run {
     /// Runs the VM to its end and returns the exit status.
     pub fn execute(self, started: Instant) -> Result<u8, Error> {
+        if self.detach && !self.detached {
+            return detach::start();
+        }
+        let detached = if self.detached { Some(Detached::begin()?) } else { None };
         let timeline = Arc::new(Timeline::default());
         timeline.mark_at(Phase::ProcessStart, started);
         logging::init(match self.log {
@@ -205,18 +217,25 @@ impl Run {
         let (grace, timeout, show) = (self.grace, self.timeout, self.timeline);
         let (print_config, config_file) = (self.print_config, self.config.clone());
         let metrics_path = self.metrics.clone();
-        let name = self.name.clone();
+        let (keep, tty) = (self.keep_on_failure, self.exec.tty());
+        let mut name = self.name.clone();
         if let Some(name) = &name {
-            husk::named::check(name)?;
+            named::check(name)?;
             // Before anything is started; who is first of two at the same time is found out later.
-            match husk::named::find(name) {
+            match named::find(name) {
                 Ok(_) => return Err(NameError::InUse(name.clone()).into()),
                 Err(NameError::Unknown(_)) => {}
                 // A directory, say, in which there can be no names.
                 Err(e) => return Err(e.into()),
             }
         }
+        if name.is_none() && (detached.is_some() || keep) {
+            name = Some(detach::made_up()?);
+        }
         let (mut config, command) = self.into_config()?;
+        if keep && command.is_none() {
+            return Err("--keep-on-failure is for a command: end with `-- CMD`".into());
+        }
         config.name_devices();
         config.validate()?;
         if let Some(file) = &config_file {
@@ -236,10 +255,12 @@ impl Run {
             asked: metrics_path.as_ref().map(|_| Awaited::block(libc::SIGUSR1)).transpose()?,
             larger: Awaited::block(libc::SIGUSR2)?,
             signals: Signals::block()?,
-            kernel: config.kernel.display().to_string(),
             config,
             timeline,
             name,
+            keep,
+            tty,
+            detached,
             metrics_path,
             grace,
             timeout,
@@ -302,126 +323,6 @@ impl Run {
     }
 }
 
-/// A VM from here on: what it is made of, and what is asked of husk while it runs.
-struct Session {
-    config: VmConfig,
-    timeline: Arc<Timeline>,
-    /// The kernel's path, for `husk ps`.
-    kernel: String,
-    name: Option<String>,
-    metrics_path: Option<PathBuf>,
-    grace: Duration,
-    timeout: Option<Duration>,
-    /// `--timeline`.
-    show: bool,
-    resized: Awaited,
-    /// For the metrics.
-    asked: Option<Awaited>,
-    /// Some disks are.
-    larger: Awaited,
-    signals: Signals,
-}
-
-impl Session {
-    /// A guest for one command.
-    fn run_command(self, command: GuestCommand) -> Result<u8, Error> {
-        let signals = Forward::attend(self.signals, self.grace)?;
-        let vm = Vm::with(self.config, None, self.timeline)?;
-        let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
-        let timeout = self.timeout.map(|limit| (limit, Instant::now()));
-        let vm = Arc::new(vm.start()?);
-        signals.has_vm(vm.clone());
-        attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
-        footprint::release();
-        let _name =
-            self.name.map(|name| husk::named::serve(&name, &vm, self.kernel)).transpose()?;
-        let limits = exec::Limits { timeout, grace: self.grace };
-        let status = exec::run(&vm, command, &signals, self.resized, &limits)?;
-        report(self.show, metrics.as_ref(), &vm);
-        Ok(status)
-    }
-
-    /// A guest whose console is ours.
-    fn run_console(self) -> Result<u8, Error> {
-        let ending = Ending::attend(self.signals, self.grace)?;
-        let (console, escapes) = console(&self.config)?;
-        let vm = Vm::with(self.config, console, self.timeline)?;
-        let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
-        if escapes.is_some() {
-            if terminal::is_anothers() {
-                tell!(
-                    "husk: this job is in the background and the terminal, its guest's console, is \
-                     not: it stops until the shell's `fg` (or leave the terminal alone: \
-                     </dev/null, or --console file=PATH)\n"
-                );
-            }
-            terminal::make_raw();
-        }
-        let vm = Arc::new(vm.start()?);
-        // Before anything that may wait: from now on a signal asks the guest.
-        ending.started(vm.clone());
-        let _name =
-            self.name.map(|name| husk::named::serve(&name, &vm, self.kernel)).transpose()?;
-        if let Some(path) = vm.console_path() {
-            tell!("husk: the console is at {}\n", path.display());
-        }
-        if let Some(escapes) = escapes {
-            attend_escapes(escapes, vm.clone())?;
-            attend_window(self.resized, &vm)?;
-        }
-        attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
-
-        let Some(outcome) = wait(&vm, self.timeout) else {
-            let ended = kill(&vm);
-            terminal::restore();
-            let limit = self.timeout.unwrap_or_default();
-            tell!("husk: the VM still ran after {} s\n", limit.as_secs_f64());
-            report(self.show, metrics.as_ref(), &vm);
-            if !ended {
-                std::process::exit(TIMED_OUT.into());
-            }
-            return Ok(TIMED_OUT);
-        };
-        terminal::restore();
-        let status = conclude(&outcome, ending.signal());
-        report(self.show, metrics.as_ref(), &vm);
-        Ok(status)
-    }
-}
-
-/// Attends to what may be asked of husk while any VM runs.
-fn attend(
-    vm: &Arc<RunningVm>,
-    metrics: Option<&metrics::File>,
-    asked: Option<Awaited>,
-    larger: Awaited,
-) -> std::io::Result<()> {
-    if let (Some(file), Some(asked)) = (metrics, asked) {
-        attend_metrics(file.clone(), asked, vm)?;
-    }
-    attend_disks(larger, vm)
-}
-
-/// Waits until the VM ends, at most for `limit`, and gives back meanwhile what only its start needed:
-/// at once, and after ever longer times, for how long a guest takes to come up nobody knows.
-fn wait(vm: &RunningVm, limit: Option<Duration>) -> Option<Outcome> {
-    const FIRST: Duration = Duration::from_secs(1);
-    let began = Instant::now();
-    let mut pause = FIRST;
-    loop {
-        footprint::release();
-        let left = limit.map(|limit| limit.saturating_sub(began.elapsed()));
-        let step = left.map_or(pause, |left| left.min(pause));
-        if let Some(outcome) = vm.wait_timeout(step) {
-            return Some(outcome);
-        }
-        if left == Some(step) {
-            return None;
-        }
-        pause = pause.saturating_mul(2);
-    }
-}
-
 /// Refuses a file for what the guest writes that is the configuration's own: it would be emptied.
 fn spare(file: &Path, config: &VmConfig) -> Result<(), String> {
     let console = match &config.console {
@@ -439,21 +340,6 @@ fn spare(file: &Path, config: &VmConfig) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// On a terminal, standard streams with the escape key; otherwise what the configuration says.
-fn console(config: &VmConfig) -> Result<(Option<ConsoleStreams>, Option<Escapes>), Error> {
-    use std::io::IsTerminal;
-    if config.console != ConsoleConfig::Stdio || !std::io::stdin().is_terminal() {
-        return Ok((None, None));
-    }
-    let (typed, escapes) = std::sync::mpsc::channel();
-    let mut streams = husk::stdio_streams()?;
-    streams.on_escape = Some(Box::new(move |escape| {
-        // Nobody listens any more when the VM is ending anyway.
-        let _ = typed.send(escape);
-    }));
-    Ok((Some(streams), Some(escapes)))
 }
 
 #[cfg(test)]

@@ -93,6 +93,11 @@ impl GuestCommand {
         self
     }
 
+    /// The program and its arguments.
+    pub fn arguments(&self) -> &[OsString] {
+        &self.arguments
+    }
+
     /// A variable of its environment.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.environment.retain(|(known, _)| known != name.as_ref());

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::error::{NameError, host};
 use super::fds;
@@ -13,10 +14,13 @@ use super::fds;
 pub const NAME_MAX: usize = 40;
 /// `sun_path` has 108 bytes (`man 7 unix`), one of them for the final NUL.
 const ADDRESS_MAX: usize = 107;
-const ENDING: &str = ".sock";
+/// How a file is called beside what it is of.
+const SOCKET: &str = ".sock";
+const LOG: &str = ".log";
+const END: &str = ".end";
 
 /// A runtime directory that is the user's own.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Directory(PathBuf);
 
 /// Whether `name` is a name.
@@ -73,7 +77,7 @@ impl Directory {
     /// The socket of `name`, which is one.
     pub fn socket(&self, name: &str) -> Result<PathBuf, NameError> {
         check(name)?;
-        let path = self.0.join(format!("{name}{ENDING}"));
+        let path = self.0.join(format!("{name}{SOCKET}"));
         if path.as_os_str().len() > ADDRESS_MAX {
             return Err(NameError::Directory {
                 path,
@@ -83,12 +87,48 @@ impl Directory {
         Ok(path)
     }
 
+    /// Where the output of the VM called `name`, which is a name, is kept.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}{LOG}"))
+    }
+
+    /// Where it is remembered how the VM called `name`, which is a name, ended.
+    pub fn end(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}{END}"))
+    }
+
     /// All names there are sockets of.
     pub fn names(&self) -> Result<Vec<String>, NameError> {
+        self.with(SOCKET)
+    }
+
+    /// All names of VMs that are remembered.
+    pub fn ended(&self) -> Result<Vec<String>, NameError> {
+        self.with(END)
+    }
+
+    /// All of which something is left, and which there are no sockets of, with when that was written last.
+    pub fn remembered(&self) -> Result<Vec<(SystemTime, String)>, NameError> {
+        let mut names = self.with(END)?;
+        names.extend(self.with(LOG)?);
+        names.sort();
+        names.dedup();
+        let gone = names.into_iter().filter(|name| {
+            self.socket(name).is_ok_and(|socket| fs::symlink_metadata(socket).is_err())
+        });
+        let written = |name: String| {
+            let paths = [self.end(&name), self.log(&name)];
+            let times = paths.iter().filter_map(|path| path.metadata().ok()?.modified().ok());
+            times.max().map(|last| (last, name))
+        };
+        Ok(gone.filter_map(written).collect())
+    }
+
+    fn with(&self, ending: &str) -> Result<Vec<String>, NameError> {
         let entries = fs::read_dir(&self.0).map_err(host(&self.0, "read"))?;
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let mut names: Vec<_> = names
-            .filter_map(|name| Some(name.strip_suffix(ENDING)?.to_owned()))
+            .filter_map(|name| Some(name.strip_suffix(ending)?.to_owned()))
             .filter(|name| check(name).is_ok())
             .collect();
         names.sort();

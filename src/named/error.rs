@@ -41,6 +41,14 @@ pub enum NameError {
         /// Why.
         why: String,
     },
+    /// Nobody can sit in front of it.
+    #[error(
+        "{0}: it has no terminal of its own; `husk run --detach` gives a VM one, and with `--tty` a command in it"
+    )]
+    NoTerminal(String),
+    /// It has gone, and what became of it is not known.
+    #[error("the husk of the VM `{0}` was ended before it could tell its exit status")]
+    NoStatus(String),
     /// It says what no husk says.
     #[error("the VM `{0}` answers what no husk does; is it of another version?")]
     Nonsense(String),

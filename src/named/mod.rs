@@ -3,36 +3,60 @@
 //!
 //! ```text
 //! $XDG_RUNTIME_DIR/husk/   (or /run/user/UID/husk/, /tmp/husk-UID/)   0700, the user's own
-//!   NAME.sock              answers one request a connection: serve.rs, remote.rs
+//!   NAME.sock              answers one request a connection: answer.rs, remote.rs
+//!   NAME.log, NAME.log.old what it writes, if it is kept: log.rs
+//!   NAME.end               how it ended, if it was kept: record.rs
 //! ```
 //!
 //! A name belongs to whoever listens at its socket. What a process that is gone has left there is
 //! removed, and never trusted; a directory that is not the user's own is refused.
 
+mod answer;
 mod directory;
 mod error;
 mod fds;
+mod inspection;
+mod log;
+mod record;
 mod remote;
 mod serve;
+mod terminal;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use directory::{NAME_MAX, check};
 pub use error::NameError;
-pub use remote::{Info, Remote, find, list};
-pub use serve::{Named, serve};
+pub use inspection::{About, GuestState, Inspection};
+pub use log::{Log, LogReader};
+pub use record::{Ended, ended};
+pub use remote::{Info, Remote, find, list, wait};
+pub use serve::{Named, serve, serve_kept};
+pub use terminal::{Resize, Terminal};
 
 /// What can be asked of a VM, a line each.
 mod request {
     pub const INFO: &str = "info";
+    /// All that it tells of itself.
+    pub const INSPECT: &str = "inspect";
     pub const CONNECT: &str = "connect";
     pub const SHUT_DOWN: &str = "stop";
     pub const KILL: &str = "kill";
+    /// What comes after it is typed.
+    pub const ATTACH: &str = "attach";
+    /// Columns and rows of the window follow.
+    pub const RESIZE: &str = "resize ";
+    /// Its exit status, when it has ended.
+    pub const WAIT: &str = "wait";
     pub const LOG: &str = "log";
     /// Why the agent does not answer any more.
     pub const WHY: &str = "why";
 }
 
+/// What those are told for whom there is no room.
+const TOO_MANY: &[u8] = b"ERROR too many at once\n";
+/// Bytes of stack of the threads here.
+const STACK: usize = 128 << 10;
 /// The longest line of a request or of an answer, in bytes.
 const LINE_MAX: u64 = 16 << 10;
 /// How long either side may take for its line.

@@ -1,14 +1,18 @@
 //! A named VM of another process, from outside.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use husk_devices::virtio::console::tty::WindowSize;
 use serde::{Deserialize, Serialize};
 
 use super::directory::{Directory, clean, user};
 use super::error::{NameError, host};
+use super::inspection::Inspection;
+use super::record;
 use super::{LINE_MAX, PATIENCE, fds, request};
 use crate::guest::error::{ExecError, told};
 use crate::guest::{self, GuestChild, GuestCommand};
@@ -16,6 +20,8 @@ use crate::outcome::Outcome;
 
 /// The most of a log that is read, in bytes.
 const LOG_MAX: u64 = 16 << 20;
+/// The most that a VM can tell of itself, in bytes.
+const INSPECTION_MAX: u64 = 16 << 20;
 /// An agent that is not ready yet may take that long until it is.
 const DIAL_PATIENCE: Duration = Duration::from_secs(190);
 
@@ -116,6 +122,56 @@ pub(super) fn list_in(directory: &Directory, patience: Duration) -> Result<Vec<I
     Ok(all)
 }
 
+/// Waits for the end of the VM called `name`, and gives the exit status that `husk run` has for it. Of one
+/// that was kept it is known after its end, too.
+///
+/// # Errors
+/// When there is none and none is remembered, or it ended without a word.
+pub fn wait(name: &str) -> Result<u8, NameError> {
+    wait_in(&Directory::open()?, name)
+}
+
+pub(super) fn wait_in(directory: &Directory, name: &str) -> Result<u8, NameError> {
+    let told = find_in(directory, name).and_then(|vm| vm.end()?.status());
+    match told {
+        // It has ended before it was asked, or while it was.
+        Err(gone @ (NameError::Unknown(_) | NameError::NoStatus(_) | NameError::Nonsense(_))) => {
+            record::read(directory, name)?.map(|ended| ended.status).ok_or(gone)
+        }
+        told => told,
+    }
+}
+
+/// A connection that tells when a VM ends.
+#[derive(Debug)]
+pub struct End {
+    name: String,
+    socket: UnixStream,
+}
+
+impl End {
+    /// Waits for it, and gives the exit status.
+    ///
+    /// # Errors
+    /// When its husk ends without a word.
+    pub fn status(self) -> Result<u8, NameError> {
+        let mut line = String::new();
+        // An error is an end without a word as well.
+        let _ = BufReader::new((&self.socket).take(LINE_MAX)).read_line(&mut line);
+        match (line.trim_end(), line.trim_end().parse()) {
+            (_, Ok(status)) => Ok(status),
+            ("", _) => Err(NameError::NoStatus(self.name)),
+            _ => Err(NameError::Nonsense(self.name)),
+        }
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 impl Remote {
     /// A connection to the VM's husk, whoever that is proved to be.
     fn open(&self) -> Result<UnixStream, NameError> {
@@ -157,6 +213,8 @@ impl Remote {
             let mut byte = [0];
             let (count, fd) = fds::receive(&socket, &mut byte).map_err(|e| match e.kind() {
                 io::ErrorKind::WouldBlock => self.silent(&socket),
+                // It gave the name up before it had read what was asked.
+                io::ErrorKind::ConnectionReset => NameError::Unknown(self.name.clone()),
                 _ => failed(e),
             })?;
             passed = passed.or(fd.map(UnixStream::from));
@@ -169,6 +227,9 @@ impl Remote {
         let line = line.trim_end();
         if let Some(why) = line.strip_prefix("ERROR ") {
             return Err(NameError::Refused { name: self.name.clone(), why: why.to_owned() });
+        }
+        if line == "NONE" {
+            return Err(NameError::NoTerminal(self.name.clone()));
         }
         match line.strip_prefix("OK") {
             Some(rest) => Ok((rest.trim_start().to_owned(), passed, socket)),
@@ -195,6 +256,17 @@ impl Remote {
         serde_json::from_str(&answer).map_err(|_| NameError::Nonsense(self.name.clone()))
     }
 
+    /// All that it tells of itself.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn inspect(&self) -> Result<Inspection, NameError> {
+        let (_, _, socket) = self.ask(request::INSPECT, PATIENCE)?;
+        let mut bytes = Vec::new();
+        socket.take(INSPECTION_MAX).read_to_end(&mut bytes).map_err(host(&self.path, "read"))?;
+        serde_json::from_slice(&bytes).map_err(|_| NameError::Nonsense(self.name.clone()))
+    }
+
     /// What its console has said last.
     ///
     /// # Errors
@@ -204,6 +276,37 @@ impl Remote {
         let mut bytes = Vec::new();
         socket.take(LOG_MAX).read_to_end(&mut bytes).map_err(host(&self.path, "read"))?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Sits down in front of it: what is sent over the connection is typed, until it is closed. It is closed
+    /// by the VM's end.
+    ///
+    /// # Errors
+    /// See [`NameError`]; when somebody else sits there.
+    pub fn attach(&self) -> Result<UnixStream, NameError> {
+        let (_, _, socket) = self.ask(request::ATTACH, PATIENCE)?;
+        socket.set_read_timeout(None).map_err(host(&self.path, "ask"))?;
+        socket.set_write_timeout(None).map_err(host(&self.path, "ask"))?;
+        Ok(socket)
+    }
+
+    /// Tells it the size of the window of who sits in front of it.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn resize(&self, size: WindowSize) -> Result<(), NameError> {
+        let WindowSize { columns, rows } = size;
+        self.ask(&format!("{}{columns} {rows}", request::RESIZE), PATIENCE).map(|_| ())
+    }
+
+    /// Asks to be told of its end.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn end(&self) -> Result<End, NameError> {
+        let (_, _, socket) = self.ask(request::WAIT, PATIENCE)?;
+        socket.set_read_timeout(None).map_err(host(&self.path, "ask"))?;
+        Ok(End { name: self.name.clone(), socket })
     }
 
     /// Asks its guest to turn itself off, and waits for that, at most for `grace`. False when it is

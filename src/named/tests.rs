@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
+use super::answer::CLIENTS_MAX;
 use super::directory::Directory;
-use super::remote::{Why, find_in, list_in};
-use super::serve::{CLIENTS_MAX, serve_in};
+use super::remote::{Why, find_in, list_in, wait_in};
+use super::serve::serve_in;
 use super::*;
 use crate::guest::error::ExecError;
 use crate::outcome::Outcome;
@@ -22,7 +23,7 @@ fn directory(at: &Path) -> Directory {
 fn named(directory: &Directory, name: &str) -> Result<Named, NameError> {
     let info =
         Info { name: name.to_owned(), pid: 1, kernel: String::new(), since: 0, answers: true };
-    serve_in(directory, info, Weak::new())
+    serve_in(directory, info, About::default(), Weak::new())
 }
 
 #[test]
@@ -197,4 +198,55 @@ fn a_husk_that_does_not_answer_is_listed_with_its_process() {
     assert_eq!(listed, [Info { name, pid, kernel: String::new(), since: 0, answers: false }]);
     let old = r#"{"name": "old", "pid": 1, "kernel": "k", "since": 2}"#;
     assert!(serde_json::from_str::<Info>(old).unwrap().answers);
+}
+
+#[test]
+fn who_waits_is_told_the_status_when_the_name_is_given_up_or_that_there_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let waits = |conclude: &dyn Fn(&Named)| {
+        let named = named(&names, "one").unwrap();
+        let end = find_in(&names, "one").unwrap().end().unwrap();
+        conclude(&named);
+        drop(named);
+        end.status()
+    };
+    assert_eq!(waits(&|named| named.conclude(7)).unwrap(), 7);
+    assert!(matches!(waits(&|_| ()), Err(NameError::NoStatus(_))));
+    assert!(matches!(wait_in(&names, "one"), Err(NameError::Unknown(_))));
+}
+
+#[test]
+fn the_last_that_ended_are_remembered_and_what_is_left_of_others_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let info = |name: &str| Info {
+        name: name.to_owned(),
+        pid: 1,
+        kernel: "k".to_owned(),
+        since: 5,
+        answers: true,
+    };
+    let lost = dir.path().join("husk/lost.log");
+    std::fs::write(&lost, "killed").unwrap();
+    let running = named(&names, "running").unwrap();
+    let its = dir.path().join("husk/running.log");
+    std::fs::write(&its, "it runs").unwrap();
+    for n in 0..40 {
+        record::write(&names, &info(&format!("vm{n}")), 3).unwrap();
+    }
+    let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    for path in [&lost, &its, &dir.path().join("husk/vm7.end")] {
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+    }
+    record::make_room(&names).unwrap();
+    assert_eq!(record::ended_in(&names).unwrap().len(), 31);
+    assert!(!lost.exists() && its.exists());
+    assert!(matches!(wait_in(&names, "vm7"), Err(NameError::Unknown(_))));
+    let last = record::ended_in(&names).unwrap().remove(0);
+    assert_eq!((last.status, last.since), (3, 5));
+    assert_eq!(wait_in(&names, &last.name).unwrap(), 3);
+    std::fs::write(names.end(&last.name), "{").unwrap();
+    assert!(matches!(wait_in(&names, &last.name), Err(NameError::Unknown(_))));
+    drop(running);
 }

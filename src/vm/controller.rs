@@ -8,6 +8,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use husk_devices::platform::GuestEvent;
@@ -38,7 +39,9 @@ pub(super) struct Controller {
     pub hypervisor: Arc<Hypervisor>,
     /// What KVM can give a guest.
     pub cpuid: CpuId,
-    pub config: VmConfig,
+    pub config: Arc<VmConfig>,
+    /// Whether the guest is held, for whoever asks.
+    pub paused: Arc<AtomicBool>,
     pub software: Software,
     pub devices: Devices,
     /// Shared with the devices and the machine, and unmapped with the last of them.
@@ -200,13 +203,16 @@ impl Controller {
                 machine.hold();
                 self.devices.pause();
                 *life = Life::Paused;
+                self.paused.store(true, Ordering::Release);
             }
             (Command::Resume, Life::Paused) => {
+                self.paused.store(false, Ordering::Release);
                 self.devices.resume();
                 machine.run();
                 *life = Life::Running;
             }
             (Command::Resume, Life::PausedInReset) => {
+                self.paused.store(false, Ordering::Release);
                 self.devices.resume();
                 return Some(Next::Reboot);
             }

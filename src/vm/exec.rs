@@ -134,6 +134,11 @@ impl RunningVm {
         self.agent.is_some()
     }
 
+    /// What is known of its agent, if its configuration has a `guest`.
+    pub(crate) fn agent_state(&self) -> Option<Known> {
+        self.agent.as_ref().map(|agent| agent.wait(Duration::ZERO))
+    }
+
     /// A connection for a session, when the guest is ready; until `end`, if there is one.
     pub(crate) fn dial(&self, end: Option<Instant>) -> Result<UnixStream, ExecError> {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));

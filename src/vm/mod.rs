@@ -62,7 +62,7 @@ pub use console::stdio_streams;
 pub use disks::ResizeDiskError;
 pub use error::VmError;
 pub use metrics::{DeviceMetrics, Metrics};
-pub use running::{BalloonError, Ended, RunningVm};
+pub use running::{BalloonError, Ended, RunningVm, State};
 
 /// Bytes of stack of the threads of this floor.
 const STACK: usize = 256 << 10;
@@ -159,8 +159,17 @@ impl Vm {
             Some(streams) => Source::Streams(streams),
             None => Source::Config(config.console.clone()),
         };
-        let controller =
-            Controller { hypervisor, cpuid, config, software, devices, memory, mailbox, timeline };
+        let controller = Controller {
+            hypervisor,
+            cpuid,
+            config: Arc::new(config),
+            paused: Arc::default(),
+            software,
+            devices,
+            memory,
+            mailbox,
+            timeline,
+        };
         Ok(Self { making, kernel: loading, controller, console })
     }
 
@@ -182,7 +191,8 @@ impl Vm {
             console: controller.devices.uart.output().clone(),
             tty: controller.devices.handles.tty.clone(),
             balloon: controller.devices.handles.balloon.clone(),
-            memory_size: controller.config.memory.size.0,
+            config: controller.config.clone(),
+            paused: controller.paused.clone(),
             disks: Disks::of(&controller.config, &controller.devices),
             agent: controller.devices.handles.agent.clone(),
             metrics: metrics::Collector::new(&controller.devices),

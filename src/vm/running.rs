@@ -1,6 +1,7 @@
 //! A VM that runs: what an embedder holds.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -11,10 +12,12 @@ use husk_devices::serial::Output;
 use husk_devices::virtio::balloon::Balloon;
 use husk_devices::virtio::balloon::stats::MemoryStatistics;
 use husk_devices::virtio::console::tty::{Tty, WindowSize};
+use serde::{Deserialize, Serialize};
 
 use super::disks::{Disks, ResizeDiskError};
 use super::mailbox::{Command, Mailbox, Message};
 use super::metrics::{Collector, Metrics};
+use crate::config::VmConfig;
 use crate::guest::control::Agent;
 use crate::outcome::Outcome;
 use crate::timeline::Timeline;
@@ -23,6 +26,18 @@ use crate::timeline::Timeline;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the VM has ended")]
 pub struct Ended;
+
+/// Where a VM is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its guest runs.
+    Running,
+    /// Its guest is held.
+    Paused,
+    /// It is over.
+    Ended,
+}
 
 /// The balloon cannot do what was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -90,8 +105,8 @@ pub struct RunningVm {
     pub(super) tty: Option<Arc<Tty>>,
     pub(super) balloon: Option<Arc<Balloon>>,
     pub(super) agent: Option<Arc<Agent>>,
-    /// Bytes.
-    pub(super) memory_size: u64,
+    pub(super) config: Arc<VmConfig>,
+    pub(super) paused: Arc<AtomicBool>,
     pub(super) disks: Disks,
     pub(super) controller: Option<JoinHandle<()>>,
 }
@@ -105,6 +120,20 @@ impl RunningVm {
     /// Waits until the VM ends, at most for `limit`. `None` when it still runs.
     pub fn wait_timeout(&self, limit: Duration) -> Option<Outcome> {
         self.verdict.wait_timeout(limit)
+    }
+
+    /// Where it is in its life at this moment.
+    pub fn state(&self) -> State {
+        match self.wait_timeout(Duration::ZERO) {
+            Some(_) => State::Ended,
+            None if self.paused.load(Ordering::Acquire) => State::Paused,
+            None => State::Running,
+        }
+    }
+
+    /// What it is made of, as it was started; each device has its id.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
     }
 
     /// Holds the guest: when this returns no vCPU executes guest code and no device has a request
@@ -185,8 +214,9 @@ impl RunningVm {
     /// See [`BalloonError`].
     pub fn set_balloon(&self, bytes: u64) -> Result<(), BalloonError> {
         let balloon = self.balloon.as_ref().ok_or(BalloonError::Absent)?;
-        if bytes >= self.memory_size {
-            return Err(BalloonError::TooLarge { wanted: bytes, memory: self.memory_size });
+        let memory = self.config.memory.size.0;
+        if bytes >= memory {
+            return Err(BalloonError::TooLarge { wanted: bytes, memory });
         }
         balloon.set(bytes);
         Ok(())

@@ -7,6 +7,8 @@ pub enum Escape {
     End,
     /// `Ctrl-a h` or `Ctrl-a ?`: show the keys.
     Help,
+    /// `Ctrl-a d`, where that is one: leave the VM, which goes on.
+    Detach,
 }
 
 const CTRL_A: u8 = 0x01;
@@ -15,9 +17,15 @@ const CTRL_A: u8 = 0x01;
 #[derive(Default)]
 pub struct EscapeFilter {
     armed: bool,
+    detaches: bool,
 }
 
 impl EscapeFilter {
+    /// One for whom the VM goes on without: `Ctrl-a d` is an escape, too.
+    pub fn that_detaches() -> EscapeFilter {
+        EscapeFilter { detaches: true, ..EscapeFilter::default() }
+    }
+
     /// Appends to `out` what of `typed` is meant for the guest, and reports escapes to `on_escape`.
     /// `Ctrl-a a` and `Ctrl-a Ctrl-a` send one `Ctrl-a`; any other letter passes with its `Ctrl-a`.
     pub fn filter(&mut self, typed: &[u8], out: &mut Vec<u8>, mut on_escape: impl FnMut(Escape)) {
@@ -33,6 +41,7 @@ impl EscapeFilter {
             match byte {
                 b'x' | b'X' => on_escape(Escape::End),
                 b'h' | b'H' | b'?' => on_escape(Escape::Help),
+                b'd' | b'D' if self.detaches => on_escape(Escape::Detach),
                 CTRL_A | b'a' => out.push(CTRL_A),
                 other => out.extend([CTRL_A, other]),
             }
@@ -58,6 +67,14 @@ mod tests {
             run(&[b"ab\x01", b"xc\x01h"]),
             (b"abc".to_vec(), vec![Escape::End, Escape::Help])
         );
+    }
+
+    #[test]
+    fn only_who_can_leave_has_an_escape_for_it() {
+        let (mut filter, mut out, mut seen) = (EscapeFilter::that_detaches(), Vec::new(), vec![]);
+        filter.filter(b"a\x01db", &mut out, |e| seen.push(e));
+        assert_eq!((&out[..], &seen[..]), (&b"ab"[..], &[Escape::Detach][..]));
+        assert_eq!(run(&[b"\x01d"]), (b"\x01d".to_vec(), vec![]));
     }
 
     #[test]

@@ -16,6 +16,9 @@ use crate::cli::{Error, terminal};
 /// How long what the command wrote is waited for after its end without a limit: for ever, nearly.
 const EVER: Duration = Duration::from_secs(1 << 32);
 
+/// A terminal's size where there is none to tell it.
+const USUAL: WindowSize = WindowSize { columns: 80, rows: 24 };
+
 /// A command whose streams are husk's.
 pub struct Attached {
     pub child: Arc<GuestChild>,
@@ -31,12 +34,13 @@ pub struct End {
     pub is_whole: bool,
 }
 
-/// On a terminal, `command` with one of the same kind and size; and whether that is so.
-pub fn for_terminal(command: GuestCommand) -> (GuestCommand, bool) {
+/// On a terminal, `command` with one of the same kind and size; and whether that is so. With `tty` it has one
+/// in any case.
+pub fn for_terminal(command: GuestCommand, tty: bool) -> (GuestCommand, bool) {
     if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
-        return (command, false);
+        return (if tty { command.terminal(USUAL) } else { command }, false);
     }
-    let size = terminal::size().unwrap_or(WindowSize { columns: 80, rows: 24 });
+    let size = terminal::size().unwrap_or(USUAL);
     let command = command.terminal(size);
     match std::env::var_os("TERM") {
         Some(kind) => (command.env("TERM", kind), true),
@@ -45,17 +49,19 @@ pub fn for_terminal(command: GuestCommand) -> (GuestCommand, bool) {
 }
 
 /// Connects the streams of `child`. With `resized` it has the terminal; `escapes` hears of escapes
-/// typed there.
+/// typed there. `has_begun` is called before any of them is read.
 ///
 /// # Errors
-/// When no thread can be started.
+/// When no thread can be started, or `has_begun` says so.
 pub fn attach(
     mut child: GuestChild,
     resized: Option<Awaited>,
     escapes: Option<Sender<Escape>>,
+    has_begun: impl FnOnce(&Arc<GuestChild>) -> Result<(), Error>,
 ) -> Result<Attached, Error> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let child = Arc::new(child);
+    has_begun(&child)?;
     if let Some(resized) = resized {
         terminal::make_raw();
         attend_window(resized, &child)?;

@@ -1,9 +1,10 @@
 //! Signals for husk that are meant for the command.
 //!
 //! Before there is a VM one ends the process, before there is a command the VM. Then the first is the
-//! command's, which has the grace to end; a second one ends the VM at once.
+//! command's, which has the grace to end; a second one ends the VM at once. When the VM was kept after its
+//! command, the first asks its guest to turn itself off.
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -22,6 +23,10 @@ pub struct Forward {
     vm: Arc<OnceLock<Arc<RunningVm>>>,
     child: Arc<OnceLock<Arc<GuestChild>>>,
     signal: Arc<AtomicI32>,
+    /// One was passed on to the command.
+    passed_on: Arc<AtomicBool>,
+    /// The command is no longer what the VM is there for.
+    kept: Arc<AtomicBool>,
 }
 
 impl Forward {
@@ -38,7 +43,11 @@ impl Forward {
                 terminal::restore();
                 std::process::exit(128 + signal);
             };
-            if let Some(child) = this.child.get().cloned() {
+            if this.kept.load(Ordering::Acquire) {
+                ask(vm.clone(), grace, 128 + signal);
+                signals.wait();
+            } else if let Some(child) = this.child.get().cloned() {
+                this.passed_on.store(true, Ordering::Release);
                 this.pass_on(signal, child, vm.clone(), grace);
                 signals.wait();
             }
@@ -90,8 +99,49 @@ impl Forward {
         let _ = self.child.set(child);
     }
 
+    /// Whether the command was told to end.
+    pub fn has_passed_on(&self) -> bool {
+        self.passed_on.load(Ordering::Acquire)
+    }
+
+    /// From now on a signal is the VM's, and not the command's.
+    pub fn keep(&self) {
+        self.kept.store(true, Ordering::Release);
+    }
+
+    /// Does what the first SIGTERM does, but for the end after the grace: whoever asks has one of their own.
+    pub fn stop(&self) {
+        let Some(vm) = self.vm.get().cloned() else { return };
+        let child = self.child.get().cloned().filter(|_| !self.kept.load(Ordering::Acquire));
+        if child.is_some() {
+            self.passed_on.store(true, Ordering::Release);
+        }
+        // In a thread: a guest that hangs takes no frame.
+        let asked = watch(move || match child {
+            // After its end it needs none.
+            Some(child) => drop(child.signal(libc::SIGTERM as u8)),
+            None => vm.ask_to_shut_down(),
+        });
+        if let Err(e) = asked {
+            log::error!("the guest is not asked to end: {e}");
+        }
+    }
+
     /// The signal for which the VM was ended, or 0.
     pub fn signal(&self) -> i32 {
         self.signal.load(Ordering::Acquire)
+    }
+}
+
+/// Asks the guest to turn itself off, and ends the VM if it has not after the grace.
+fn ask(vm: Arc<RunningVm>, grace: Duration, status: i32) {
+    let asked = watch(move || {
+        vm.ask_to_shut_down();
+        if vm.wait_timeout(grace).is_none() {
+            end(&vm, status);
+        }
+    });
+    if let Err(e) = asked {
+        log::error!("the guest is not asked to turn itself off: {e}");
     }
 }

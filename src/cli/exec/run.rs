@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use husk::error::ExecError;
-use husk::{Escape, GuestCommand, Outcome, RunningVm, Status};
+use husk::{Escape, GuestChild, GuestCommand, Outcome, RunningVm, Status};
 
 use super::attach::{self, End};
 use super::forward::Forward;
@@ -37,18 +37,34 @@ impl Limits {
     }
 }
 
-/// Runs `command` in `vm` to its end, turns the VM off, and gives the exit status.
+/// A command, and how it is to be run.
+pub struct Job<'a> {
+    /// What is run.
+    pub command: GuestCommand,
+    /// How long things may take.
+    pub limits: Limits,
+    /// Tells when the terminal has another size.
+    pub resized: Awaited,
+    /// `--keep-on-failure`, and what the VM is called.
+    pub keep: Option<&'a str>,
+    /// `--tty`.
+    pub tty: bool,
+}
+
+/// Runs `job` in `vm` to its end, turns the VM off, and gives the exit status. `has_begun` is called when the
+/// command has.
 ///
 /// # Errors
 /// What husk itself could not do.
 pub fn run(
     vm: &Arc<RunningVm>,
-    command: GuestCommand,
+    job: Job<'_>,
     signals: &Forward,
-    resized: Awaited,
-    limits: &Limits,
+    has_begun: impl FnOnce(&Arc<GuestChild>) -> Result<(), Error>,
 ) -> Result<u8, Error> {
-    let (command, interactive) = attach::for_terminal(command);
+    let Job { command, limits, resized, keep, tty } = job;
+    let limits = &limits;
+    let (command, interactive) = attach::for_terminal(command, tty);
     let started = match limits.left() {
         Some(left) => vm.spawn_within(&command, left),
         None => vm.spawn(&command),
@@ -59,25 +75,59 @@ pub fn run(
     };
     let escapes = interactive.then(|| attend_escapes(vm.clone())).transpose()?;
     let (typed, is_end) = escapes.unzip();
-    let attached = attach::attach(child, interactive.then_some(resized), typed)?;
+    let attached = attach::attach(child, interactive.then_some(resized), typed, has_begun)?;
     signals.has_child(attached.child.clone());
     let ended = attached.wait(|| limits.left());
     terminal::restore();
-    let end = match ended {
-        Ok(Some(end)) => end,
-        Ok(None) => return Ok(timed_out(vm, limits)),
+    let end = match (ended, keep) {
+        (Ok(Some(end)), _) => end,
+        (Ok(None), Some(name)) => return Ok(stay(vm, name, signals, Kept::StillRuns)),
+        (Ok(None), None) => return Ok(timed_out(vm, limits)),
         // Ctrl-a x is how a user leaves, and no failure.
-        Err(ExecError::Ended(outcome))
+        (Err(ExecError::Ended(outcome)), _)
             if matches!(*outcome, Outcome::Killed)
                 && is_end.is_some_and(|is_end| is_end.load(Ordering::Acquire)) =>
         {
             return Ok(conclude(&outcome, signals.signal()));
         }
-        Err(e) => return Ok(failed(&e, vm, signals, limits)),
+        (Err(e), _) => return Ok(failed(&e, vm, signals, limits)),
     };
     let status = status_of(&end);
+    // One that was told to end has not failed.
+    if let Some(name) = keep.filter(|_| status != 0 && !signals.has_passed_on()) {
+        return Ok(stay(vm, name, signals, Kept::Ended(status)));
+    }
     conclude_vm(vm, limits.grace);
     Ok(status)
+}
+
+/// Why a VM stays after its command.
+#[derive(Clone, Copy)]
+enum Kept {
+    /// It ended with this exit status.
+    Ended(u8),
+    /// Its time is up.
+    StillRuns,
+}
+
+/// Keeps the VM until somebody ends it, and gives the command's exit status.
+fn stay(vm: &Arc<RunningVm>, name: &str, signals: &Forward, kept: Kept) -> u8 {
+    let (how, status) = match kept {
+        Kept::Ended(status) => (format!("ended with status {status}"), status),
+        Kept::StillRuns => ("still runs, and its time is up".to_owned(), TIMED_OUT),
+    };
+    signals.keep();
+    tell!(
+        "husk: the command {how}, and the VM stays: `husk exec {name}` is a shell in it, and \
+         `husk stop {name}` its end, as is Ctrl-C here\n"
+    );
+    match vm.wait() {
+        Outcome::PowerOff | Outcome::Killed | Outcome::Reboot | Outcome::Exit(_) => {}
+        outcome => {
+            conclude(&outcome, signals.signal());
+        }
+    }
+    status
 }
 
 /// The exit status for a command's end, and a word about one that needs it. What is not whole is no success

@@ -1,0 +1,133 @@
+//! `husk attach`: the keyboard and the screen of a VM that was detached. What it writes is read from its log,
+//! so that one who reads slowly holds nobody up; what is typed goes through its husk.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::Args;
+use husk::named::{self, LogReader, Remote};
+use husk::{Escape, EscapeFilter};
+
+use super::awaited::Awaited;
+use super::life::watch;
+use super::signals::Signals;
+use super::{Error, terminal};
+
+/// So much of what was written before is shown, in bytes.
+const BEFORE: u64 = 4096;
+/// How long its husk may take to notice that one leaves.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// What the keys do.
+const HELP: &str = "\nhusk: Ctrl-a d  leave the VM, which goes on\n      Ctrl-a x  end it\n      \
+                    Ctrl-a h  this help\n      Ctrl-a a  send Ctrl-a\n";
+
+/// Sit in front of a VM that was detached: its console, or the terminal of its command (--tty). Ctrl-a d leaves
+/// it again
+#[derive(Args)]
+pub struct Attach {
+    /// The VM
+    name: String,
+}
+
+impl Attach {
+    /// Shows what the VM writes and sends what is typed, until one of both ends.
+    pub fn execute(self) -> Result<u8, Error> {
+        let vm = named::find(&self.name)?;
+        let resized = Awaited::block(libc::SIGWINCH)?;
+        let signals = Signals::block()?;
+        let _restore = terminal::Restore;
+        let connection = vm.attach()?;
+        let mut log = LogReader::open(&self.name)?
+            .ok_or_else(|| format!("{}: what it writes is not kept", self.name))?;
+        watch(move || {
+            let signal = signals.wait();
+            terminal::restore();
+            std::process::exit(128 + signal);
+        })?;
+        let left = Arc::new(AtomicBool::new(false));
+        if io::stdin().is_terminal() {
+            terminal::make_raw();
+            tell_size(resized, vm.clone())?;
+        }
+        type_in(connection.try_clone()?, vm, left.clone())?;
+        log.skip(BEFORE)?;
+        let mut goes_on = true;
+        while goes_on {
+            log.carry(show)?;
+            goes_on = log.wait(&connection)?;
+        }
+        if !left.load(Ordering::Acquire) {
+            log.carry(show)?;
+        }
+        terminal::restore();
+        Ok(0)
+    }
+}
+
+fn show(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    stdout.flush()
+}
+
+/// Tells the VM the size of the terminal, now and whenever it changes.
+fn tell_size(resized: Awaited, vm: Remote) -> io::Result<()> {
+    watch(move || {
+        loop {
+            if let Some(size) = terminal::size()
+                && let Err(e) = vm.resize(size)
+            {
+                log::debug!("the size of the terminal is not told: {e}");
+            }
+            resized.wait();
+        }
+    })
+}
+
+/// Sends what is typed, and does what is asked by escapes. `left` becomes true when that is to leave.
+fn type_in(connection: UnixStream, vm: Remote, left: Arc<AtomicBool>) -> io::Result<()> {
+    let is_terminal = io::stdin().is_terminal();
+    watch(move || {
+        let (mut room, mut typed) = ([0; 4096], Vec::new());
+        let mut filter = EscapeFilter::that_detaches();
+        let mut connection = connection;
+        loop {
+            let count = match io::stdin().lock().read(&mut room) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(count @ 1..) => count,
+                // What it writes is still of interest.
+                Ok(0) | Err(_) => return,
+            };
+            let bytes = room.get(..count).unwrap_or_default();
+            typed.clear();
+            if is_terminal {
+                filter.filter(bytes, &mut typed, |escape| match escape {
+                    Escape::Help => tell!("{HELP}"),
+                    Escape::Detach => left.store(true, Ordering::Release),
+                    Escape::End => {
+                        if let Err(e) = vm.kill() {
+                            tell!("\nhusk: {e}\n");
+                        }
+                    }
+                });
+            } else {
+                typed.extend(bytes);
+            }
+            if left.load(Ordering::Acquire) {
+                // Its husk closes the other side when the next may come; one that hangs is left, too.
+                let _ = connection.shutdown(Shutdown::Write);
+                std::thread::sleep(PATIENCE);
+                let _ = connection.shutdown(Shutdown::Both);
+                return;
+            }
+            // An error: it has ended, and that is noticed elsewhere.
+            if connection.write_all(&typed).is_err() {
+                return;
+            }
+        }
+    })
+}

@@ -1,0 +1,107 @@
+//! `husk inspect`: what a VM that has a name is made of, and what it does.
+
+use std::fmt::Write as _;
+use std::time::SystemTime;
+
+use clap::Args;
+use husk::config::ConsoleConfig;
+use husk::named::{self, GuestState, Inspection};
+use husk::{DeviceMetrics, State};
+
+use super::Error;
+use super::stdout::print;
+
+/// Tell what a VM that has a name is made of, and what it does
+#[derive(Args)]
+pub struct Inspect {
+    /// The VM
+    name: String,
+    /// Print all of it, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    /// Prints what the VM tells.
+    pub fn execute(self) -> Result<u8, Error> {
+        let told = named::find(&self.name)?.inspect()?;
+        if self.json {
+            print(&(serde_json::to_string_pretty(&told)? + "\n"))?;
+        } else {
+            let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+            // What it tells is the words of whoever started it.
+            print(&super::stderr::plain(&table(&told, now)?))?;
+        }
+        Ok(0)
+    }
+}
+
+/// The facts, a line each, at `now`.
+fn table(told: &Inspection, now: u64) -> Result<String, std::fmt::Error> {
+    let (info, config) = (&told.info, &told.config);
+    let state = match told.state {
+        State::Running => "running",
+        State::Paused => "paused",
+        State::Ended => "ended",
+    };
+    let mut facts = vec![
+        ("name", info.name.clone()),
+        ("state", format!("{state}, for {} s", now.saturating_sub(info.since))),
+        ("process", info.pid.to_string()),
+        ("directory", told.directory.display().to_string()),
+        ("kernel", config.kernel.display().to_string()),
+        ("vCPUs", config.cpus.to_string()),
+        ("memory", config.memory.size.to_string()),
+    ];
+    if let Some(guest) = &told.guest {
+        let guest = match guest {
+            GuestState::Starting => "not ready for commands yet",
+            GuestState::Ready => "ready for commands",
+            GuestState::Failed => "could not be set up",
+            GuestState::Gone => "its agent has gone",
+        };
+        facts.push(("guest", guest.to_owned()));
+    }
+    if let Some(command) = &told.about.command {
+        facts.push(("command", command.join(" ")));
+    }
+    facts.push((
+        "console",
+        match (&told.console_path, &config.console) {
+            (Some(path), _) => path.display().to_string(),
+            (None, ConsoleConfig::File(path)) => path.display().to_string(),
+            (None, ConsoleConfig::None) => "kept for `husk logs`".to_owned(),
+            (None, _) => "the standard streams of the process".to_owned(),
+        },
+    ));
+    for disk in &config.disks {
+        let how = if disk.readonly { " (read only)" } else { "" };
+        facts.push(("disk", format!("{}: {}{how}", disk.id, disk.path.display())));
+    }
+    for volume in &config.volumes {
+        let at = volume.mount.as_ref().unwrap_or(&volume.tag);
+        facts.push(("volume", format!("{}: {}", volume.path.display(), at)));
+    }
+    let mut text = String::new();
+    for (name, value) in facts {
+        writeln!(text, "{name:<10} {value}")?;
+    }
+    writeln!(
+        text,
+        "\n{:<20} {:>10} {:>14} {:>14} {:>7} {:>11} {:>10}",
+        "DEVICE", "REQUESTS", "FROM GUEST", "TO GUEST", "ERRORS", "INTERRUPTS", "DOORBELLS"
+    )?;
+    for (id, DeviceMetrics { counts, .. }) in &told.metrics.devices {
+        writeln!(
+            text,
+            "{id:<20} {:>10} {:>14} {:>14} {:>7} {:>11} {:>10}",
+            counts.requests,
+            counts.bytes_from_guest,
+            counts.bytes_to_guest,
+            counts.errors,
+            counts.interrupts,
+            counts.doorbells
+        )?;
+    }
+    Ok(text)
+}

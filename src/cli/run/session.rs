@@ -1,0 +1,257 @@
+//! A VM of `husk run`, from its start to its end: everything that was asked for on the command line is known
+//! by then.
+//!
+//! There are two kinds: one whose console is husk's terminal, or goes where the configuration says, and one
+//! made for a command, whose streams are husk's. Both can have a name, and be detached.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use husk::config::{ConsoleConfig, VmConfig};
+use husk::named::{self, About, Named, Resize};
+use husk::timeline::Timeline;
+use husk::{ConsoleStreams, GuestChild, GuestCommand, Outcome, RunningVm, Vm};
+
+use super::ending::Ending;
+use crate::cli::awaited::Awaited;
+use crate::cli::detach::Detached;
+use crate::cli::exec::{self, Forward};
+use crate::cli::life::{
+    Escapes, TIMED_OUT, attend_disks, attend_escapes, attend_metrics, attend_window, conclude,
+    kill, report,
+};
+use crate::cli::signals::Signals;
+use crate::cli::{Error, failed, footprint, metrics, terminal};
+
+/// A VM from here on: what it is made of, and what is asked of husk while it runs.
+pub struct Session {
+    pub config: VmConfig,
+    /// Its start so far.
+    pub timeline: Arc<Timeline>,
+    /// What it is called, if it is.
+    pub name: Option<String>,
+    /// `--keep-on-failure`.
+    pub keep: bool,
+    /// `--tty`.
+    pub tty: bool,
+    /// Whoever started it goes on when it runs.
+    pub detached: Option<Detached>,
+    /// `--metrics`.
+    pub metrics_path: Option<PathBuf>,
+    /// `--grace`.
+    pub grace: Duration,
+    /// `--timeout`.
+    pub timeout: Option<Duration>,
+    /// `--timeline`.
+    pub show: bool,
+    /// The terminal is of another size.
+    pub resized: Awaited,
+    /// For the metrics, if they are wanted.
+    pub asked: Option<Awaited>,
+    /// Some disks are, perhaps.
+    pub larger: Awaited,
+    /// Those that ask for its end.
+    pub signals: Signals,
+}
+
+impl Session {
+    /// A guest for one command.
+    ///
+    /// # Errors
+    /// What husk itself could not do.
+    pub fn run_command(mut self, command: GuestCommand) -> Result<u8, Error> {
+        let signals = Forward::attend(self.signals, self.grace)?;
+        if let Some(detached) = self.detached.as_mut().filter(|_| !self.tty) {
+            detached.close_input()?;
+        }
+        let vm = Vm::with(self.config, None, self.timeline)?;
+        let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
+        let timeout = self.timeout.map(|limit| (limit, Instant::now()));
+        let vm = Arc::new(vm.start()?);
+        signals.has_vm(vm.clone());
+        attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
+        footprint::release();
+        let words = command.arguments().iter().map(|word| word.to_string_lossy().into_owned());
+        let about = About { command: Some(words.collect()), ..About::default() };
+        let named = take_name(self.name.as_deref(), &vm, about, self.detached.as_mut())?;
+        if let Some(named) = &named {
+            let signals = signals.clone();
+            named.on_stop(move || signals.stop());
+        }
+        let job = exec::Job {
+            command,
+            limits: exec::Limits { timeout, grace: self.grace },
+            resized: self.resized,
+            keep: self.name.as_deref().filter(|_| self.keep),
+            tty: self.tty,
+        };
+        let has_begun = |child: &Arc<GuestChild>| {
+            let child = Arc::downgrade(child);
+            let resize = move |size| {
+                if let Some(child) = child.upgrade() {
+                    // After its end it has none.
+                    let _ = child.resize(size);
+                }
+            };
+            let name = self.name.as_deref();
+            is_ready(named.as_ref(), name, self.detached.as_mut(), Box::new(resize))
+        };
+        let status = exec::run(&vm, job, &signals, has_begun);
+        let status = status.unwrap_or_else(|e| failed(&e));
+        report(self.show, metrics.as_ref(), &vm);
+        conclude_name(named, status, self.detached);
+        Ok(status)
+    }
+
+    /// A guest whose console is ours.
+    ///
+    /// # Errors
+    /// What husk itself could not do.
+    pub fn run_console(mut self) -> Result<u8, Error> {
+        let ending = Ending::attend(self.signals, self.grace)?;
+        let reads_stdin = self.config.console == ConsoleConfig::Stdio;
+        let (console, escapes) = console(&self.config)?;
+        let vm = Vm::with(self.config, console, self.timeline)?;
+        let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
+        if escapes.is_some() {
+            if terminal::is_anothers() {
+                tell!(
+                    "husk: this job is in the background and the terminal, its guest's console, is \
+                     not: it stops until the shell's `fg` (or leave the terminal alone: \
+                     </dev/null, or --console file=PATH)\n"
+                );
+            }
+            terminal::make_raw();
+        }
+        let vm = Arc::new(vm.start()?);
+        // Before anything that may wait: from now on a signal asks the guest.
+        ending.started(vm.clone());
+        let name = self.name.as_deref();
+        let named = take_name(name, &vm, About::default(), self.detached.as_mut())?;
+        if let Some(path) = vm.console_path() {
+            tell!("husk: the console is at {}\n", path.display());
+        }
+        if let Some(escapes) = escapes {
+            attend_escapes(escapes, vm.clone())?;
+            attend_window(self.resized, &vm)?;
+        }
+        attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
+        if let Some(detached) = self.detached.as_mut().filter(|_| !reads_stdin) {
+            detached.close_input()?;
+        }
+        let weak = Arc::downgrade(&vm);
+        let resize = move |size| {
+            if let Some(vm) = weak.upgrade() {
+                vm.resize_console(size);
+            }
+        };
+        is_ready(named.as_ref(), name, self.detached.as_mut(), Box::new(resize))?;
+
+        let outcome = wait(&vm, self.timeout);
+        let ended = outcome.is_some() || kill(&vm);
+        terminal::restore();
+        let status = match outcome {
+            Some(outcome) => conclude(&outcome, ending.signal()),
+            None => {
+                let limit = self.timeout.unwrap_or_default();
+                tell!("husk: the VM still ran after {} s\n", limit.as_secs_f64());
+                TIMED_OUT
+            }
+        };
+        report(self.show, metrics.as_ref(), &vm);
+        conclude_name(named, status, self.detached);
+        if !ended {
+            std::process::exit(status.into());
+        }
+        Ok(status)
+    }
+}
+
+/// Takes the VM's name, if it is to have one. Of one that is detached all that is written goes to its log
+/// from now on.
+fn take_name(
+    name: Option<&str>,
+    vm: &Arc<RunningVm>,
+    about: About,
+    detached: Option<&mut Detached>,
+) -> Result<Option<Named>, Error> {
+    let Some(name) = name else { return Ok(None) };
+    let Some(detached) = detached else { return Ok(Some(named::serve(name, vm, about)?)) };
+    let (named, log) = named::serve_kept(name, vm, about)?;
+    detached.log_to(log)?;
+    Ok(Some(named))
+}
+
+/// Whoever detached the VM goes on from here.
+fn is_ready(
+    named: Option<&Named>,
+    name: Option<&str>,
+    detached: Option<&mut Detached>,
+    resize: Resize,
+) -> Result<(), Error> {
+    if let (Some(named), Some(name), Some(detached)) = (named, name, detached) {
+        detached.attach(named, resize)?;
+        detached.is_ready(name)?;
+        named.stay();
+    }
+    Ok(())
+}
+
+/// The last of a VM: its log is whole when its name is free, and whoever waits is told.
+fn conclude_name(named: Option<Named>, status: u8, detached: Option<Detached>) {
+    if let Some(mut detached) = detached {
+        detached.finish();
+    }
+    if let Some(named) = named {
+        named.conclude(status);
+    }
+}
+
+/// Attends to what may be asked of husk while any VM runs.
+fn attend(
+    vm: &Arc<RunningVm>,
+    metrics: Option<&metrics::File>,
+    asked: Option<Awaited>,
+    larger: Awaited,
+) -> std::io::Result<()> {
+    if let (Some(file), Some(asked)) = (metrics, asked) {
+        attend_metrics(file.clone(), asked, vm)?;
+    }
+    attend_disks(larger, vm)
+}
+
+/// Waits until the VM ends, at most for `limit`, and gives back meanwhile what only its start needed:
+/// at once, and after ever longer times, for how long a guest takes to come up nobody knows.
+fn wait(vm: &RunningVm, limit: Option<Duration>) -> Option<Outcome> {
+    const FIRST: Duration = Duration::from_secs(1);
+    let began = Instant::now();
+    let mut pause = FIRST;
+    loop {
+        footprint::release();
+        let left = limit.map(|limit| limit.saturating_sub(began.elapsed()));
+        let step = left.map_or(pause, |left| left.min(pause));
+        if let Some(outcome) = vm.wait_timeout(step) {
+            return Some(outcome);
+        }
+        if left == Some(step) {
+            return None;
+        }
+        pause = pause.saturating_mul(2);
+    }
+}
+
+/// On a terminal, standard streams with the escape key; otherwise what the configuration says.
+fn console(config: &VmConfig) -> Result<(Option<ConsoleStreams>, Option<Escapes>), Error> {
+    use std::io::IsTerminal;
+    if config.console != ConsoleConfig::Stdio || !std::io::stdin().is_terminal() {
+        return Ok((None, None));
+    }
+    let (typed, escapes) = std::sync::mpsc::channel();
+    let mut streams = husk::stdio_streams()?;
+    streams.on_escape = Some(Box::new(move |escape| {
+        // Nobody listens any more when the VM is ending anyway.
+        let _ = typed.send(escape);
+    }));
+    Ok((Some(streams), Some(escapes)))
+}

@@ -1,0 +1,222 @@
+//! What is answered to those who ask for a VM by its name, a request a connection, each in a thread of its own.
+//!
+//! None of them is trusted to ask, to read, or to leave: there are only so many at once, and each has only so much
+//! time for its line.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use super::directory::user;
+use super::inspection::{About, Inspection};
+use super::remote::{Info, Why};
+use super::terminal::{self, Terminal};
+use super::waiting::Waiting;
+use super::{LINE_MAX, PATIENCE, STACK, TOO_MANY, fds, request};
+use crate::vm::RunningVm;
+
+/// Requests that are read and answered at once; others are told so.
+pub(super) const CLIENTS_MAX: usize = 16;
+/// Requests for the agent at once, which may take minutes: they keep none of the others out.
+const CONNECTING_MAX: usize = 16;
+/// Lines of the console in a log: all that are kept.
+const LOG_LINES: usize = usize::MAX;
+/// Lines of the console that are told when the agent has gone.
+const CONSOLE_LINES: usize = 40;
+
+/// How the VM's end is asked for.
+pub(super) struct Stop(pub Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stop").finish_non_exhaustive()
+    }
+}
+
+/// Places of which there are only so many.
+#[derive(Debug, Default, Clone)]
+struct Places(Arc<AtomicUsize>);
+
+/// One of them, free again when dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Places {
+    fn take(&self, max: usize) -> Option<Place> {
+        let more = |taken| (taken < max).then_some(taken + 1);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Place(self.0.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What the VM's husk makes known to those who ask, as it comes about.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    waiting: Mutex<Waiting>,
+    pub terminal: OnceLock<Terminal>,
+    pub stop: OnceLock<Stop>,
+}
+
+impl Given {
+    /// Those who wait for the VM's end.
+    pub fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // No code panics while it holds the lock.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is answered from, and who is answered.
+pub(super) struct Clients {
+    info: Info,
+    about: About,
+    vm: Weak<RunningVm>,
+    answering: Places,
+    connecting: Places,
+    given: Arc<Given>,
+    /// Who sits in front of it.
+    attached: Places,
+}
+
+impl Clients {
+    /// Of this VM, which has been asked for nothing yet.
+    pub fn new(info: Info, about: About, vm: Weak<RunningVm>, given: Arc<Given>) -> Clients {
+        let (answering, connecting, attached) = Default::default();
+        Clients { info, about, vm, answering, connecting, given, attached }
+    }
+}
+
+/// Answers a client in a thread of its own, if there is room.
+pub(super) fn admit(clients: &Arc<Clients>, client: UnixStream) {
+    let Some(place) = clients.answering.take(CLIENTS_MAX) else {
+        // It fits into any socket's buffer, so that nobody is waited for.
+        let _ = client.set_nonblocking(true).and_then(|()| (&client).write_all(TOO_MANY));
+        return;
+    };
+    let clients = clients.clone();
+    let thread = std::thread::Builder::new().name("husk-name".to_owned()).stack_size(STACK);
+    let spawned = thread.spawn(move || {
+        if let Err(e) = answer(&client, &clients, place) {
+            log::debug!("a client of the VM's name: {e}");
+        }
+    });
+    if let Err(e) = spawned {
+        log::debug!("a client of the VM's name: no thread for it: {e}");
+    }
+}
+
+/// Reads a request and answers it.
+fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()> {
+    let Clients { info, about, vm, .. } = clients;
+    client.set_read_timeout(Some(PATIENCE))?;
+    client.set_write_timeout(Some(PATIENCE))?;
+    // The directory keeps others out; this is for one whose permissions somebody has changed since.
+    let peer = fds::peer(client)?.uid;
+    let mut writing = client;
+    if peer != user() && peer != 0 {
+        return writing.write_all(b"ERROR you are somebody else\n");
+    }
+    let mut line = String::new();
+    BufReader::new(client.take(LINE_MAX)).read_line(&mut line)?;
+    // Also of one that ends just now.
+    if line.trim_end() == request::WAIT {
+        return clients.given.waiting().join(client);
+    }
+    let Some(vm) = vm.upgrade() else { return writing.write_all(b"ERROR it has ended\n") };
+    match line.trim_end() {
+        request::INFO => {
+            let info = serde_json::to_string(info).map_err(std::io::Error::other)?;
+            writing.write_all(format!("OK {info}\n").as_bytes())
+        }
+        request::INSPECT => match serde_json::to_vec(&Inspection::of(info, about, &vm)) {
+            Ok(inspection) => {
+                writing.write_all(b"OK\n")?;
+                writing.write_all(&inspection)
+            }
+            // A path that is no UTF-8.
+            Err(e) => writing.write_all(format!("ERROR it cannot be told: {e}\n").as_bytes()),
+        },
+        request::ATTACH => {
+            let Some(terminal) = clients.given.terminal.get() else {
+                return writing.write_all(b"NONE\n");
+            };
+            let Some(_attached) = clients.attached.take(1) else {
+                return writing.write_all(b"ERROR somebody else sits in front of it\n");
+            };
+            drop((place, vm));
+            writing.write_all(b"OK\n")?;
+            terminal.carry(client)
+        }
+        resize if resize.starts_with(request::RESIZE) => {
+            let size = resize.strip_prefix(request::RESIZE).and_then(terminal::size);
+            match (clients.given.terminal.get(), size) {
+                (Some(terminal), Some(size)) => terminal.resize(size),
+                _ => return writing.write_all(b"ERROR it has no window of that size\n"),
+            }
+            writing.write_all(b"OK\n")
+        }
+        request::CONNECT => {
+            // Kept until the answer, instead of the other.
+            let Some(_connecting) = clients.connecting.take(CONNECTING_MAX) else {
+                return writing.write_all(TOO_MANY);
+            };
+            drop(place);
+            match vm.dial(None) {
+                Ok(agent) => fds::send(client, b"OK\n", agent.as_raw_fd()),
+                Err(e) => {
+                    let words = e.to_string().replace('\n', " ");
+                    writing.write_all(format!("ERROR {words}\n").as_bytes())
+                }
+            }
+        }
+        request::SHUT_DOWN => {
+            if let Some(Stop(stop)) = clients.given.stop.get() {
+                stop();
+            } else if vm.has_agent() {
+                vm.ask_to_shut_down();
+            } else {
+                // If it has ended meanwhile that is as well.
+                let _ = vm.press_power_button();
+            }
+            writing.write_all(b"OK\n")
+        }
+        request::KILL => {
+            let _ = vm.kill();
+            writing.write_all(b"OK\n")
+        }
+        request::LOG => {
+            writing.write_all(b"OK\n")?;
+            writing.write_all(vm.console_tail(LOG_LINES).as_bytes())
+        }
+        request::WHY => {
+            let why = serde_json::to_string(&Why::of(vm.ending().as_ref()));
+            let why = why.map_err(io::Error::other)?;
+            writing.write_all(format!("OK {why}\n").as_bytes())?;
+            writing.write_all(vm.console_tail(CONSOLE_LINES).as_bytes())
+        }
+        _ => writing.write_all(b"ERROR nobody asks that\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_free_again_when_it_is_left() {
+        let places = Places::default();
+        let (one, two) = (places.take(2).unwrap(), places.take(2).unwrap());
+        assert!(places.take(2).is_none());
+        drop(one);
+        let three = places.take(2).unwrap();
+        assert!(places.take(2).is_none());
+        drop((two, three));
+        assert_eq!(places.0.load(Ordering::Acquire), 0);
+    }
+}

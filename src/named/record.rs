@@ -1,0 +1,86 @@
+//! What stays of a VM that was kept: how it ended, for who asks then.
+
+use std::fs;
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::directory::Directory;
+use super::error::{NameError, host};
+use super::{Info, log};
+use crate::files;
+
+/// VMs of which that is kept; of more, those that ended first are forgotten.
+const KEPT_MAX: usize = 32;
+/// No record is longer, in bytes.
+const RECORD_MAX: u64 = 64 << 10;
+
+/// A VM that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// What it was called.
+    pub name: String,
+    /// Its kernel.
+    pub kernel: String,
+    /// When it got its name, in seconds since the epoch.
+    pub since: u64,
+    /// When it ended, in seconds since the epoch.
+    pub ended: u64,
+    /// The exit status that `husk run` would have had.
+    pub status: u8,
+}
+
+/// Those that have ended and are remembered, the last first.
+///
+/// # Errors
+/// When they cannot be looked for.
+pub fn ended() -> Result<Vec<Ended>, NameError> {
+    ended_in(&Directory::open()?)
+}
+
+pub(super) fn ended_in(directory: &Directory) -> Result<Vec<Ended>, NameError> {
+    let names = directory.ended()?;
+    let mut all: Vec<_> =
+        names.into_iter().filter_map(|name| read(directory, &name).ok().flatten()).collect();
+    all.sort_by(|a, b| (b.ended, &a.name).cmp(&(a.ended, &b.name)));
+    Ok(all)
+}
+
+/// How the VM called `name` ended, if that is remembered.
+pub(super) fn read(directory: &Directory, name: &str) -> Result<Option<Ended>, NameError> {
+    let path = directory.end(name);
+    match files::read(&path, RECORD_MAX) {
+        // Of another version, or cut short: then nothing is known.
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(host(&path, "read")(e)),
+    }
+}
+
+/// Remembers that the VM of `info` has ended with `status`.
+pub(super) fn write(directory: &Directory, info: &Info, status: u8) -> io::Result<()> {
+    let ended = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    let Info { name, kernel, since, .. } = info.clone();
+    let text = serde_json::to_vec(&Ended { name, kernel, since, ended, status })?;
+    files::write_renamed(&directory.end(&info.name), Some(0o600), |file| file.write_all(&text))
+}
+
+/// Forgets the VM called `name`. The directory is locked, and the name nobody's.
+pub(super) fn forget(directory: &Directory, name: &str) {
+    let log = directory.log(name);
+    for path in [directory.end(name), log::old(&log), log] {
+        // What is not there need not go.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Makes room for another one, also where one ended without a word. The directory is locked.
+pub(super) fn make_room(directory: &Directory) -> Result<(), NameError> {
+    let mut known: Vec<_> = directory.remembered()?;
+    known.sort_by(|(a, _), (b, _)| b.cmp(a));
+    for (_, name) in known.into_iter().skip(KEPT_MAX - 1) {
+        forget(directory, &name);
+    }
+    Ok(())
+}

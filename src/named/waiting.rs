@@ -1,0 +1,65 @@
+//! Those who wait for a VM's end: connections that are answered when it has come, and cost nothing until
+//! then.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use super::TOO_MANY;
+
+/// Those who wait at once.
+const WAITING_MAX: usize = 64;
+
+/// Those who wait for the VM's end, and what they are told.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    clients: Vec<UnixStream>,
+    /// The exit status, once it is known.
+    pub status: Option<u8>,
+    /// They have been told.
+    over: bool,
+}
+
+impl Waiting {
+    /// Has `client` wait, or tells it at once.
+    pub fn join(&mut self, mut client: &UnixStream) -> io::Result<()> {
+        if self.clients.len() >= WAITING_MAX {
+            // Those that have gone.
+            self.clients.retain(|waiting| !has_gone(waiting));
+        }
+        if self.clients.len() >= WAITING_MAX {
+            return client.write_all(TOO_MANY);
+        }
+        // So it knows that it will hear of the end. Answers fit into any socket's buffer: nobody is waited for.
+        client.write_all(b"OK\n")?;
+        if self.over {
+            return self.tell(client);
+        }
+        let client = client.try_clone()?;
+        client.set_nonblocking(true)?;
+        self.clients.push(client);
+        Ok(())
+    }
+
+    /// Of an end without a status nothing is said.
+    fn tell(&self, mut client: &UnixStream) -> io::Result<()> {
+        match self.status {
+            Some(status) => client.write_all(format!("{status}\n").as_bytes()),
+            None => Ok(()),
+        }
+    }
+
+    /// It is over.
+    pub fn end(&mut self) {
+        self.over = true;
+        for client in std::mem::take(&mut self.clients) {
+            // Whoever has gone need not be told.
+            let _ = self.tell(&client);
+        }
+    }
+}
+
+/// Whether a client that does not block has closed its connection.
+fn has_gone(mut client: &UnixStream) -> bool {
+    let read = client.read(&mut [0]);
+    !matches!(read, Ok(1..)) && !matches!(read, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+}
