@@ -119,7 +119,7 @@ impl Lab {
             for (name, bytes) in &files {
                 cpio.file(name, 0o755, bytes);
             }
-            cpio.file("init", 0o755, workload::init(job).as_bytes());
+            cpio.file("init", 0o755, workload::init(workload, job).as_bytes());
             write(&self.initrd(job), &cpio.finish())?;
 
             let bundle = self.bundle(job);

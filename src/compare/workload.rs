@@ -79,10 +79,8 @@ impl Workload {
                  ./bin/busybox cat ./bin/busybox | ./bin/busybox wc -c\n"
             ),
             Workload::Python => "exec ./python/bin/python3 -I -S ./work.py\n".to_owned(),
-            // Where the interface is up already, or may not be touched, that is no matter. A port of
-            // its own, for processes share the host's; and nobody says when the server listens.
-            Workload::Http => "./bin/busybox ip link set lo up 2>/dev/null\n\
-                 port=$((20000 + $$ % 12000))\n\
+            // A port of its own, for processes share the host's; and nobody says when the server listens.
+            Workload::Http => "port=$((20000 + $$ % 12000))\n\
                  ./bin/busybox httpd -f -p 127.0.0.1:$port -h ./www &\n\
                  until ./bin/busybox wget -q -O - http://127.0.0.1:$port/ 2>/dev/null; do :; done\n\
                  kill $!\n"
@@ -115,9 +113,11 @@ pub(super) fn script_of(job: Job) -> &'static str {
 
 /// A guest's `/init` for `job`. How the machine is ended is the VMM's matter: the kernel gives
 /// `END=` of its command line to init (`Documentation/admin-guide/kernel-parameters.rst`).
-pub(super) fn init(job: Job) -> String {
+pub(super) fn init(workload: Workload, job: Job) -> String {
+    // What a container's runtime does, and a plain process finds done.
+    let lo = if workload == Workload::Http { "/bin/busybox ip link set lo up\n" } else { "" };
     format!(
-        "#!/bin/busybox sh\necho {INIT}\ncd /\n/bin/busybox sh ./{}\nexec /bin/busybox ${{END:-poweroff}} -f\n",
+        "#!/bin/busybox sh\necho {INIT}\ncd /\n{lo}/bin/busybox sh ./{}\nexec /bin/busybox ${{END:-poweroff}} -f\n",
         script_of(job)
     )
 }
@@ -147,6 +147,10 @@ mod tests {
             let marks = said.iter().map(|text| text.matches(MARK).count());
             assert_eq!(marks.sum::<usize>(), 1, "{workload:?}: {said:?}");
         }
-        assert!(init(Job::Idle).contains("./idle\n") && init(Job::Work).contains("./workload\n"));
+        for (job, script) in [(Job::Idle, "./idle\n"), (Job::Work, "./workload\n")] {
+            let (http, plain) = (init(Workload::Http, job), init(Workload::True, job));
+            assert!(http.contains(script) && plain.contains(script));
+            assert!(http.contains(" lo up\n") && !plain.contains(" lo "));
+        }
     }
 }
