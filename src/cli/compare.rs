@@ -32,7 +32,8 @@ pub struct Compare {
     /// How many are started at once: a list
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,10")]
     parallel: Vec<usize>,
-    /// What each does: true (say a line, end) or sh (a shell that counts, starts programs and pipes)
+    /// What each does: true (say a line, end), sh (a shell that counts, starts programs and pipes),
+    /// python (the host's python3 starts and works on JSON) or http (a web server answers once)
     #[arg(long, value_name = "NAME", default_value = "true")]
     workload: String,
     /// How many idle instances memory, disk and isolation are measured with; 0 leaves them out
@@ -44,6 +45,15 @@ pub struct Compare {
     /// The kernel of all VMs [default: as `husk run`]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Added to the kernel command line in all VMs
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    append: String,
     /// Where results.csv and report.html are written
     #[arg(long, value_name = "DIR", default_value = "husk-compare")]
     out: PathBuf,
@@ -110,6 +120,7 @@ impl Compare {
             cold: self.cold,
             workload: Workload::named(&self.workload)?,
             kernel: self.kernel,
+            append: self.append,
             seed: self.seed.unwrap_or_else(clock),
         })
     }

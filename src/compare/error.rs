@@ -66,6 +66,18 @@ pub enum CompareError {
         /// One that is not.
         dynamic: Option<PathBuf>,
     },
+    /// No python3 to give to all contestants.
+    #[error(
+        "the workload python takes this host's python3 for all contestants, and {}",
+        .tried.as_ref().map_or_else(
+            || "there is none: `apt-get install python3` brings it".to_owned(),
+            |path| format!("{} does not run the workload (Python 3.8 or newer does)", path.display()),
+        )
+    )]
+    NoPython {
+        /// The one that does not do.
+        tried: Option<PathBuf>,
+    },
     /// No kernel for the VMs.
     #[error(transparent)]
     NoKernel(#[from] NoKernel),

@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::workload::{self, Job, Workload};
-use super::{CompareError, bundle};
+use super::{CompareError, bundle, python};
 use crate::cpio::Cpio;
 use crate::kernels::{self, UnpackFileError};
 
@@ -23,6 +23,8 @@ pub struct Lab {
     pub kernel: Option<Kernel>,
     /// The size of the files of the workload, in bytes.
     pub files: u64,
+    /// What every guest has on its kernel's command line besides what its VMM needs.
+    pub append: String,
 }
 
 /// The kernel of all VMs.
@@ -43,7 +45,7 @@ impl Lab {
     pub fn make(workload: Workload, kernel: Option<PathBuf>) -> Result<Self, CompareError> {
         let busybox = busybox()?;
         let scratch = Scratch::make()?;
-        let mut lab = Self { scratch, kernel: None, files: 0 };
+        let mut lab = Self { scratch, kernel: None, files: 0, append: String::new() };
         lab.files = lab.lay_out(&busybox, workload)?;
         if let Some(given) = kernel {
             let unpacked = lab.path("vmlinux");
@@ -85,27 +87,39 @@ impl Lab {
 
     fn lay_out(&self, busybox: &[u8], workload: Workload) -> Result<u64, CompareError> {
         let root = self.root();
-        let (script, idle) = (workload.script(), workload::idle_script());
-        let files: [(&str, &[u8]); 3] =
-            [("bin/busybox", busybox), ("workload", script.as_bytes()), ("idle", idle.as_bytes())];
+        fs::create_dir_all(&root).map_err(host("making", &root))?;
+        if workload == Workload::Python {
+            python::lay_out(&root, &self.scratch.0)?;
+        }
         for dir in ["bin", "dev", "proc", "sys", "tmp"] {
             let dir = root.join(dir);
             fs::create_dir_all(&dir).map_err(host("making", &dir))?;
         }
-        for (name, bytes) in files {
-            write(&root.join(name), bytes)?;
+        write(&root.join("bin/busybox"), busybox)?;
+        let (script, idle) = (workload.script(), workload::idle_script());
+        let more = [("workload", script), ("idle", idle)].into_iter().chain(workload.files());
+        for (name, text) in more {
+            let path = root.join(name);
+            let parent = path.parent().unwrap_or(&root);
+            fs::create_dir_all(parent).map_err(host("making", parent))?;
+            write(&path, text.as_bytes())?;
         }
+        let python::Tree { directories, files } =
+            python::tree(&root).map_err(host("reading", &root))?;
         for job in [Job::Work, Job::Idle] {
             let mut cpio = Cpio::default();
-            for dir in ["bin", "dev", "proc", "sys", "tmp"] {
+            for dir in &directories {
                 cpio.directory(dir);
             }
             // The kernel opens it for init before any devtmpfs is mounted.
             cpio.device("dev/console", 0o600, 5, 1);
-            for (name, bytes) in files {
+            // As containers have them; an interpreter wants the second.
+            cpio.device("dev/null", 0o666, 1, 3);
+            cpio.device("dev/urandom", 0o666, 1, 9);
+            for (name, bytes) in &files {
                 cpio.file(name, 0o755, bytes);
             }
-            cpio.file("init", 0o755, workload::init(job).as_bytes());
+            cpio.file("init", 0o755, workload::init(workload, job).as_bytes());
             write(&self.initrd(job), &cpio.finish())?;
 
             let bundle = self.bundle(job);

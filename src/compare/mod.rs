@@ -14,6 +14,7 @@ mod idle;
 mod lab;
 mod launch;
 mod proc;
+mod python;
 mod report;
 mod results;
 mod rounds;
@@ -59,6 +60,8 @@ pub struct Plan {
     pub workload: Workload,
     /// The kernel of the VMs; the one `husk run` takes if none is given.
     pub kernel: Option<PathBuf>,
+    /// What is added to the kernel's command line in all VMs.
+    pub append: String,
     /// What the random order comes from.
     pub seed: u64,
 }
@@ -169,7 +172,8 @@ pub fn compare(
         (Some(kernel), _) => Some(kernel.clone()),
         (None, _) => Some(crate::kernels::default_kernel()?),
     };
-    let lab = Lab::make(plan.workload, kernel)?;
+    let mut lab = Lab::make(plan.workload, kernel)?;
+    lab.append.clone_from(&plan.append);
     let mut field = Field { lab, contestants: installed, cancel, started: std::cell::Cell::new(0) };
 
     let warm = rounds::warm_up(&field, progress)?;

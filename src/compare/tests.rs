@@ -15,6 +15,7 @@ pub fn plan() -> Plan {
         cold: false,
         workload: Workload::True,
         kernel: None,
+        append: "noxsave".to_owned(),
         seed: 42,
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! /bin/busybox   the host's, statically linked
 //! /workload      a script: says MARK, works, ends
+//! /python, /www… what else a workload takes
 //! /idle          a script: says MARK and sleeps
 //! /init          of VMs only: says INIT, runs one of the two, ends the machine
 //! ```
@@ -32,16 +33,22 @@ pub enum Workload {
     True,
     /// A shell that counts to a thousand, starts ten programs, and reads and writes a pipe.
     Sh,
+    /// The host's python3, which says its line, and brings two thousand rows into JSON and back.
+    Python,
+    /// A web server that is asked once, over the loopback interface; the line is what it answers.
+    Http,
 }
 
 impl Workload {
-    const ALL: [Workload; 2] = [Workload::True, Workload::Sh];
+    const ALL: [Workload; 4] = [Workload::True, Workload::Sh, Workload::Python, Workload::Http];
 
     /// What it is called.
     pub fn name(self) -> &'static str {
         match self {
             Workload::True => "true",
             Workload::Sh => "sh",
+            Workload::Python => "python",
+            Workload::Http => "http",
         }
     }
 
@@ -63,15 +70,31 @@ impl Workload {
 
     /// The script `/workload`, run with the root of the files as its directory.
     pub(super) fn script(self) -> String {
-        let work = match self {
-            Workload::True => "",
-            Workload::Sh => {
-                "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done\n\
+        match self {
+            Workload::True => format!("echo {MARK}\n"),
+            Workload::Sh => format!(
+                "echo {MARK}\n\
+                 i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done\n\
                  for n in 0 1 2 3 4 5 6 7 8 9; do ./bin/busybox true; done\n\
                  ./bin/busybox cat ./bin/busybox | ./bin/busybox wc -c\n"
-            }
-        };
-        format!("echo {MARK}\n{work}")
+            ),
+            Workload::Python => "exec ./python/bin/python3 -I -S ./work.py\n".to_owned(),
+            // A port of its own, for processes share the host's; and nobody says when the server listens.
+            Workload::Http => "port=$((20000 + $$ % 12000))\n\
+                 ./bin/busybox httpd -f -p 127.0.0.1:$port -h ./www &\n\
+                 until ./bin/busybox wget -q -O - http://127.0.0.1:$port/ 2>/dev/null; do :; done\n\
+                 kill $!\n"
+                .to_owned(),
+        }
+    }
+
+    /// What else it takes, as names from the root of the files on.
+    pub(super) fn files(self) -> Vec<(&'static str, String)> {
+        match self {
+            Workload::True | Workload::Sh => Vec::new(),
+            Workload::Python => vec![("work.py", super::python::WORK.to_owned())],
+            Workload::Http => vec![("www/index.html", format!("{MARK}\n"))],
+        }
     }
 }
 
@@ -90,9 +113,11 @@ pub(super) fn script_of(job: Job) -> &'static str {
 
 /// A guest's `/init` for `job`. How the machine is ended is the VMM's matter: the kernel gives
 /// `END=` of its command line to init (`Documentation/admin-guide/kernel-parameters.rst`).
-pub(super) fn init(job: Job) -> String {
+pub(super) fn init(workload: Workload, job: Job) -> String {
+    // What a container's runtime does, and a plain process finds done.
+    let lo = if workload == Workload::Http { "/bin/busybox ip link set lo up\n" } else { "" };
     format!(
-        "#!/bin/busybox sh\necho {INIT}\ncd /\n/bin/busybox sh ./{}\nexec /bin/busybox ${{END:-poweroff}} -f\n",
+        "#!/bin/busybox sh\necho {INIT}\ncd /\n{lo}/bin/busybox sh ./{}\nexec /bin/busybox ${{END:-poweroff}} -f\n",
         script_of(job)
     )
 }
@@ -107,15 +132,25 @@ mod tests {
         let error = Workload::named("tru").unwrap_err().to_string();
         assert!(error.contains("did you mean true?"), "{error}");
         let error = Workload::named("postgres").unwrap_err().to_string();
-        assert!(error.contains("there are true, sh") && !error.contains("mean"), "{error}");
+        assert!(
+            error.contains("there are true, sh, python, http") && !error.contains("mean"),
+            "{error}"
+        );
     }
 
     #[test]
     fn the_marks_are_distinct_and_each_script_says_its_own_first() {
         assert_ne!(MARK, INIT);
         for workload in Workload::ALL {
-            assert!(workload.script().starts_with("echo @work\n"));
+            let mut said = vec![workload.script()];
+            said.extend(workload.files().into_iter().map(|(_, text)| text));
+            let marks = said.iter().map(|text| text.matches(MARK).count());
+            assert_eq!(marks.sum::<usize>(), 1, "{workload:?}: {said:?}");
         }
-        assert!(init(Job::Idle).contains("./idle\n") && init(Job::Work).contains("./workload\n"));
+        for (job, script) in [(Job::Idle, "./idle\n"), (Job::Work, "./workload\n")] {
+            let (http, plain) = (init(Workload::Http, job), init(Workload::True, job));
+            assert!(http.contains(script) && plain.contains(script));
+            assert!(http.contains(" lo up\n") && !plain.contains(" lo "));
+        }
     }
 }

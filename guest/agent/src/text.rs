@@ -45,6 +45,11 @@ impl Digits {
     }
 }
 
+/// Whether `word` is one of the words of `line`, which are set apart by white space.
+pub fn has_word(line: &[u8], word: &[u8]) -> bool {
+    line.split(u8::is_ascii_whitespace).any(|other| other == word)
+}
+
 /// Bytes of a path with its zero, as the kernel has it (`PATH_MAX`).
 const PATH_MAX: usize = 4096;
 
@@ -97,6 +102,14 @@ mod tests {
         assert_eq!(number(b"4294967295"), Some(u32::MAX));
         for wrong in [&b""[..], b"4294967296", b"-1", b"1x", b" 1"] {
             assert_eq!(number(wrong), None);
+        }
+    }
+
+    #[test]
+    fn a_word_of_a_line_is_a_whole_one() {
+        assert!(has_word(b"quiet acpi=off\n", b"acpi=off"));
+        for line in [&b""[..], b"acpi=offline", b"noacpi=off acpi=on"] {
+            assert!(!has_word(line, b"acpi=off"));
         }
     }
 

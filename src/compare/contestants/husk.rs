@@ -19,7 +19,7 @@ pub fn call(start: &Start<'_>) -> Result<Call, CompareError> {
         "--memory",
         format!("{MEMORY_MIB}M"),
         "--append",
-        end,
+        start.cmdline(end),
         "--on-reboot",
         "exit",
         "--timeline",

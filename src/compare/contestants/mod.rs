@@ -82,7 +82,7 @@ pub static KINDS: [Kind; 9] = [
         name: "runsc",
         family: Family::Container,
         program: Some("runsc"),
-        package: "gVisor's release, see https://gvisor.dev/docs/user_guide/install/",
+        package: "`apt-get install runsc`, or gVisor's release (https://gvisor.dev/docs/user_guide/install/)",
         call: oci::runsc,
     },
     Kind {
@@ -171,6 +171,14 @@ impl Start<'_> {
             what: "the kernel".to_owned(),
             source: std::io::ErrorKind::NotFound.into(),
         })
+    }
+
+    /// A guest's command line: `own`, and what the user has for all.
+    fn cmdline(&self, own: &str) -> String {
+        match self.lab.append.as_str() {
+            "" => own.to_owned(),
+            more => format!("{own} {more}"),
+        }
     }
 
     /// A call of the program with `words`.

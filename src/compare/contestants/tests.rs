@@ -18,6 +18,7 @@ fn every_contestant_gets_the_same_files_and_a_vm_the_kernel() {
     };
     let (given, unpacked) = (PathBuf::from("/k/vmlinuz"), PathBuf::from("/k/vmlinux"));
     lab.kernel = Some(Kernel { given, unpacked, without_acpi: false });
+    lab.append = "noxsave nokaslr".to_owned();
     for kind in &KINDS {
         for job in [Job::Work, Job::Idle] {
             let start = Start { lab: &lab, program: Path::new("/bin/x"), id: "one", job };
@@ -34,6 +35,7 @@ fn every_contestant_gets_the_same_files_and_a_vm_the_kernel() {
             };
             assert!(said.contains(files.to_str().unwrap()), "{}: {said}", kind.name);
             assert_eq!(said.contains("/k/vmlinu"), kind.family == Family::Vm, "{said}");
+            assert_eq!(said.contains(" noxsave nokaslr"), kind.family == Family::Vm, "{said}");
             let undone = call.undo.is_some_and(|undo| undo.last().is_some_and(|id| id == "one"));
             assert_eq!(undone, kind.family == Family::Container, "{}", kind.name);
         }

@@ -74,8 +74,12 @@ fn again(results: &Results) -> String {
         .kernel
         .as_ref()
         .map_or(String::new(), |kernel| format!(" --kernel {}", kernel.display()));
+    let append = match plan.append.as_str() {
+        "" => String::new(),
+        words => format!(" --append '{words}'"),
+    };
     format!(
-        "husk compare --with {} --runs {} --parallel {} --workload {} --idle {} --seed {}{}{kernel}",
+        "husk compare --with {} --runs {} --parallel {} --workload {} --idle {} --seed {}{}{kernel}{append}",
         names.join(","),
         plan.runs,
         list(&plan.parallel),

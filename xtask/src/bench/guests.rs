@@ -26,6 +26,8 @@ pub struct Inner {
     pub husk: PathBuf,
     /// Kernels.
     pub assets: PathBuf,
+    /// A kernel that husk built for speed.
+    pub fast: Option<PathBuf>,
     /// Whether to measure exec → init.
     pub init: bool,
     /// Whether to measure memory and idle CPU.
@@ -85,7 +87,12 @@ fn run(plan: &Inner, ram: &Path) -> Result<()> {
         devices: None,
     };
     if plan.init {
-        to_init(&rivals::all(&husk, &bare), plan.rounds)?;
+        let mut subjects = rivals::all(&husk, &bare);
+        if let Some(fast) = &plan.fast {
+            let vmlinux = copy(fast, "vmlinux-fast")?;
+            subjects.extend(rivals::fast(&husk, &Guest { vmlinux: &vmlinux, ..bare }));
+        }
+        to_init(&subjects, plan.rounds)?;
     }
     if plan.cost {
         let initrd = copy(&plan.assets.join(assets::FULL), "initrd-full")?;
@@ -233,7 +240,24 @@ fn to_init(subjects: &[Subject], rounds: usize) -> Result<()> {
             Summary::of(faults.get(n).unwrap_or(&empty)).median
         );
     }
+    aims(|name| {
+        let n = subjects.iter().position(|subject| subject.name == name)?;
+        let times = times.get(n).filter(|times| !times.is_empty())?;
+        Some(Summary::of(times).median)
+    });
     Ok(())
+}
+
+/// What a kernel built for speed is to bring: ratios of medians, of those that were measured.
+const AIMS: [(&str, &str, f64); 2] =
+    [(rivals::HUSK_FAST, rivals::FIRECRACKER_FAST, 0.85), (rivals::HUSK_FAST, rivals::HUSK, 0.25)];
+
+fn aims(median: impl Fn(&str) -> Option<f64>) {
+    for (this, that, aim) in AIMS {
+        if let (Some(ours), Some(theirs)) = (median(this), median(that)) {
+            println!("{this} / {that}: {:.2} (the aim is {aim} at most)", ours / theirs);
+        }
+    }
 }
 
 /// Memory of its own (everything that is not the guest's RAM mapping) and CPU while idle.

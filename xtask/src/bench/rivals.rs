@@ -60,45 +60,54 @@ const MEMORY: &str = "512M";
 
 /// husk with the kernel in both shapes, and every rival on PATH.
 pub fn all(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
-    let mut subjects = Vec::new();
-    for (name, kernel, more) in [
-        ("husk, vmlinux", guest.vmlinux, None),
-        ("husk, bzImage (warm cache)", guest.bzimage, None),
-        ("husk, bzImage, --share-kernel", guest.bzimage, Some("--share-kernel")),
-    ] {
-        let mut subject = Subject::new(
-            name,
-            &[
-                &arg(husk),
-                "run",
-                "--memory",
-                MEMORY,
-                "--kernel",
-                kernel,
-                "--cmdline",
-                guest.cmdline,
-            ],
-        );
-        if let Some(initrd) = guest.initrd {
-            subject.add(["--initrd", initrd]);
-        }
-        if let Some(devices) = guest.devices {
-            let Devices { disk, second, tap, vhost, vsock } = devices;
-            let vhost = if vhost { "on" } else { "off" };
-            subject.add(["--disk", &format!("path={disk}")]);
-            if let Some(second) = second {
-                subject.add(["--disk", &format!("path={second},ro")]);
-            }
-            subject.add(["--net", &format!("tap={tap},vhost={vhost}")]);
-            if let Some(vsock) = vsock {
-                subject.add(["--vsock", &format!("socket={vsock}")]);
-            }
-        }
-        subject.command.extend(more.map(str::to_owned));
-        subjects.push(subject);
-    }
+    let mut subjects = vec![
+        of_husk(HUSK, husk, guest, guest.vmlinux, &[]),
+        of_husk("husk, bzImage (warm cache)", husk, guest, guest.bzimage, &[]),
+        of_husk("husk, bzImage, --share-kernel", husk, guest, guest.bzimage, &["--share-kernel"]),
+    ];
     subjects.extend(others(guest));
     subjects
+}
+
+/// husk and, if it is on PATH, Firecracker with a kernel that husk built for speed, which is
+/// `guest.vmlinux`.
+pub fn fast(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
+    // A kernel without ACPI finds its devices on the command line. Firecracker says both anyway.
+    let mut subjects = vec![of_husk(HUSK_FAST, husk, guest, guest.vmlinux, &["--no-acpi"])];
+    subjects.extend(
+        firecracker(guest).map(|subject| Subject { name: FIRECRACKER_FAST.to_owned(), ..subject }),
+    );
+    subjects
+}
+
+/// The subjects that the aims are about.
+pub const HUSK: &str = "husk, vmlinux";
+/// The same with a kernel built for speed.
+pub const HUSK_FAST: &str = "husk, fast kernel";
+/// A rival with that kernel.
+pub const FIRECRACKER_FAST: &str = "Firecracker, fast kernel";
+
+fn of_husk(name: &str, husk: &Path, guest: &Guest<'_>, kernel: &str, more: &[&str]) -> Subject {
+    let husk = arg(husk);
+    let words = [&husk, "run", "--memory", MEMORY, "--kernel", kernel, "--cmdline", guest.cmdline];
+    let mut subject = Subject::new(name, &words);
+    if let Some(initrd) = guest.initrd {
+        subject.add(["--initrd", initrd]);
+    }
+    if let Some(devices) = guest.devices {
+        let Devices { disk, second, tap, vhost, vsock } = devices;
+        let vhost = if vhost { "on" } else { "off" };
+        subject.add(["--disk", &format!("path={disk}")]);
+        if let Some(second) = second {
+            subject.add(["--disk", &format!("path={second},ro")]);
+        }
+        subject.add(["--net", &format!("tap={tap},vhost={vhost}")]);
+        if let Some(vsock) = vsock {
+            subject.add(["--vsock", &format!("socket={vsock}")]);
+        }
+    }
+    subject.command.extend(more.iter().map(|word| (*word).to_owned()));
+    subject
 }
 
 /// husk once, and every rival on PATH.
@@ -230,9 +239,10 @@ fn firecracker(guest: &Guest<'_>) -> Option<Subject> {
         let vsock = serde_json::json!({ "guest_cid": 3, "uds_path": path });
         config.insert("vsock".to_owned(), vsock);
     }
-    // Both sorts of guest may stand side by side.
+    // All sorts of guest may stand side by side.
     let kind = if guest.devices.is_some() { "devices" } else { "bare" };
-    let file = guest.scratch.join(format!("firecracker-{kind}.json"));
+    let kernel = Path::new(guest.vmlinux).file_name().unwrap_or_default().to_string_lossy();
+    let file = guest.scratch.join(format!("firecracker-{kind}-{kernel}.json"));
     std::fs::write(&file, config.to_string()).ok()?;
     let command =
         [&program, "--no-api", "--no-seccomp", "--level", "Off", "--config-file", &arg(&file)];

@@ -6,9 +6,12 @@
 //!
 //! Everything compared runs in one session, in an order shuffled anew for each round.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::Deserialize;
 
 use super::guests;
 use super::rivals::{self, Subject};
@@ -25,6 +28,10 @@ pub struct Args {
     /// Which parts: first-run, init, cost
     #[arg(long, value_delimiter = ',', default_value = "first-run,init,cost")]
     parts: Vec<String>,
+    /// A kernel that `husk kernel build` made, with which husk and Firecracker are measured as well
+    /// [default: the one in husk's kernel directory, if it is there]
+    #[arg(long, value_name = "FILE")]
+    fast_kernel: Option<PathBuf>,
     #[command(flatten)]
     place: Place,
 }
@@ -41,15 +48,39 @@ pub fn main(args: &Args) -> Result<u8> {
     if !wanted("init") && !wanted("cost") {
         return Ok(0);
     }
+    let fast = match &args.fast_kernel {
+        Some(given) => Some(
+            given.canonicalize().with_context(|| format!("--fast-kernel {}", given.display()))?,
+        ),
+        None => built(&husk)?,
+    };
+    if fast.is_none() {
+        host::say("no kernel of `husk kernel build` is here: measuring without one");
+    }
     let inner = guests::Inner {
         rounds: args.rounds,
         husk: husk.clone(),
         assets,
+        fast,
         init: wanted("init"),
         cost: wanted("cost"),
         noxsave: args.place.xsave,
     };
     inside(&husk, &args.place, "__bench-guests", &inner, 4096)
+}
+
+/// The newest of the kernels that `husk kernel build` made for speed.
+fn built(husk: &Path) -> Result<Option<PathBuf>> {
+    let known = host::output(Command::new(husk).args(["kernel", "list", "--json"]))?;
+    let known: Vec<Known> = serde_json::from_slice(&known).context("reading husk's kernels")?;
+    Ok(known.into_iter().find(|kernel| kernel.version.ends_with("-husk-fast")).map(|k| k.path))
+}
+
+/// What of `husk kernel list --json` matters here.
+#[derive(Deserialize)]
+struct Known {
+    version: String,
+    path: PathBuf,
 }
 
 /// Part 1.

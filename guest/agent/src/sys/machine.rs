@@ -3,6 +3,7 @@
 use core::ffi::CStr;
 
 use super::{Errno, Fd, Result, call, pointer};
+use crate::text::has_word;
 
 pub const READ_ONLY: usize = 1;
 pub const NO_SUID: usize = 2;
@@ -59,12 +60,18 @@ pub fn sync() {
     let _ = unsafe { call(162, [0; 6]) };
 }
 
-/// reboot(2): turns the machine off. Comes back only if it may not.
+/// reboot(2): turns the machine off. Comes back only if it may not. A machine without ACPI cannot be
+/// turned off, and would stand still; it asks for a reset, which the host takes for its end as well.
 pub fn power_off() {
-    const MAGIC: [usize; 3] = [0xfee1_dead, 0x2812_1969, 0x4321_fedc];
-    let [one, two, off] = MAGIC;
+    const MAGIC: [usize; 2] = [0xfee1_dead, 0x2812_1969];
+    const POWER_OFF: usize = 0x4321_fedc;
+    const RESTART: usize = 0x0123_4567;
+    let mut line = [0; 4096];
+    let line = super::file::read_file(c"/proc/cmdline", &mut line).unwrap_or_default();
+    let end = if has_word(line, b"acpi=off") { RESTART } else { POWER_OFF };
+    let [one, two] = MAGIC;
     // SAFETY: this reboot takes no pointers.
-    let _ = unsafe { call(169, [one, two, off, 0, 0, 0]) };
+    let _ = unsafe { call(169, [one, two, end, 0, 0, 0]) };
 }
 
 /// Brings up the interface `lo`.
