@@ -10,11 +10,12 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use husk_devices::virtio::net::passt;
 use husk_devices::virtio::vsock::Inside;
-use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, VERSION, record_head, tag};
+use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, INTERFACE_LEN, VERSION, record_head, tag};
 
 use super::session::{Frames, send};
-use crate::config::{GuestConfig, VolumeConfig};
+use crate::config::{GuestConfig, InterfaceAddress, NetConfig, VolumeConfig};
 
 /// How long an agent that has connected may take for its words.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,11 +44,13 @@ pub struct Agent {
     known: Mutex<Known>,
     changed: Condvar,
     connection: Mutex<Option<UnixStream>>,
+    /// What the network interfaces are to have, as records of the set-up.
+    interfaces: Vec<u8>,
 }
 
 impl Agent {
-    /// Waits for the agent of a guest set up as `config` says and with those of `volumes` mounted that
-    /// are to be, in a thread that ends with the device.
+    /// Waits for the agent of a guest set up as `config` says, with those of `volumes` mounted that are to
+    /// be and with `nets` that have their addresses, in a thread that ends with the device.
     ///
     /// # Errors
     /// When there is no thread.
@@ -55,6 +58,7 @@ impl Agent {
         inside: Arc<Inside>,
         config: &GuestConfig,
         volumes: &[VolumeConfig],
+        nets: &[NetConfig],
     ) -> io::Result<Arc<Agent>> {
         let arriving = inside.listen(HOST_PORT);
         let agent = Arc::new(Agent {
@@ -62,6 +66,7 @@ impl Agent {
             known: Mutex::new(Known::Waiting),
             changed: Condvar::new(),
             connection: Mutex::new(None),
+            interfaces: interfaces(nets),
         });
         let this = agent.clone();
         let (config, volumes) = (config.clone(), volumes.to_vec());
@@ -121,7 +126,8 @@ impl Agent {
             }
             _ => return Ok(Known::Gone),
         }
-        send(&connection, Frame::Setup(&setup(config, volumes)))?;
+        let setup = [setup(config, volumes), self.interfaces.clone()].concat();
+        send(&connection, Frame::Setup(&setup))?;
         match frames.next()? {
             Some(Frame::Ready) => {}
             Some(Frame::Failed(words)) => {
@@ -177,6 +183,27 @@ impl Agent {
     }
 }
 
+/// The addresses of `nets`, as records: those that are given, and passt's of one that has none.
+fn interfaces(nets: &[NetConfig]) -> Vec<u8> {
+    let mut records = Vec::new();
+    for (number, net) in (0u8..).zip(nets) {
+        let passts = net.user.then_some((passt::GUEST, passt::PREFIX));
+        let given = net.address.map(|InterfaceAddress { address, prefix }| (address, prefix));
+        let Some((address, prefix)) = given.or(passts) else { continue };
+        let gateway = match net.user {
+            true => passt::GATEWAY.octets(),
+            false => [0; 4],
+        };
+        records.extend(record_head(tag::INTERFACE, INTERFACE_LEN as u32));
+        records.push(number);
+        records.extend(address.octets());
+        records.push(prefix);
+        records.extend(gateway);
+        records.push(0);
+    }
+    records
+}
+
 /// What the machine is to be, as records.
 fn setup(config: &GuestConfig, volumes: &[VolumeConfig]) -> Vec<u8> {
     let mut records = Vec::new();
@@ -230,6 +257,17 @@ mod tests {
             .filter(|(tag, _)| *tag >= tag::VOLUME)
             .collect();
         assert_eq!(told, [(tag::VOLUME, &b"a:/in/a"[..]), (tag::VOLUME_READ_ONLY, b"c:/c")]);
+
+        let nets = [
+            NetConfig { tap: Some("t".into()), ..NetConfig::default() },
+            NetConfig { user: true, ..NetConfig::default() },
+            NetConfig { address: "10.0.9.1/24".parse().ok(), ..NetConfig::default() },
+        ];
+        let records = interfaces(&nets);
+        let told: Vec<_> = Records(&records).map(|record| record.unwrap().bytes()).collect();
+        assert_eq!(told[0], [1, 10, 0, 2, 15, 24, 10, 0, 2, 2]);
+        assert_eq!(told[1], [2, 10, 0, 9, 1, 24, 0, 0, 0, 0]);
+        assert_eq!(told.len(), 2);
 
         let longest = volume(&"t".repeat(36), Some(&"/".repeat(255)), false);
         let all = vec![longest; crate::config::VIRTIO_DEVICES_MAX];
