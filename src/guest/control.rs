@@ -172,6 +172,14 @@ impl Agent {
         self.inside.dial(GUEST_PORT, left)
     }
 
+    /// A connection to another port of the guest's.
+    ///
+    /// # Errors
+    /// `ConnectionRefused` when nobody listens there; else as [`Agent::dial`].
+    pub fn connect(&self, port: u32, patience: Duration) -> io::Result<UnixStream> {
+        self.inside.dial(port, patience)
+    }
+
     /// Asks it to write everything to the disks and turn the machine off.
     pub fn shut_down(&self) {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
