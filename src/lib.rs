@@ -32,6 +32,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! For a test there is a shorter way, [`Vm::builder`], with errors that tell what happened in the guest and
+//! a share of the host for each VM; and `#[husk::test]`, a test whose body runs in a guest
+//! (`docs/library.md`):
+//!
+//! ```no_run
+//! let vm = husk::Vm::builder().root("debian.ext4").memory("256M").publish("5432").start()?;
+//! assert!(vm.exec(["uname", "-r"])?.status.success());
+//! let address = vm.port(5432)?;
+//! # Ok::<(), husk::TestError>(())
+//! ```
+//!
 //! Many VMs can live in one process. The library never exits the process and never prints. The one
 //! signal it claims is the first real-time signal, for which it installs an empty handler: KVM_RUN
 //! can be interrupted in no other way.
@@ -43,6 +54,7 @@ mod cpio;
 pub mod doctor;
 pub mod error;
 mod files;
+pub mod fixture;
 mod guest;
 #[cfg(test)]
 #[path = "../tests/fixture/hugepages.rs"]
@@ -61,11 +73,19 @@ mod vcpu;
 mod vm;
 mod x86_64;
 
+/// The page's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+struct LibraryPage;
+
+pub use fixture::{Budget, TestError, TestVm, VmBuilder};
 pub use guest::{ChildInput, ChildOutput, GuestChild, GuestCommand, Output, Status};
 pub use husk_devices::counters::Counts;
 pub use husk_devices::serial::{ConsoleStreams, Escape, EscapeFilter};
 pub use husk_devices::virtio::balloon::stats::MemoryStatistics;
 pub use husk_devices::virtio::console::tty::WindowSize;
+#[cfg(feature = "macros")]
+pub use husk_macros::test;
 pub use hypervisor::Cause;
 pub use vcpu::report::CrashReport;
 pub use vm::{

@@ -329,3 +329,28 @@ fn without_permission_for_dev_kvm_the_error_names_the_group() {
     let command = sandbox.program("setpriv", &[&as_nobody[..], &run].concat());
     refuses(&sandbox, command, &["no permission", "/dev/kvm", "usermod -aG kvm"]);
 }
+
+#[test]
+fn a_user_of_the_library_without_dev_kvm_is_told_what_to_do() {
+    const NAME: &str = "a_user_of_the_library_without_dev_kvm_is_told_what_to_do";
+    const INSIDE: &str = "HUSK_TEST_WITHOUT_KVM";
+    if std::env::var_os(INSIDE).is_some() {
+        let vm = husk::Vm::builder().kernel("kernel").budget(husk::Budget::unlimited());
+        match vm.start().err() {
+            Some(husk::TestError::NoKvm { remedy }) => {
+                assert!(remedy.contains("load kvm_intel"), "{remedy}");
+            }
+            other => panic!("{other:?}"),
+        }
+        return;
+    }
+    let sandbox = Sandbox::with_kernel();
+    let exe = std::env::current_exe().unwrap();
+    let exe = exe.display();
+    let script = format!("mount -t tmpfs none /dev; exec env {INSIDE}=1 '{exe}' --exact {NAME}");
+    if let Some(mut command) = in_mount_namespace(&sandbox, &script) {
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains(" 1 passed"), "{output:?}");
+    }
+}

@@ -9,6 +9,7 @@ const KEYS: &[&str] = &[
     "fd",
     "user",
     "link",
+    "address",
     "mac",
     "mtu",
     "queues",
@@ -31,12 +32,16 @@ pub fn parse(text: &str) -> Result<NetConfig, String> {
         "auto" => Ok(Vhost::Auto),
         other => Err(format!("vhost={other} is neither on nor off nor auto")),
     });
+    let address = kv.value("address")?.map(|text| {
+        text.parse().map_err(|e: husk::config::AddressError| format!("address={text}: {e}"))
+    });
     Ok(NetConfig {
         tap: kv.value("tap")?,
         fd: fd.transpose()?,
         user: kv.switch("user")?,
         publish: Vec::new(),
         link: kv.value("link")?,
+        address: address.transpose()?,
         mac: kv.value("mac")?,
         mtu: number(&mut kv, "mtu")?,
         queues: number(&mut kv, "queues")?,
@@ -96,13 +101,16 @@ mod tests {
         assert_eq!(made, Ok(wanted));
         assert_eq!(parse("user"), Ok(NetConfig { user: true, ..NetConfig::default() }));
         let link = NetConfig { link: Some("a".to_owned()), ..NetConfig::default() };
-        assert_eq!(parse("link=a"), Ok(link));
+        assert_eq!(parse("link=a"), Ok(link.clone()));
+        let address = Some("10.0.9.1/24".parse().unwrap());
+        assert_eq!(parse("link=a,address=10.0.9.1/24"), Ok(NetConfig { address, ..link }));
     }
 
     #[test]
     fn mistakes_name_the_key() {
         for (text, hint) in [
             ("fd=x", "descriptor"),
+            ("tap=a,address=10.0.9.1", "10.0.9.1/24"),
             ("tap=a,queues=many", "queues=many"),
             ("tap=a,mtu=70000", "mtu=70000"),
             ("tap=a,vhost=maybe", "auto"),

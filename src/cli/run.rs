@@ -79,8 +79,8 @@ pub struct Run {
     /// and it is at /DIR; with cow, changes are lost
     #[arg(long, value_name = "VOLUME", value_parser = parse_volume)]
     volume: Vec<VolumeConfig>,
-    /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,mac=MAC] [,mtu=BYTES]
-    /// [,queues=N] [,vhost=on|off|auto] [,rx_bandwidth=SIZE] [,tx_bandwidth=SIZE] [,rx_ops=N]
+    /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,address=IP/BITS] [,mac=MAC]
+    /// [,mtu=BYTES] [,queues=N] [,vhost=on|off|auto] [,rx_bandwidth=SIZE] [,tx_bandwidth=SIZE] [,rx_ops=N]
     /// [,tx_ops=N] [,id=NAME]; may be repeated
     #[arg(long, value_name = "NET", value_parser = net::parse)]
     net: Vec<NetConfig>,

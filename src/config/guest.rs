@@ -74,7 +74,16 @@ impl Default for GuestConfig {
 
 impl VmConfig {
     pub(super) fn validate_guest(&self) -> Result<(), ConfigError> {
-        let Some(guest) = &self.guest else { return Ok(()) };
+        let Some(guest) = &self.guest else {
+            return match self.nets.iter().find(|net| net.address.is_some()) {
+                Some(net) => Err(ConfigError::NetOption {
+                    id: net.id.clone(),
+                    option: "address",
+                    why: "only a guest that runs a command has somebody who sets it",
+                }),
+                None => Ok(()),
+            };
+        };
         let name = &guest.host_name;
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
         if name.is_empty() || name.len() > HOST_NAME_MAX || !name.bytes().all(allowed) {

@@ -4,6 +4,7 @@
 //! `--print-config` writes, and what an embedder fills in. [`VmConfig::validate`] finds what can be
 //! found without opening anything; the rest is found by [`crate::Vm::new`].
 
+mod address;
 mod guest;
 mod json;
 mod memory;
@@ -18,6 +19,7 @@ use husk_devices::virtio::vsock::GUEST_CIDS;
 use serde::{Deserialize, Serialize};
 
 pub use crate::size::{Size, SizeError};
+pub use address::{AddressError, InterfaceAddress};
 pub use guest::{GuestConfig, RootConfig};
 pub use husk_devices::block::{Cache as DiskCache, DiskFormat, EngineChoice as DiskEngine};
 pub use json::{ConfigFileError, FILE_MAX, ToJsonError};

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use husk_devices::virtio::net::tap::is_interface_name;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::address::InterfaceAddress;
 use super::validate::ConfigError;
 
 /// The most pairs of queues of an interface.
@@ -38,6 +39,10 @@ pub struct NetConfig {
     /// One other VM of the same user, which has given the same name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<String>,
+    /// The address that the agent of a guest that runs commands gives it; without it, with `user`, the
+    /// one that passt has for it, and with anything else none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<InterfaceAddress>,
     /// The guest's MAC address, `52:54:00:12:34:56`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,

@@ -141,6 +141,17 @@ impl GuestCommand {
         self
     }
 
+    /// Its words, for a message.
+    pub(crate) fn shown(&self) -> String {
+        const MAX: usize = 120;
+        let words: Vec<_> = self.arguments.iter().map(|word| word.to_string_lossy()).collect();
+        let words = words.join(" ");
+        match words.char_indices().nth(MAX) {
+            Some((at, _)) => format!("{}…", words.get(..at).unwrap_or_default()),
+            None => words,
+        }
+    }
+
     /// Starts it, over a connection to an agent, until then.
     pub(crate) fn spawn_on(
         &self,

@@ -11,11 +11,12 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use husk_devices::virtio::net::passt;
 use husk_devices::virtio::vsock::Inside;
-use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, VERSION, record_head, tag};
+use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, INTERFACE_LEN, VERSION, record_head, tag};
 
 use super::session::{Frames, send};
-use crate::config::{GuestConfig, VolumeConfig};
+use crate::config::{GuestConfig, InterfaceAddress, NetConfig, VolumeConfig};
 
 /// How long an agent that has connected may take for its words.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,11 +45,13 @@ pub struct Agent {
     known: Mutex<Known>,
     changed: Condvar,
     connection: Mutex<Option<UnixStream>>,
+    /// What the network interfaces are to have, as records of the set-up.
+    interfaces: Vec<u8>,
 }
 
 impl Agent {
-    /// Waits for the agent of a guest set up as `config` says and with those of `volumes` mounted that
-    /// are to be, in a thread that ends with the device.
+    /// Waits for the agent of a guest set up as `config` says, with those of `volumes` mounted that are to
+    /// be and with `nets` that have their addresses, in a thread that ends with the device.
     ///
     /// # Errors
     /// When there is no thread.
@@ -56,6 +59,7 @@ impl Agent {
         inside: Arc<Inside>,
         config: &GuestConfig,
         volumes: &[VolumeConfig],
+        nets: &[NetConfig],
     ) -> io::Result<Arc<Agent>> {
         let arriving = inside.listen(HOST_PORT);
         let agent = Arc::new(Agent {
@@ -63,6 +67,7 @@ impl Agent {
             known: Mutex::new(Known::Waiting),
             changed: Condvar::new(),
             connection: Mutex::new(None),
+            interfaces: interfaces(nets),
         });
         let this = agent.clone();
         let (config, volumes) = (config.clone(), volumes.to_vec());
@@ -122,7 +127,8 @@ impl Agent {
             }
             _ => return Ok(Known::Gone),
         }
-        send(&connection, Frame::Setup(&setup(config, volumes)))?;
+        let setup = [setup(config, volumes), self.interfaces.clone()].concat();
+        send(&connection, Frame::Setup(&setup))?;
         match frames.next()? {
             Some(Frame::Ready) => {}
             Some(Frame::Failed(words)) => {
@@ -167,6 +173,14 @@ impl Agent {
         self.inside.dial(GUEST_PORT, left)
     }
 
+    /// A connection to another port of the guest's.
+    ///
+    /// # Errors
+    /// `ConnectionRefused` when nobody listens there; else as [`Agent::dial`].
+    pub fn connect(&self, port: u32, patience: Duration) -> io::Result<UnixStream> {
+        self.inside.dial(port, patience)
+    }
+
     /// Asks it to write everything to the disks and turn the machine off.
     pub fn shut_down(&self) {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,6 +190,27 @@ impl Agent {
             let _ = send(connection, Frame::Shutdown);
         }
     }
+}
+
+/// The addresses of `nets`, as records: those that are given, and passt's of one that has none.
+fn interfaces(nets: &[NetConfig]) -> Vec<u8> {
+    let mut records = Vec::new();
+    for (number, net) in (0u8..).zip(nets) {
+        let passts = net.user.then_some((passt::GUEST, passt::PREFIX));
+        let given = net.address.map(|InterfaceAddress { address, prefix }| (address, prefix));
+        let Some((address, prefix)) = given.or(passts) else { continue };
+        let gateway = match net.user {
+            true => passt::GATEWAY.octets(),
+            false => [0; 4],
+        };
+        records.extend(record_head(tag::INTERFACE, INTERFACE_LEN as u32));
+        records.push(number);
+        records.extend(address.octets());
+        records.push(prefix);
+        records.extend(gateway);
+        records.push(0);
+    }
+    records
 }
 
 /// What the machine is to be, as records.
@@ -258,6 +293,17 @@ mod tests {
             .filter(|(tag, _)| *tag >= tag::VOLUME)
             .collect();
         assert_eq!(told, [(tag::VOLUME_READ_ONLY, &b"c:/c"[..]), (tag::VOLUME, b"a:/in/a")]);
+
+        let nets = [
+            NetConfig { tap: Some("t".into()), ..NetConfig::default() },
+            NetConfig { user: true, ..NetConfig::default() },
+            NetConfig { address: "10.0.9.1/24".parse().ok(), ..NetConfig::default() },
+        ];
+        let records = interfaces(&nets);
+        let told: Vec<_> = Records(&records).map(|record| record.unwrap().bytes()).collect();
+        assert_eq!(told[0], [1, 10, 0, 2, 15, 24, 10, 0, 2, 2]);
+        assert_eq!(told[1], [2, 10, 0, 9, 1, 24, 0, 0, 0, 0]);
+        assert_eq!(told.len(), 2);
 
         let longest = volume(&"t".repeat(36), Some(&"/".repeat(255)), false);
         let all = vec![longest; crate::config::VIRTIO_DEVICES_MAX];

@@ -136,6 +136,9 @@ pub enum ExecError {
     /// The agent has no means to run it.
     #[error("the guest's agent cannot run it: {0}")]
     Agent(io::Error),
+    /// Nobody listens there.
+    #[error("nobody in the guest listens at vsock port {0}")]
+    Refused(u32),
     /// The command ran longer than it may, and was killed.
     #[error("the command still ran after {} s", .0.as_secs_f64())]
     TimedOut(Duration),

@@ -74,6 +74,11 @@ impl Directory {
         Err(NameError::Directory { path, why })
     }
 
+    /// The place of a file that is no name's.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
     /// The socket of `name`, which is one.
     pub fn socket(&self, name: &str) -> Result<PathBuf, NameError> {
         check(name)?;

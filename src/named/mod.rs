@@ -34,6 +34,14 @@ pub use remote::{Info, Remote, find, list, wait};
 pub use serve::{Named, serve, serve_kept};
 pub use terminal::{Resize, Terminal};
 
+/// The place of the file `name` in the user's runtime directory, which is made if need be.
+///
+/// # Errors
+/// When the directory is not the user's own, or cannot be made.
+pub(crate) fn runtime_file(name: &str) -> Result<std::path::PathBuf, NameError> {
+    Ok(directory::Directory::open()?.file(name))
+}
+
 /// What can be asked of a VM, a line each.
 mod request {
     pub const INFO: &str = "info";

@@ -1,6 +1,7 @@
 //! Commands in a running VM's guest: what [`RunningVm`] can do when its configuration has a `guest`.
 
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -101,6 +102,21 @@ impl RunningVm {
     pub fn copy_out_at_most(&self, from: &Path, to: &Path, max: u64) -> Result<(), ExecError> {
         let limits = guest::Limits { max, ..guest::Limits::default() };
         guest::get(self.dial(None)?, &self.explain(), from, to, limits)
+    }
+
+    /// A stream to a program of the guest's that listens at the vsock port `port`. Waits until the guest
+    /// is ready first, and not for the program.
+    ///
+    /// # Errors
+    /// See [`ExecError`]; [`ExecError::Refused`] when nobody listens there.
+    pub fn vsock(&self, port: u32) -> Result<UnixStream, ExecError> {
+        self.wait_ready(BOOT_PATIENCE)?;
+        let dialled = self.agent()?.connect(port, guest::PATIENCE);
+        dialled.map_err(|e| match e.kind() {
+            ErrorKind::ConnectionRefused => ExecError::Refused(port),
+            _ if guest::is_late(&e) => ExecError::NotStarted,
+            _ => self.explain()(),
+        })
     }
 
     /// Asks the agent to end all processes of the guest, write everything to the disks and turn the

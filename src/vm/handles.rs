@@ -74,7 +74,7 @@ impl Handles {
             let device = Vsock::new(cid, socket, inside.clone(), worker.handle())?;
             devices.push(("vsock".to_owned(), Box::new(device)));
             if let Some(guest) = &config.guest {
-                let agent = Agent::expect(inside.clone(), guest, &config.volumes);
+                let agent = Agent::expect(inside.clone(), guest, &config.volumes, &config.nets);
                 handles.agent = Some(agent.map_err(host("the thread of the guest's agent"))?);
             }
             handles.inside = Some(inside);

@@ -25,6 +25,7 @@ mod mailbox;
 mod making;
 mod metrics;
 mod net;
+pub(crate) mod overdue;
 mod panic;
 mod pmem;
 mod reboots;

@@ -17,4 +17,5 @@ mod life;
 mod mmio;
 mod ports;
 mod reboot;
+mod told;
 mod virtio;

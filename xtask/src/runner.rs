@@ -101,6 +101,12 @@ fn into_ram(plan: Plan) -> Result<Plan> {
     Ok(Plan { assets: ram.join("assets"), husk, binaries, ..plan })
 }
 
+/// Where tests keep what they need fast, as `tests/guest/mod.rs` does.
+fn ram() -> PathBuf {
+    let shm = Path::new("/dev/shm");
+    if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() }
+}
+
 /// The names of a test executable's tests.
 fn list(binary: &Path) -> Result<Vec<String>> {
     let text = host::text(host::command(binary).args(["--list", "--format", "terse"]))?;
@@ -116,7 +122,10 @@ fn run(plan: &Plan, binary: &Path, test: &str) -> Result<Finished> {
     command
         .args([test, "--exact", "--test-threads=1", "--nocapture"])
         .env("HUSK_ASSETS", &plan.assets)
-        .env("HUSK_BIN", &plan.husk);
+        .env("HUSK_BIN", &plan.husk)
+        // Those that start VMs with the library's builder need no more than a user does.
+        .env("HUSK_KERNEL", plan.assets.join(assets::VMLINUZ_CLOUD))
+        .env("XDG_CACHE_HOME", ram().join("husk-test-kernels"));
     if let Some(factor) = plan.soak {
         command.env("HUSK_SOAK", factor.to_string());
     }

@@ -5,8 +5,8 @@
 
 use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, Record, Records, VERSION, tag};
 
-use crate::sys::{Errno, Fd, Result, file, machine, process, socket};
-use crate::text::Digits;
+use crate::sys::{Errno, Fd, Result, file, interface, machine, process, socket};
+use crate::text::{Digits, Path};
 use crate::wire::Wire;
 use crate::{modules, mounts, root, say, serve};
 
@@ -111,6 +111,7 @@ fn bring_up(records: &[u8]) -> core::result::Result<Fd, (&'static [u8], Errno)> 
         // A machine with another time is still a machine.
         let _ = machine::set_clock(seconds, nanos);
     }
+    give_addresses(records)?;
     if let Some(name) = setup.host_name {
         machine::set_host_name(name).map_err(|e| (&b"the host name cannot be set"[..], e))?;
     }
@@ -166,6 +167,33 @@ fn mount_record(record: Record<'_>) -> core::result::Result<(), (&'static [u8], 
                 b"a shared directory cannot be mounted: the kernel needs CONFIG_VIRTIO_FS",
             ))
         }
+    }
+}
+
+/// Gives the network interfaces the addresses that the host wants them to have.
+fn give_addresses(records: &[u8]) -> core::result::Result<(), (&'static [u8], Errno)> {
+    for record in Records(records).flatten() {
+        if record.tag != tag::INTERFACE {
+            continue;
+        }
+        interface_of(record.bytes()).map_err(|e| {
+            (&b"a network interface cannot be given its address: the kernel needs CONFIG_VIRTIO_NET"[..], e)
+        })?;
+    }
+    Ok(())
+}
+
+fn interface_of(bytes: &[u8]) -> Result<()> {
+    let bytes: &[u8; husk_guest_protocol::INTERFACE_LEN] =
+        bytes.try_into().map_err(|_| Errno::PROTO)?;
+    let &[number, a0, a1, a2, a3, prefix, g0, g1, g2, g3] = bytes;
+    let name = Path::of(&[b"eth", Digits::of(number.into()).bytes()])?;
+    let name = name.as_c_str().to_bytes();
+    interface::set_address(name, [a0, a1, a2, a3], prefix)?;
+    interface::up(name)?;
+    match [g0, g1, g2, g3] {
+        [0, 0, 0, 0] => Ok(()),
+        gateway => interface::add_default_route(gateway),
     }
 }
 

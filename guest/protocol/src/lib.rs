@@ -31,6 +31,9 @@ pub const WINDOW: u32 = 256 << 10;
 /// quarter of the stack's limit, 2 MiB at the usual 8, but a command with a greater one more.
 pub const REQUEST_MAX: u32 = 16 << 20;
 
+/// Bytes of a record [`tag::INTERFACE`].
+pub const INTERFACE_LEN: usize = 10;
+
 /// The streams of a session.
 pub mod stream {
     /// From the host.

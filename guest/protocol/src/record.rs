@@ -21,6 +21,11 @@ pub mod tag {
     /// The file to be copied.
     pub const FILE: u8 = 5;
 
+    /// Set-up: what a network interface is to have, of [`crate::INTERFACE_LEN`] bytes: its number n (`ethn`),
+    /// the address (4 bytes), the bits of its network's prefix, and the default gateway (4 bytes; of zeros
+    /// there is none).
+    pub const INTERFACE: u8 = 40;
+
     /// Set-up: the serial number of the disk with the root file system.
     pub const ROOT: u8 = 16;
     /// Set-up: the root is written to; without this it is only read, below an overlay in memory.

@@ -14,6 +14,8 @@ const DEMO: &str = include_str!("../../../resources/husk-demo.sh");
 
 const SUITE: &str = "bookworm";
 
+const MINBASE: &str = "minbase";
+
 /// What a root file system is made of.
 struct Root {
     /// How its file's name begins.
@@ -22,6 +24,8 @@ struct Root {
     packages: &'static str,
     /// The image's size; what is not used takes no space on the disk.
     size: &'static str,
+    /// mmdebstrap's: `extract` unpacks the packages and what they need, and sets up nothing.
+    variant: &'static str,
     /// Whether it is a machine's own: a host name, a login, the demo.
     machine: bool,
 }
@@ -30,10 +34,20 @@ const DEBIAN: Root = Root {
     name: "debian",
     packages: "sysvinit-core,initscripts,sysv-rc,acpid,iproute2,iputils-ping,procps,e2fsprogs",
     size: "512M",
+    variant: MINBASE,
     machine: true,
 };
 
-const TOOLS: Root = Root { name: "tools", packages: "fio,iperf3", size: "1G", machine: false };
+const TOOLS: Root =
+    Root { name: "tools", packages: "fio,iperf3", size: "1G", variant: MINBASE, machine: false };
+
+const REDIS: Root = Root {
+    name: "redis",
+    packages: "redis-server",
+    size: "256M",
+    variant: "extract",
+    machine: false,
+};
 
 /// Makes the root file system of the tests' Debian unless it is there. A mirror other than Debian's
 /// own can be named by `$HUSK_DEBIAN_MIRROR`.
@@ -46,11 +60,19 @@ pub fn tools() -> Result<PathBuf> {
     TOOLS.get()
 }
 
+/// Makes the root file system of the example of a service unless it is there: Redis alone.
+pub fn redis() -> Result<PathBuf> {
+    REDIS.get()
+}
+
 impl Root {
     fn get(&self) -> Result<PathBuf> {
         let mut parts = vec![SUITE, self.packages, self.size];
         if self.machine {
             parts = vec![SETUP, DEMO, SUITE, self.packages, self.size];
+        }
+        if self.variant != MINBASE {
+            parts.push(self.variant);
         }
         let parts: Vec<&[u8]> = parts.into_iter().map(str::as_bytes).collect();
         let version = cache::fingerprint(&parts);
@@ -78,7 +100,7 @@ impl Root {
 
     fn make_in(&self, work: &Path, image: &Path) -> Result<()> {
         let mut mmdebstrap = host::command("mmdebstrap");
-        mmdebstrap.args(["--quiet", "--variant=minbase"]);
+        mmdebstrap.arg("--quiet").arg(format!("--variant={}", self.variant));
         mmdebstrap.arg(format!("--include={}", self.packages));
         for part in ["doc", "info", "locale", "man"] {
             mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/share/{part}/*"));

@@ -39,6 +39,7 @@ pub fn all() -> Result<PathBuf> {
         (FULL, full),
         (FULL_STD, full_std),
         (DEBIAN, debian::get()?),
+        (REDIS, debian::redis()?),
     ];
     links.extend([MEMTEST, MEMTEST_IA32].map(|name| (name, memtest.join(name))));
     link(&links)
@@ -100,8 +101,13 @@ pub fn link_modules(from: &Path, to: &Path) -> Result<()> {
         name.strip_prefix("vmlinuz-").with_context(|| format!("{name} has no release"))?;
     let root = kernel.parent().and_then(Path::parent).context("it is in no directory")?;
     let modules = root.join("lib/modules").join(release);
-    symlink(&modules, to.join(MODULES_CLOUD))
-        .with_context(|| format!("linking {}", modules.display()))
+    // By its own name, and where husk looks for it beside the kernel.
+    let beside = to.join("lib/modules");
+    fs::create_dir_all(&beside).with_context(|| format!("making {}", beside.display()))?;
+    for link in [to.join(MODULES_CLOUD), beside.join(release)] {
+        symlink(&modules, link).with_context(|| format!("linking {}", modules.display()))?;
+    }
+    Ok(())
 }
 
 /// The names of all assets in `dir`; not what is being put there.

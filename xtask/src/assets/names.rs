@@ -17,6 +17,8 @@ pub const FULL: &str = "initrd-full.cpio";
 pub const FULL_STD: &str = "initrd-full-std.cpio";
 /// A Debian root file system.
 pub const DEBIAN: &str = "debian.ext4";
+/// A root file system with Redis and what it needs, and nothing else.
+pub const REDIS: &str = "redis.ext4";
 /// memtest86+, a bzImage that carries no Linux.
 pub const MEMTEST: &str = "memtest86+x64.bin";
 /// The same for processors without a 64-bit mode.

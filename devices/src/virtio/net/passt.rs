@@ -12,7 +12,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -25,6 +25,14 @@ use crate::virtio::queue::Iovecs;
 
 /// The largest packet, in bytes: what passt itself proposes.
 pub const MTU: u16 = 65520;
+
+/// The guest's address, the bits of its network's prefix, and the gateway: what passt is told below, for
+/// who gives them to a guest that does not ask.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+/// See [`GUEST`].
+pub const PREFIX: u8 = 24;
+/// See [`GUEST`].
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
 /// How long it may take to begin, in milliseconds.
 const PATIENCE: libc::c_int = 10_000;

@@ -76,25 +76,5 @@ pub fn power_off() {
 
 /// Brings up the interface `lo`.
 pub fn loopback_up() -> Result<()> {
-    const SIOCGIFFLAGS: usize = 0x8913;
-    const SIOCSIFFLAGS: usize = 0x8914;
-    const UP: u8 = 1;
-    /// `struct ifreq`: a name of 16 bytes, then here the flags.
-    const LEN: usize = 40;
-    let mut request = [0u8; LEN];
-    if let Some(name) = request.get_mut(..2) {
-        name.copy_from_slice(b"lo");
-    }
-    let mut fd = super::socket::inet()?;
-    // SAFETY: an ifreq, which the kernel reads and writes.
-    let got = unsafe { call(16, [fd.raw(), SIOCGIFFLAGS, request.as_mut_ptr().addr(), 0, 0, 0]) };
-    if let Some(flags) = request.get_mut(16) {
-        *flags |= UP;
-    }
-    let done = got.and_then(|_| {
-        // SAFETY: an ifreq, which the kernel reads.
-        unsafe { call(16, [fd.raw(), SIOCSIFFLAGS, request.as_ptr().addr(), 0, 0, 0]) }
-    });
-    fd.close();
-    done.map(drop)
+    super::interface::up(b"lo")
 }

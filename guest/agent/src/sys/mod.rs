@@ -4,6 +4,7 @@
 //! (`arch/x86/entry/syscalls/syscall_64.tbl`), constants those of `include/uapi`.
 
 pub mod file;
+pub mod interface;
 pub mod machine;
 pub mod process;
 pub mod socket;
