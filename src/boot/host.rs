@@ -18,7 +18,7 @@ use super::{PAGE, align_down};
 /// The size of an x86-64 huge page, in bytes.
 const HUGE_PAGE: u64 = 2 << 20;
 /// What a huge page must hold of a kernel's end to be worth zeroing the rest of it, in bytes.
-const WORTH_A_HUGE_PAGE: u64 = HUGE_PAGE / 2;
+const WORTH_A_HUGE_PAGE: u64 = 64 << 10;
 
 /// A range of guest memory inside one region.
 pub(super) struct Span<'a> {
