@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::peers::{Iperf, Vsock, exits, ping_pong};
@@ -36,6 +36,9 @@ pub struct Args {
     /// Frames go through the host's kernel (vhost-net), for those that can
     #[arg(long)]
     vhost: bool,
+    /// Only those whose name contains one of these words: husk, QEMU, Firecracker, Cloud, kvmtool
+    #[arg(long, value_name = "WORD", value_delimiter = ',')]
+    only: Vec<String>,
     #[command(flatten)]
     place: Place,
 }
@@ -46,6 +49,7 @@ struct Plan {
     rounds: usize,
     seconds: u32,
     vhost: bool,
+    only: Vec<String>,
     noxsave: bool,
     husk: PathBuf,
     assets: PathBuf,
@@ -78,6 +82,7 @@ pub fn main(args: &Args) -> Result<u8> {
         rounds: args.rounds,
         seconds: args.seconds.max(1),
         vhost: args.vhost,
+        only: args.only.clone(),
         noxsave: args.place.xsave,
         husk: husk.clone(),
         assets: assets::all()?,
@@ -129,9 +134,15 @@ fn measure(plan: &Plan, ram: &Path) -> Result<()> {
             vsock: Some(&socket),
         }),
     };
-    let mut rounds = Rounds::new(rivals::one_each(&husk, &guest));
+    let mut subjects = rivals::one_each(&husk, &guest);
+    let is_wanted = |subject: &Subject| plan.only.iter().any(|word| subject.name.contains(word));
+    subjects.retain(|subject| plan.only.is_empty() || is_wanted(subject));
+    if subjects.is_empty() {
+        bail!("nobody on PATH is called anything like {}", plan.only.join(", "));
+    }
+    let mut rounds = Rounds::new(subjects);
     for round in 0..plan.rounds {
-        rounds.one(|subject| run(subject, plan.seconds, &tap.guest(), &socket));
+        rounds.one(|subject, figures| run(subject, plan.seconds, &tap.guest(), &socket, figures));
         host::say(format!("round {} of {}", round + 1, plan.rounds));
     }
     print!("{}", rounds.table());
@@ -152,18 +163,24 @@ fn with_script(plan: &Plan, script: &str) -> Result<Vec<u8>> {
 /// What one run gave, by the work's name: the figure, and exits to user space for each request.
 type Figures = BTreeMap<&'static str, (f64, Option<f64>)>;
 
-/// Starts `subject` and has its guest do all the work.
-fn run(subject: &Subject, seconds: u32, guest: &str, socket: &str) -> Result<Figures> {
+/// Starts `subject` and has its guest do all the work, as far as it comes.
+fn run(
+    subject: &Subject,
+    seconds: u32,
+    guest: &str,
+    socket: &str,
+    figures: &mut Figures,
+) -> Result<()> {
     // A killed rival leaves its own socket behind.
     cache::remove(Path::new(socket))?;
     let vsock = Vsock::listen(socket, (work::vsock_mib(seconds) as usize) << 20)?;
     let running = Running::start(subject)?;
-    let mut figures = Figures::new();
     let mut before = None;
     loop {
         let silence = SILENCE + Duration::from_secs(seconds.into());
         match running.said.recv_timeout(silence).context("its guest says nothing more")? {
-            Said::Over => return Ok(figures),
+            Said::Over => return Ok(()),
+            Said::Failed(work) => bail!("{} failed in its guest", work.name),
             Said::End { work, figure, requests } => {
                 let exits = exits().zip(before).map(|(after, before)| after - before);
                 let each = exits.zip(requests).map(|(exits, requests)| exits / requests.max(1.0));
@@ -229,7 +246,7 @@ impl Drop for Running {
 /// All figures, of all rounds.
 struct Rounds {
     subjects: Vec<Subject>,
-    /// By subject, in the order of the rounds; nothing for a run that failed.
+    /// By subject, in the order of the rounds; of a run that failed what came before.
     figures: Vec<Vec<Figures>>,
     /// Why a subject is no longer run.
     broken: Vec<Option<String>>,
@@ -241,16 +258,15 @@ impl Rounds {
         Self { subjects, figures: vec![Vec::new(); count], broken: vec![None; count] }
     }
 
-    fn one(&mut self, run: impl Fn(&Subject) -> Result<Figures>) {
+    fn one(&mut self, run: impl Fn(&Subject, &mut Figures) -> Result<()>) {
         let mut order: Vec<usize> = (0..self.subjects.len()).collect();
         shuffle(&mut order);
         for n in order {
             let parts = (self.subjects.get(n), self.figures.get_mut(n), self.broken.get_mut(n));
             let (Some(subject), Some(figures), Some(broken @ None)) = parts else { continue };
-            match run(subject) {
-                Ok(found) => figures.push(found),
-                Err(error) => *broken = Some(format!("{error:#}")),
-            }
+            let mut found = Figures::new();
+            *broken = run(subject, &mut found).err().map(|error| format!("{error:#}"));
+            figures.push(found);
         }
     }
 
@@ -272,18 +288,22 @@ impl Rounds {
             "", "", "median", "min", "max", "husk/this", "(spread)", "exits/request"
         );
         for work in work::all() {
+            let mut heading = format!("{} {}", work.name, work.unit);
             for (n, subject) in self.subjects.iter().enumerate() {
-                text += &self.line(work, n, subject);
+                if let Some(line) = self.line(work, n, subject) {
+                    text += &format!("{heading:<25} {line}");
+                    heading.clear();
+                }
             }
         }
         text
     }
 
-    /// The line of one subject; nothing if it has no figure.
-    fn line(&self, work: Work, n: usize, subject: &Subject) -> String {
+    /// The line of one subject, but for its heading; `None` if it has no figure.
+    fn line(&self, work: Work, n: usize, subject: &Subject) -> Option<String> {
         let (own, these) = (self.of(0, work), self.of(n, work));
         if these.is_empty() {
-            return String::new();
+            return None;
         }
         let figures: Vec<f64> = these.iter().map(|(figure, _)| *figure).collect();
         let ratios: Vec<f64> =
@@ -295,22 +315,19 @@ impl Rounds {
             true => String::new(),
             false => format!("{:.2}", Summary::of(&exits).median),
         };
-        let name = if n == 0 { format!("{} {}", work.name, work.unit) } else { String::new() };
-        format!(
-            "{name:<25} {:<21} {:>10.0} {:>10.0} {:>10.0} {:>9.2} {spread:>15} {exits:>12}\n",
+        Some(format!(
+            "{:<21} {:>10.0} {:>10.0} {:>10.0} {:>9.2} {spread:>15} {exits:>12}\n",
             subject.name.split(',').next().unwrap_or_default(),
             s.median,
             s.min,
             s.max,
             r.median,
-        )
+        ))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use anyhow::bail;
-
     use super::*;
 
     #[test]
@@ -319,23 +336,27 @@ mod tests {
         let mut rounds = Rounds::new(vec![subject("husk, x"), subject("other"), subject("bad")]);
         let counts = std::cell::Cell::new((0, 0));
         for factor in [1.0, 3.0] {
-            rounds.one(|subject| {
+            rounds.one(|subject, found| {
                 let (runs, bad) = counts.get();
                 let figure = match subject.name.as_str() {
                     "bad" => {
                         counts.set((runs, bad + 1));
+                        found.insert(VSOCK_OUT.name, (50.0, None));
                         bail!("no such device");
                     }
                     "other" => 100.0 * factor,
                     _ => 200.0 * factor,
                 };
                 counts.set((runs + 1, bad));
-                Ok(Figures::from([(PING_PONG.name, (figure, Some(1.0)))]))
+                found.insert(PING_PONG.name, (figure, Some(1.0)));
+                Ok(())
             });
         }
         assert_eq!(counts.get(), (4, 1));
         let table = rounds.table();
         assert!(table.contains("bad: no such device"), "{table}");
+        let kept = table.lines().find(|line| line.contains(" bad ")).unwrap();
+        assert!(kept.contains(" 50 "), "what it did before is lost: {kept}");
         let line = table.lines().find(|line| line.contains(" other ")).unwrap();
         assert!(line.contains("2.00     (2.00–2.00)         1.00"), "{line}");
     }

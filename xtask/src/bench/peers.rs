@@ -59,8 +59,7 @@ pub fn ping_pong(address: &str, port: u16, span: Duration) -> Result<f64> {
     Ok(f64::from(count) / begun.elapsed().as_secs_f64())
 }
 
-/// Both of the host's sides of vsock, at `socket` and its ports: one takes what comes, one sends
-/// `bytes`.
+/// Both of the host's sides of vsock, at `socket` and its ports: one takes `bytes`, one sends as many.
 pub struct Vsock {
     sink: Receiver<f64>,
     source: Receiver<f64>,
@@ -74,14 +73,16 @@ impl Vsock {
         let sockets = [place(VSOCK_SINK), place(VSOCK_SOURCE)];
         let [sink, source] = &sockets;
         let (sink, source) = (listen(sink)?, listen(source)?);
-        let sink = served(sink, |stream| {
+        let sink = served(sink, move |stream| {
             let (mut buffer, mut count) = (vec![0; 1 << 20], 0);
-            loop {
+            // Not until the end of it: not every VMM passes that on while the other way is open.
+            while count < bytes {
                 match stream.read(&mut buffer)? {
-                    0 => return Ok(count),
+                    0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
                     len => count += len,
                 }
             }
+            Ok(count)
         });
         let source = served(source, move |stream| {
             let buffer = vec![7; 1 << 20];

@@ -192,9 +192,12 @@ fn cloud_hypervisor(guest: &Guest<'_>) -> Option<Subject> {
         subject.add(["--initramfs", initrd]);
     }
     if let Some(Devices { disk, second, tap, vsock, .. }) = guest.devices {
-        subject.add(["--disk", &format!("path={disk}")]);
+        // Newer ones write to no first sector of what is not said to be raw; older ones know no types.
+        let help = host::text(host::command(&program).arg("--help")).unwrap_or_default();
+        let kind = if help.contains("image_type=") { ",image_type=raw" } else { "" };
+        subject.add(["--disk", &format!("path={disk}{kind}")]);
         if let Some(second) = second {
-            subject.add([&format!("path={second},readonly=on")]);
+            subject.add([&format!("path={second},readonly=on{kind}")]);
         }
         subject.add(["--net", &format!("tap={tap}")]);
         if let Some(vsock) = vsock {

@@ -5,6 +5,7 @@
 //! BENCH begin read-4k-d32
 //! BENCH end read-4k-d32 53210 106420      the figure, and how many requests it took
 //! BENCH end tcp-from-guest 941            no requests are counted
+//! BENCH failed write-1m                   its tool says so
 //! ```
 
 /// Where the guest echoes TCP messages.
@@ -23,7 +24,7 @@ pub struct Work {
 }
 
 /// Work on the disk: how fio is told, and the fields of its answer (`fio --minimal`, version 3,
-/// counted from 1) that say requests a second, KiB a second, and KiB in all.
+/// counted from 1; the fifth is its error) that say requests a second, KiB a second, and KiB in all.
 struct Disk {
     work: Work,
     rw: &'static str,
@@ -101,13 +102,16 @@ pub fn script(disk_bytes: u64, seconds: u32, guest: &str, host: &str) -> String 
              --ioengine=libaio --rw={rw} --bs={block_kib}k --iodepth={depth} --time_based \
              --runtime={seconds} | grep '^3;')\n\
              total=$(echo \"$said\" | cut -d';' -f{total})\n\
-             echo BENCH end {name} $(echo \"$said\" | cut -d';' -f{figure}) $((total / {block_kib}))\n"
+             if [ \"$(echo \"$said\" | cut -d';' -f5)\" = 0 ]; then\n\
+             echo BENCH end {name} $(echo \"$said\" | cut -d';' -f{figure}) $((total / {block_kib}))\n\
+             else echo BENCH failed {name}; fi\n"
         );
     }
     for (Work { name, .. }, more) in TCP {
         script += &format!(
             "echo BENCH begin {name}\n\
              said=$(chroot /mnt iperf3 -c {host} -t {seconds} -f m {more} | grep receiver)\n\
+             [ -n \"$said\" ] || echo BENCH failed {name}\n\
              echo BENCH end {name} $(echo \"$said\" | sed 's/.*Bytes *//; s/ .*//')\n"
         );
     }
@@ -129,6 +133,7 @@ pub fn script(disk_bytes: u64, seconds: u32, guest: &str, host: &str) -> String 
 pub enum Said {
     Begin(Work),
     End { work: Work, figure: f64, requests: Option<f64> },
+    Failed(Work),
     Over,
 }
 
@@ -143,6 +148,7 @@ pub fn read(line: &str) -> Option<Said> {
     let work = all().into_iter().find(|work| work.name == name)?;
     match what {
         "begin" => Some(Said::Begin(work)),
+        "failed" => Some(Said::Failed(work)),
         "end" => {
             let figure = words.next()?.parse().ok()?;
             Some(Said::End { work, figure, requests: words.next().and_then(|n| n.parse().ok()) })
@@ -165,6 +171,7 @@ mod tests {
         );
         let end = read("BENCH end tcp-to-guest 941");
         assert!(matches!(end, Some(Said::End { requests: None, figure: 941.0, .. })), "{end:?}");
+        assert_eq!(read("BENCH failed read-4k-d32"), Some(Said::Failed(work)));
         assert_eq!(read("BENCH over"), Some(Said::Over));
         for other in ["", "BENCH", "BENCH end read-1m", "BENCH end read-1m x", "BENCH begin tea"] {
             assert_eq!(read(other), None, "{other}");
