@@ -67,7 +67,8 @@ pub struct Run {
     memory: Option<MemoryConfig>,
     /// A disk: path=FILE [,ro] [,id=NAME] [,format=raw|qcow2] [,backing] [,overlay]
     /// [,overlay_dir=DIR] [,cache=writeback|direct|unsafe] [,engine=auto|io_uring|threads]
-    /// [,queues=N] [,bps=SIZE] [,iops=N]; may be repeated. At SIGUSR2 husk looks again how large the
+    /// [,queues=N] [,bps=SIZE] [,iops=N]; may be repeated: a VM has at most 18 virtio devices, of
+    /// whatever kind. At SIGUSR2 husk looks again how large the
     /// disks are, and tells the guest
     #[arg(long, value_name = "DISK", value_parser = parse_disk)]
     disk: Vec<DiskConfig>,

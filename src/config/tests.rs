@@ -260,6 +260,11 @@ fn there_are_no_more_devices_than_interrupts() {
     let mut config = VmConfig::new("k");
     config.disks = (0..18).map(|n| disk(&format!("d{n}"))).collect();
     assert_eq!(config.validate(), Err(ConfigError::TooManyDevices(19)));
+    let words = ConfigError::TooManyDevices(19).to_string();
+    assert!(
+        words.starts_with("19 virtio devices") && words.contains("interrupts for 18"),
+        "{words}"
+    );
     config.rng = false;
     assert_eq!(config.validate(), Ok(()));
 }

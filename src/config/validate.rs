@@ -81,7 +81,12 @@ pub enum ConfigError {
         id: String,
     },
     /// More devices than interrupts.
-    #[error("{0} virtio devices, but there are interrupts for {max}", max = VIRTIO_DEVICES_MAX)]
+    #[error(
+        "{0} virtio devices, but a VM has interrupts for {max}: every disk, pmem file, volume and network \
+         interface is one, and so are the entropy source, the balloon, the sockets of --vsock and of a \
+         command, the virtio console, and all ports together; leave some out",
+        max = VIRTIO_DEVICES_MAX
+    )]
     TooManyDevices(usize),
     /// Number of queues of a disk.
     #[error("disk `{id}`: {queues} queues: a disk has 1 to {max}", max = QUEUES_MAX)]
