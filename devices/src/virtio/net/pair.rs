@@ -161,10 +161,13 @@ impl Pair {
         if std::mem::replace(&mut self.up, up) == up {
             return;
         }
-        if up {
-            self.status.fetch_or(UP, Ordering::AcqRel);
-        } else {
-            self.status.fetch_and(!UP, Ordering::AcqRel);
+        let before = match up {
+            true => self.status.fetch_or(UP, Ordering::AcqRel),
+            false => self.status.fetch_and(!UP, Ordering::AcqRel),
+        };
+        if (before & UP != 0) == up {
+            // Another pair of the card has said so.
+            return;
         }
         let (name, backend) = (self.interrupt.name(), self.backend.name());
         if self.gone {
