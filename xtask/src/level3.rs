@@ -1,4 +1,5 @@
-//! The tests that boot Linux, `tests/linux_*.rs`, and in the testbed the payloads of level 2 again.
+//! The tests that boot Linux, `tests/linux_*.rs`, in a soak `tests/soak_*.rs` too, and in the testbed the
+//! payloads of level 2 again.
 //! All of them run in one session, in the testbed unless this machine's KVM can do it. Should the
 //! testbed stall, what is not done yet runs in a fresh start, up to [`MOST_STARTS`] in all. All
 //! starts share one time limit: what is left of the whole run's, see [`crate::deadline`].
@@ -34,25 +35,23 @@ pub struct Wanted {
 /// Builds, prepares and runs the tests that boot Linux.
 pub fn run(wanted: &Wanted) -> Result<Count> {
     host::say("building the tests that boot Linux");
-    let binaries = cargo::executables(&[
-        "test",
-        "--no-run",
-        "--quiet",
-        "--package",
-        "husk-vmm",
-        "--test",
-        "linux_*",
-        "--test",
-        "payload",
-    ])?;
+    let mut build = vec!["test", "--no-run", "--quiet", "--package", "husk-vmm"];
+    build.extend(["--test", "linux_*", "--test", "payload"]);
+    if wanted.soak.is_some() {
+        build.extend(["--test", "soak_*"]);
+    }
+    let binaries = cargo::executables(&build)?;
     let husk = cargo::build_husk()?;
-    // What husk itself starts.
-    apt::need(&[("passt", "passt")])?;
-    let assets = assets::all()?;
+    // What husk itself starts, and what a guest takes from the host.
+    apt::need(&[("passt", "passt"), ("iperf3", "iperf3")])?;
+    let assets = if wanted.soak.is_some() { assets::soak()? } else { assets::all()? };
     let place = doctor::ask(&husk);
     let emulated = matches!(place, Place::Testbed(_));
     // Where this machine's KVM interprets, or is missing, the payloads have yet to meet a real one.
-    let wanted_there = |name: &str| name.starts_with("linux_") || (emulated && name == "payload");
+    let wanted_there = |name: &str| {
+        ["linux_", "soak_"].iter().any(|kind| name.starts_with(kind))
+            || (emulated && name == "payload")
+    };
     let binaries: Vec<_> = binaries
         .into_iter()
         .filter(|binary| binary.is_test && wanted_there(&binary.name))

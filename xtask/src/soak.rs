@@ -1,6 +1,6 @@
 //! `cargo xtask soak`: the tests that boot Linux, with as many rounds of everything that can go wrong
-//! once in a while as nobody waits for in [`crate::test`]. The tests read the factor from
-//! `$HUSK_SOAK`.
+//! once in a while as nobody waits for in [`crate::test`], and those that are for this alone,
+//! `tests/soak_*.rs`. The tests read the factor from `$HUSK_SOAK`.
 
 use std::num::NonZeroU32;
 

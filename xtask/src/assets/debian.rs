@@ -38,8 +38,13 @@ const DEBIAN: Root = Root {
     machine: true,
 };
 
-const TOOLS: Root =
-    Root { name: "tools", packages: "fio,iperf3", size: "1G", variant: MINBASE, machine: false };
+const TOOLS: Root = Root {
+    name: "tools",
+    packages: "fio,iperf3,xfsprogs",
+    size: "1G",
+    variant: MINBASE,
+    machine: false,
+};
 
 const REDIS: Root = Root {
     name: "redis",
@@ -55,7 +60,7 @@ pub fn get() -> Result<PathBuf> {
     DEBIAN.get()
 }
 
-/// Makes a file system with the benchmarks' tools unless it is there: fio and iperf3.
+/// Makes a file system with the tools of benchmarks and soaks unless it is there: fio, iperf3, xfsprogs.
 pub fn tools() -> Result<PathBuf> {
     TOOLS.get()
 }

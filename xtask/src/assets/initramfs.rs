@@ -46,22 +46,30 @@ const IF_PRESENT: &[&str] = &[
 /// What /init does not load: it costs every start, and few want it. They are named in `/lib/modules.more`, in order.
 const ON_DEMAND: &[&str] = &["virtiofs", "overlay"];
 
+/// What only a soak wants beside those.
+const SOAK: &[&str] = &["xfs"];
+
 /// busybox's acpid runs this at the press of the power button.
 const POWER_BUTTON: &str = "etc/acpi/PWRF/00000080";
 
 /// An image without any module: starts on any kernel, and fastest.
 pub fn tiny() -> Result<PathBuf> {
-    make("tiny", None)
+    make("tiny", None, ON_DEMAND)
 }
 
 /// An image with `kernel`'s modules for what husk emulates.
 pub fn full(name: &str, kernel: &Kernel) -> Result<PathBuf> {
-    make(name, Some(kernel))
+    make(name, Some(kernel), ON_DEMAND)
 }
 
-fn make(name: &str, kernel: Option<&Kernel>) -> Result<PathBuf> {
+/// The same with what a soak wants.
+pub fn soak(kernel: &Kernel) -> Result<PathBuf> {
+    make("soak", Some(kernel), &[ON_DEMAND, SOAK].concat())
+}
+
+fn make(name: &str, kernel: Option<&Kernel>, on_demand: &[&str]) -> Result<PathBuf> {
     let release = kernel.map_or("", |k| k.release.as_str());
-    let wanted = [MODULES, IF_PRESENT, &["-"], ON_DEMAND].concat().join(" ");
+    let wanted = [MODULES, IF_PRESENT, &["-"], on_demand].concat().join(" ");
     let mut parts = vec![INIT.as_bytes(), BUTTON.as_bytes(), release.as_bytes(), wanted.as_bytes()];
     parts.extend(PROGRAMS.iter().map(|(_, _, source)| source.as_bytes()));
     let version = cache::fingerprint(&parts);
@@ -89,7 +97,7 @@ fn make(name: &str, kernel: Option<&Kernel>) -> Result<PathBuf> {
             }
             cpio.file("lib/modules.order", 0o644, order.as_bytes());
             let (mut more, loaded) = (String::new(), order);
-            let names = [&names, modules.present(ON_DEMAND).as_slice()].concat();
+            let names = [&names, modules.present(on_demand).as_slice()].concat();
             for (name, data) in modules.closure(&names)? {
                 if !loaded.lines().any(|other| other == name) {
                     cpio.file(&format!("lib/{name}"), 0o644, &data);

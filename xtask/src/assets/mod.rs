@@ -20,6 +20,18 @@ use crate::{apt, cache, host, vmlinux};
 
 /// Makes what is missing of all assets and gives the directory they are in.
 pub fn all() -> Result<PathBuf> {
+    link("assets", &usual()?)
+}
+
+/// The same in a directory of its own, with what only soaks want.
+pub fn soak() -> Result<PathBuf> {
+    let mut links = usual()?;
+    links.push((SOAK, initramfs::soak(&kernels::get(Flavour::Cloud)?)?));
+    links.push((TOOLS, debian::tools()?));
+    link("assets-soak", &links)
+}
+
+fn usual() -> Result<Vec<(&'static str, PathBuf)>> {
     let cloud = kernels::get(Flavour::Cloud)?;
     let standard = kernels::get(Flavour::Standard)?;
     let elf = format!("vmlinux-{}", cloud.release);
@@ -42,7 +54,7 @@ pub fn all() -> Result<PathBuf> {
         (REDIS, debian::redis()?),
     ];
     links.extend([MEMTEST, MEMTEST_IA32].map(|name| (name, memtest.join(name))));
-    link(&links)
+    Ok(links)
 }
 
 fn memtest() -> Result<PathBuf> {
@@ -57,8 +69,8 @@ fn memtest() -> Result<PathBuf> {
     })
 }
 
-fn link(links: &[(&str, PathBuf)]) -> Result<PathBuf> {
-    let dir = cache::guest_dir().join("assets");
+fn link(directory: &str, links: &[(&str, PathBuf)]) -> Result<PathBuf> {
+    let dir = cache::guest_dir().join(directory);
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     for (name, target) in links {
         let place = dir.join(name);

@@ -15,6 +15,10 @@ pub const TINY: &str = "initrd-tiny.cpio";
 pub const FULL: &str = "initrd-full.cpio";
 /// The same with the standard kernel's modules.
 pub const FULL_STD: &str = "initrd-full-std.cpio";
+/// For soaks only: the same as the cloud kernel's, with xfs in `/lib/modules.more`.
+pub const SOAK: &str = "initrd-soak.cpio";
+/// For soaks only: a file system with fio and xfsprogs.
+pub const TOOLS: &str = "tools.ext4";
 /// A Debian root file system.
 pub const DEBIAN: &str = "debian.ext4";
 /// A root file system with Redis and what it needs, and nothing else.
