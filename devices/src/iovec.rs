@@ -271,6 +271,18 @@ impl<'a> Iovecs<'a> {
         unsafe { self.pieces.copy_to(buffer.get_mut(start..).unwrap_or_default()) };
     }
 
+    /// Copies as many of the bytes left to `buffer` as it has room for; they stay.
+    pub fn copy_to(&self, buffer: &mut [u8]) {
+        // SAFETY: the pieces stay mapped for 'a (see the constructors).
+        unsafe { self.pieces.copy_to(buffer) };
+    }
+
+    /// Copies `bytes` over the first of those left, which stay.
+    pub fn copy_from(&self, bytes: &[u8]) {
+        // SAFETY: the pieces stay mapped for 'a (see the constructors).
+        unsafe { self.pieces.copy_from(bytes) };
+    }
+
     /// Bytes left.
     pub fn len(&self) -> usize {
         self.pieces.len

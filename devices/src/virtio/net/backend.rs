@@ -37,6 +37,9 @@ pub trait Backend: Send {
         false
     }
 
+    /// A driver is to be served from now on that has accepted these virtio features.
+    fn accept(&mut self, _features: u64) {}
+
     /// Whether there is somebody at the other end, as far as is known.
     fn is_up(&self) -> bool {
         true

@@ -1,4 +1,5 @@
-//! A wire between two VMs of one user: a socket that keeps the borders of frames.
+//! A link between two VMs of one user: a socket that keeps the borders of frames. What goes over it is
+//! [`wire`]'s.
 //!
 //! Both know the wire by its name, which is a lock file and a socket in a directory of the user's
 //! own. Whoever has the lock listens, the other connects; a third is refused, because then there is a
@@ -20,7 +21,7 @@
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -29,12 +30,19 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::backend::{Backend, Received, uninterrupted, widen};
+use super::backend::{Backend, Received, widen};
 use crate::virtio::queue::Iovecs;
+
+mod wire;
+
+use wire::Wire;
 
 /// How long a newcomer waits for one that has the lock to listen: it is between two steps, or it has
 /// noticed just now that its other end has gone.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What a socket that is still connected may answer: it is full, the frame too long for it, the host out
+/// of memory.
+const PASSING: [libc::c_int; 4] = [libc::EAGAIN, libc::EMSGSIZE, libc::ENOBUFS, libc::ENOMEM];
 /// The first and the longest time between two attempts to find the other.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
@@ -79,7 +87,7 @@ pub enum LinkError {
 enum State {
     Apart,
     Listening(OwnedFd),
-    Joined(OwnedFd),
+    Joined(Box<Wire>),
 }
 
 /// An end of the wire.
@@ -92,6 +100,8 @@ pub struct Link {
     poll: Epoll,
     timer: TimerFd,
     retry: Duration,
+    /// What the driver has accepted.
+    features: u64,
 }
 
 impl Link {
@@ -142,6 +152,7 @@ impl Link {
             poll,
             timer,
             retry: RETRY.0,
+            features: 0,
         };
         link.watch(link.timer.as_raw_fd()).map_err(host("epoll"))?;
         let begun = Instant::now();
@@ -165,6 +176,7 @@ impl Link {
                 if let Some(peer) = accept(listener)? {
                     // A third must find nobody who listens.
                     let _ = std::fs::remove_file(&self.socket);
+                    self.state = State::Apart;
                     self.join(peer)?;
                 }
             }
@@ -185,8 +197,11 @@ impl Link {
     fn join(&mut self, peer: OwnedFd) -> io::Result<()> {
         widen(&peer);
         self.watch(peer.as_raw_fd())?;
-        self.state = State::Joined(peer);
-        self.retry = RETRY.0;
+        // Fails when it has gone already: then nobody has come.
+        if let Ok(wire) = Wire::new(peer, self.features) {
+            self.state = State::Joined(Box::new(wire));
+            self.retry = RETRY.0;
+        }
         Ok(())
     }
 
@@ -230,17 +245,26 @@ impl Backend for Link {
         self.poll.as_raw_fd()
     }
 
+    fn has_headers(&self) -> bool {
+        true
+    }
+
+    fn accept(&mut self, features: u64) {
+        self.features = features;
+        if let State::Joined(wire) = &mut self.state {
+            wire.accept(features);
+        }
+    }
+
     fn is_up(&self) -> bool {
         matches!(self.state, State::Joined(_))
     }
 
     fn receive(&mut self, to: Iovecs<'_>) -> io::Result<Received> {
-        if let State::Joined(peer) = &self.state {
-            match uninterrupted(|| to.readv(peer.as_fd())) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(e),
-                // Nobody sends an empty frame.
-                Ok(len @ 1..) => return Ok(Received::Whole(len)),
-                Ok(0) | Err(_) => self.part(),
+        if let State::Joined(wire) = &mut self.state {
+            match wire.receive(to) {
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => self.part(),
+                done => return done,
             }
         } else {
             self.seek();
@@ -249,13 +273,21 @@ impl Backend for Link {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
+    fn skip(&mut self) {
+        if let State::Joined(wire) = &mut self.state {
+            wire.skip();
+        }
+    }
+
     fn send(&mut self, frame: Iovecs<'_>) -> io::Result<()> {
-        let State::Joined(peer) = &self.state else {
+        let State::Joined(wire) = &mut self.state else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        match uninterrupted(|| frame.send(peer.as_fd())) {
-            Ok(_) => Ok(()),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EMSGSIZE)) => Err(e),
+        match wire.send(frame) {
+            Ok(()) => Ok(()),
+            // The frame's own trouble, or the host's for the moment.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(e),
+            Err(e) if e.raw_os_error().is_some_and(|errno| PASSING.contains(&errno)) => Err(e),
             Err(e) => {
                 self.part();
                 Err(io::Error::new(io::ErrorKind::NotConnected, e))

@@ -14,6 +14,7 @@ mod backend;
 mod control;
 mod limit;
 pub mod link;
+mod offload;
 mod pair;
 pub mod passt;
 mod rx;
@@ -287,7 +288,9 @@ impl Net {
                 return Err(StartError::Hangs);
             }
             let gone = || std::io::Error::other("its worker ended");
-            let (backend, limits) = home.idle.take().ok_or_else(gone).map_err(host("network"))?;
+            let (mut backend, limits) =
+                home.idle.take().ok_or_else(gone).map_err(host("network"))?;
+            backend.accept(features);
             let pair = Pair::new(Parts {
                 backend,
                 rx: rx.map(|queue| Rx::new(queue, mergeable, mtu)),

@@ -14,14 +14,28 @@ fn open(dir: &tempfile::TempDir) -> Link {
     Link::open_in(dir.path(), "wire").unwrap()
 }
 
+/// Sends a frame behind an empty header.
 fn send(link: &mut Link, frame: &[u8]) -> io::Result<()> {
+    send_headed(link, &[&[0; 12], frame].concat())
+}
+
+/// Sends what stands behind its own header.
+fn send_headed(link: &mut Link, frame: &[u8]) -> io::Result<()> {
     let (mut list, mut frame) = (IovecBuffer::default(), frame.to_vec());
     let (head, tail) = frame.split_at_mut(7);
     link.send(Iovecs::over(&mut [head, tail], &mut list))
 }
 
+/// Receives a frame that must stand behind an empty header.
 fn receive(link: &mut Link) -> Option<Vec<u8>> {
-    let (mut list, mut frame) = (IovecBuffer::default(), vec![0; 70_000]);
+    let mut frame = receive_headed(link)?;
+    let rest = frame.split_off(12);
+    assert_eq!(frame, [0; 12]);
+    Some(rest)
+}
+
+fn receive_headed(link: &mut Link) -> Option<Vec<u8>> {
+    let (mut list, mut frame) = (IovecBuffer::default(), vec![0xee; 70_000]);
     let (head, tail) = frame.split_at_mut(10);
     let got = link.receive(Iovecs::over(&mut [head, tail], &mut list));
     match got {
