@@ -208,8 +208,8 @@ fn expect_offloads(features: &str, card: &str) {
 }
 
 /// Answers every connection to a port of the host's loopback with a web page.
-fn serve(page: &'static str) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+fn serve(address: &str, page: &'static str) -> u16 {
+    let listener = TcpListener::bind(address).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -284,7 +284,17 @@ fn wait_gone(pid: u32) {
 fn a_guest_without_a_tap_reaches_the_host_and_is_reached_at_its_published_port() {
     let Some(lab) = Lab::open() else { return };
     enter_namespace();
-    let port = serve("a page of the host");
+    // passt has IPv6 when an interface has, beside the loopback.
+    ip("link add uplink type veth peer name peer");
+    ip("link set uplink up");
+    ip("link set peer up");
+    let deadline = Instant::now() + PATIENCE;
+    while !host("ip", ["-6", "addr", "show", "dev", "uplink"]).contains("scope link") {
+        assert!(Instant::now() < deadline, "no link-local address");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let port = serve("127.0.0.1:0", "a page of the host");
+    let port6 = serve("[::1]:0", "a page by IPv6");
     let script = format!(
         r#"
 cat >/dhcp <<'EOF'
@@ -300,6 +310,9 @@ udhcpc -i eth0 -n -q -f -s /dhcp >/dhcp.log 2>&1
 grep address= /dhcp.log || cat /dhcp.log
 echo "mtu=$(cat /sys/class/net/eth0/mtu)"
 echo "page=$(wget -q -O - http://10.0.2.2:{port}/)"
+until ip -6 addr show dev eth0 scope global | grep -v tentative | grep -q inet6; do usleep 100000; done
+echo "address6=$(ip -6 addr show dev eth0 scope global | sed -n 's/.*inet6 \([^ ]*\) .*/\1/p' | head -n 1)"
+echo "page6=$(wget -q -O - 'http://[fd68:7573:6b::2]:{port6}/')"
 mkdir /served
 dd if=/dev/urandom of=/served/data bs=1M count=16 2>/dev/null
 echo "hash=$(sha256sum /served/data | cut -d' ' -f1)"
@@ -313,10 +326,12 @@ while [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do usleep 100000; done
 echo "after=$(cat /sys/class/net/eth0/carrier)"
 "#
     );
-    let mut guest =
-        lab.guest().args("--net user --publish 127.0.0.1:18080:80").script(&script).start();
+    let guest =
+        lab.guest().args("--net user --publish 127.0.0.1:18080:80 --publish [::1]:18081:80");
+    let mut guest = guest.script(&script).start();
     guest.wait_for("SERVING");
     let data = fetch("127.0.0.1:18080", "/data");
+    let data6 = fetch("[::1]:18081", "/data");
     let [passt] = passts(guest.pid())[..] else { panic!("there is not one passt") };
     guest.type_line("go on");
     // A passt that is killed is a cable that is pulled, and husk says so.
@@ -325,12 +340,18 @@ echo "after=$(cat /sys/class/net/eth0/carrier)"
     guest.type_line("go on");
     let done = guest.finish();
     done.expect_status(0).expect("HUSK-EXIT 0").expect_stderr("passt");
+    assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
     done.expect_fact("address", "10.0.2.15/255.255.255.0 via 10.0.2.2");
     done.expect_fact("mtu", "65520");
     done.expect_fact("page", "a page of the host");
     done.expect_fact("carrier", "1").expect_fact("after", "0");
-    let body = data.len() - (16 << 20);
-    assert_eq!(sha256(&data[body..]), done.fact("hash"), "{} bytes came", data.len());
+    for data in [data, data6] {
+        let body = data.len() - (16 << 20);
+        assert_eq!(sha256(&data[body..]), done.fact("hash"), "{} bytes came", data.len());
+    }
+    done.expect_fact("page6", "a page by IPv6");
+    let prefix = done.fact("address6");
+    assert!(prefix.starts_with("fd68:7573:6b"), "{prefix}");
     wait_gone(passt);
 
     // Nor does it stay when husk is killed.

@@ -126,7 +126,7 @@ impl TokenBucket {
 /// A port of the host that leads to the guest: `[ADDRESS:]HOST:GUEST[/udp]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Publish {
-    /// Which of the host's addresses; all of them without.
+    /// Which of the host's addresses; all of IPv4 without.
     pub address: Option<IpAddr>,
     /// The host's port.
     pub host: u16,
@@ -138,7 +138,9 @@ pub struct Publish {
 
 /// What is no [`Publish`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` publishes no port: HOST:GUEST, as in 8080:80, 127.0.0.1:8080:80 or 5353:53/udp")]
+#[error(
+    "`{0}` publishes no port: HOST:GUEST, as in 8080:80, 127.0.0.1:8080:80, [::1]:8080:80 or 5353:53/udp"
+)]
 pub struct PublishError(String);
 
 impl FromStr for Publish {

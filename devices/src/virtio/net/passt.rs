@@ -6,9 +6,12 @@
 //! network is the same on every host:
 //!
 //! ```text
-//! guest 10.0.2.15/24   gateway 10.0.2.2 = the host, with what listens on its loopback
-//! DHCP, with the host's name servers; IPv4 only
+//! guest 10.0.2.15/24            gateway 10.0.2.2          = the host, with what listens on its loopback
+//!       fd68:7573:6b::15/64             fd68:7573:6b::2
+//! DHCP, router advertisements and DHCPv6, with the host's name servers
 //! ```
+//!
+//! passt has IPv6 only with an interface of the host's that has it, which the loopback is not to it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -38,26 +41,16 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const PATIENCE: libc::c_int = 10_000;
 /// How much of what it says is kept.
 const LAST_WORDS: usize = 4096;
-/// What the guest sees; `-i` names the interface the rest would be copied from, so that passt needs
-/// no default route.
-const NETWORK: [&str; 11] = [
-    "--ipv4-only",
-    "-i",
-    "lo",
-    "-a",
-    "10.0.2.15",
-    "-n",
-    "24",
-    "-g",
-    "10.0.2.2",
-    "-M",
-    "52:55:0a:00:02:02",
-];
+/// What the guest sees. passt would else take it from an interface of the host's.
+const IPV4: [&str; 8] =
+    ["-a", "10.0.2.15", "-n", "24", "-g", "10.0.2.2", "-M", "52:55:0a:00:02:02"];
+/// The same for IPv6; the prefix is a unique local one (RFC 4193), its length always 64.
+const IPV6: [&str; 4] = ["-a", "fd68:7573:6b::15", "-g", "fd68:7573:6b::2"];
 
 /// A port of the host that leads to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forward {
-    /// Which of the host's addresses; all of them without.
+    /// Which of the host's addresses; all of IPv4 without.
     pub address: Option<IpAddr>,
     /// The host's port.
     pub host: u16,
@@ -76,6 +69,15 @@ pub enum PasstError {
          brings it; tap=NAME does without"
     )]
     Missing,
+    /// A port is to be forwarded that passt cannot have here.
+    #[error(
+        "{address} is an IPv6 address, and no interface of the host beside its loopback has one, without \
+         which passt has no IPv6; publish the port at an IPv4 address, or bring such an interface up"
+    )]
+    NoIpv6 {
+        /// What the user gave.
+        address: IpAddr,
+    },
     /// It ended at once.
     #[error("passt does not start: {0}")]
     Refused(String),
@@ -104,6 +106,11 @@ impl Passt {
     /// # Errors
     /// See [`PasstError`]; a port that cannot be had is one.
     pub fn start(mtu: u16, forwards: &[Forward]) -> Result<Passt, PasstError> {
+        let ipv6 = ipv6_interface();
+        let forwarded = forwards.iter().filter_map(|forward| forward.address);
+        if let (None, Some(address)) = (&ipv6, forwarded.into_iter().find(IpAddr::is_ipv6)) {
+            return Err(PasstError::NoIpv6 { address });
+        }
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         // It writes its process id when it is ready: as somebody else, if it was started by root.
@@ -113,7 +120,12 @@ impl Passt {
         let socket = theirs.as_raw_fd();
         let mut command = Command::new("passt");
         command.args(["--foreground", "--quiet", "--fd", &socket.to_string()]);
-        command.args(["--pid", "/dev/stdout", "--mtu", &mtu.to_string()]).args(NETWORK);
+        command.args(["--pid", "/dev/stdout", "--mtu", &mtu.to_string()]).args(IPV4);
+        // What `-i` names it takes nothing of but a link-local address; so it needs no default route.
+        match &ipv6 {
+            Some(interface) => command.args(IPV6).args(["-i", interface]),
+            None => command.args(["--ipv4-only", "-i", "lo"]),
+        };
         for (option, udp) in [("-t", false), ("-u", true)] {
             let specs: Vec<_> = forwards.iter().filter(|f| f.udp == udp).map(spec).collect();
             // It would else take ports of its own accord.
@@ -225,8 +237,29 @@ fn spec(forward: &Forward) -> String {
     let Forward { address, host, guest, .. } = forward;
     match address {
         Some(address) => format!("{address}/{host}:{guest}"),
-        None => format!("{host}:{guest}"),
+        // Whoever came by IPv6 would wait for a guest that perhaps does not speak it.
+        None => format!("{}/{host}:{guest}", Ipv4Addr::UNSPECIFIED),
     }
+}
+
+/// An interface of the host's, in this thread's network namespace, with a link-local IPv6 address.
+fn ipv6_interface() -> Option<String> {
+    // Where the host has no IPv6 there is no such file.
+    link_local(&std::fs::read_to_string("/proc/thread-self/net/if_inet6").ok()?)
+}
+
+/// The first such interface in the kernel's list (`if6_seq_show` of `net/ipv6/addrconf.c`): address,
+/// index, length of the prefix, scope, flags, name.
+fn link_local(list: &str) -> Option<String> {
+    const LINK: &str = "20";
+    /// `IFA_F_DADFAILED`: somebody else has it.
+    const FAILED: u32 = 0x08;
+    list.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(3);
+        let (scope, flags, name) = (words.next()?, words.next()?, words.next()?);
+        let usable = u32::from_str_radix(flags, 16).ok()? & FAILED == 0;
+        (scope == LINK && usable).then(|| name.to_owned())
+    })
 }
 
 /// A pipe whose ends do not block: (to read, to write).

@@ -107,6 +107,35 @@ fn what_knocks_at_a_published_port_reaches_the_guest() {
 }
 
 #[test]
+fn ipv6_is_had_by_the_first_interface_with_an_address_of_its_own() {
+    let list = "\
+00000000000000000000000000000001 01 80 10 80       lo
+fd000000000000000000000000000002 02 40 00 80     eth0
+fe8000000000000000fc00fffe000001 02 40 20 08     eth0
+fe80000000000000700022fffe8b29d2 03 40 20 c0     eth1
+fe800000000000008c59a5fffec53a86 04 40 20 80     eth2
+";
+    assert_eq!(link_local(list).as_deref(), Some("eth1"));
+    assert_eq!(link_local(&list[..120]), None);
+    assert_eq!(link_local("nonsense\n\nx y z 20 ?? name"), None);
+}
+
+#[test]
+fn without_ipv6_a_port_published_by_it_is_refused_with_the_way_out() {
+    // SAFETY: takes no pointers; only this thread is moved, to a network with a loopback and no more.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return skipped("no network namespace");
+    }
+    let address = Some(std::net::Ipv6Addr::LOCALHOST.into());
+    let forward = Forward { address, host: 1080, guest: 80, udp: false };
+    let error = Passt::start(MTU, &[forward]).err().unwrap();
+    assert!(matches!(error, PasstError::NoIpv6 { .. }), "{error}");
+    // What has no address is IPv4's, with IPv6 or without.
+    assert_eq!(spec(&Forward { address: None, ..forward }), "0.0.0.0/1080:80");
+    assert_eq!(spec(&forward), "::1/1080:80");
+}
+
+#[test]
 fn a_port_that_is_taken_is_named() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
