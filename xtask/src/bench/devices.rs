@@ -181,6 +181,10 @@ fn run(
         match running.said.recv_timeout(silence).context("its guest says nothing more")? {
             Said::Over => return Ok(()),
             Said::Failed(work) => bail!("{} failed in its guest", work.name),
+            Said::End { work, figure: 0.0, .. } => {
+                // It is no figure, and no ratio can be taken of it.
+                host::say(format!("{}: {}: nothing was done in its time", subject.name, work.name));
+            }
             Said::End { work, figure, requests } => {
                 let exits = exits().zip(before).map(|(after, before)| after - before);
                 let each = exits.zip(requests).map(|(exits, requests)| exits / requests.max(1.0));
