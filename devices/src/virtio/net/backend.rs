@@ -66,6 +66,12 @@ pub trait Backend: Send {
     /// The host's. With any but `WouldBlock` the frame is lost.
     fn send(&mut self, frame: Iovecs<'_>) -> io::Result<()>;
 
+    /// What has gone since this was asked last beside the frames as they were given: bytes and frames,
+    /// of those that were cut, whose headers stand before every piece.
+    fn surplus(&mut self) -> (usize, usize) {
+        (0, 0)
+    }
+
     /// Whether a part of the frame has gone that [`Backend::send`] answered with `WouldBlock`.
     fn is_sending(&self) -> bool {
         false

@@ -7,8 +7,8 @@ use crate::rate::{Bucket, Budget};
 /// The limits of one direction; the default is none.
 #[derive(Debug, Clone, Default)]
 pub struct Direction {
-    /// Bytes of frames, without the virtio header; and frames, of which large ones that are yet to be
-    /// segmented count once.
+    /// Bytes of frames, without the virtio header; and frames, of which large ones that somebody else
+    /// is to segment count once.
     budget: Budget,
     /// How long the last one that was told to wait has to.
     wait: Duration,
@@ -59,6 +59,20 @@ impl Direction {
     pub(super) fn count(&mut self, len: usize) {
         if self.is_limited() {
             self.budget.spend(len as u64, Instant::now());
+        }
+    }
+
+    /// So much has gone beside what was asked for.
+    pub(super) fn count_surplus(&mut self, (bytes, frames): (usize, usize)) {
+        if frames == 0 || !self.is_limited() {
+            return;
+        }
+        let now = Instant::now();
+        let Budget { bytes: bandwidth, requests } = &mut self.budget;
+        for (bucket, n) in [(bandwidth, bytes), (requests, frames)] {
+            if let Some(bucket) = bucket {
+                bucket.spend(n as u64, now);
+            }
         }
     }
 

@@ -102,6 +102,8 @@ pub struct Link {
     retry: Duration,
     /// What the driver has accepted.
     features: u64,
+    /// See [`Backend::surplus`]; it outlives the wire, or leaving would be a way around a limit.
+    surplus: (usize, usize),
 }
 
 impl Link {
@@ -153,6 +155,7 @@ impl Link {
             timer,
             retry: RETRY.0,
             features: 0,
+            surplus: (0, 0),
         };
         link.watch(link.timer.as_raw_fd()).map_err(host("epoll"))?;
         let begun = Instant::now();
@@ -283,7 +286,9 @@ impl Backend for Link {
         let State::Joined(wire) = &mut self.state else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        match wire.send(frame) {
+        let sent = wire.send(frame);
+        self.surplus = wire.surplus();
+        match sent {
             Ok(()) => Ok(()),
             // The frame's own trouble, or the host's for the moment.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(e),
@@ -293,6 +298,10 @@ impl Backend for Link {
                 Err(io::Error::new(io::ErrorKind::NotConnected, e))
             }
         }
+    }
+
+    fn surplus(&mut self) -> (usize, usize) {
+        std::mem::take(&mut self.surplus)
     }
 }
 

@@ -14,8 +14,12 @@ use virtio_bindings::bindings::virtio_net::{
 use super::HEADER_LEN;
 use super::backend::{ETHERNET_HEADER, VLAN_TAG};
 
-/// The least a TCP segment carries; Linux never sends less (`TCP_MIN_SND_MSS` without options).
-const LEAST_SEGMENT: u16 = 8;
+/// The least that a TCP segment carries here: Linux' `TCP_MIN_SND_MSS`. Whoever is content with less is
+/// after the work and the headers that each segment costs.
+const LEAST_SEGMENT: u16 = 48;
+/// The most bytes of all headers of a packet that is cut, for they stand before every segment. IPv4's are
+/// at most 138; of IPv6 that leaves 136 for extensions.
+const HEADERS_MAX: usize = 256;
 /// Where the checksum stands in a TCP header (RFC 9293 §3.1), and the least of such a header.
 const TCP_CHECKSUM: usize = 16;
 const TCP_HEADER: usize = 20;
@@ -23,6 +27,8 @@ const TCP: u8 = 6;
 /// The least of an IPv4 header (RFC 791 §3.1), and an IPv6 header (RFC 8200 §3).
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
+/// IPv6's extension headers that are every segment's: hop by hop, routing, destination (RFC 8200 §4).
+const EXTENSIONS: [u8; 3] = [0, 43, 60];
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: [u16; 2] = [0x8100, 0x88a8];
@@ -167,8 +173,7 @@ impl Pieces {
         }
         let first = *frame.get(ip)?;
         let fits = if ipv6 {
-            // Whatever extension headers are between them are every segment's.
-            kind == ETHERTYPE_IPV6 && first >> 4 == 6 && ip + IPV6_HEADER <= tcp
+            kind == ETHERTYPE_IPV6 && first >> 4 == 6 && ipv6_leads_to_tcp(frame, ip, tcp)
         } else {
             let len = usize::from(first & 15) * 4;
             // Neither a fragment itself, nor are its segments: those bits are copied.
@@ -182,11 +187,19 @@ impl Pieces {
         };
         let header = usize::from(*frame.get(tcp + 12)? >> 4) * 4;
         let payload = tcp + header;
-        if !fits || header < TCP_HEADER || payload > frame.len() {
+        if !fits || header < TCP_HEADER || payload > frame.len().min(HEADERS_MAX) {
             return None;
         }
         let end = frame.len();
         Some(Pieces::Many(Cut { ipv6, ip, tcp, payload, end, size: size.into() }))
+    }
+
+    /// Bytes that a piece has beside its part of what the frame carries.
+    pub(super) fn headers(&self) -> usize {
+        match self {
+            Pieces::One(_) => 0,
+            Pieces::Many(cut) => cut.payload,
+        }
     }
 
     /// How many there are.
@@ -251,6 +264,19 @@ impl Cut {
         let sum = sum(pseudo, piece.get(tcp..).unwrap_or_default());
         put(piece, tcp + TCP_CHECKSUM, &checksum(sum));
     }
+}
+
+/// Whether nothing but extension headers that are every segment's is between IPv6's at `ip` and TCP's at
+/// `tcp`. A fragment is none: its segments would be parts of one packet.
+fn ipv6_leads_to_tcp(frame: &[u8], ip: usize, tcp: usize) -> bool {
+    let (mut next, mut at) = (frame.get(ip + 6), ip + IPV6_HEADER);
+    // Each is 8 bytes at least, so this ends.
+    while at < tcp.min(HEADERS_MAX) && next.is_some_and(|next| EXTENSIONS.contains(next)) {
+        let Some(len) = frame.get(at + 1) else { return false };
+        next = frame.get(at);
+        at += (usize::from(*len) + 1) * 8;
+    }
+    at == tcp && next == Some(&TCP)
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

@@ -254,7 +254,9 @@ impl Tx {
                 (*blocked, end) = (true, End::Limited);
                 return Answer::Stop;
             }
-            match send(backend, chain) {
+            let sent = send(backend, chain);
+            limit.count_surplus(backend.surplus());
+            match sent {
                 Ok(()) => Answer::Done(0),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     limit.give_back(len);

@@ -1,7 +1,11 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::rate::Bucket;
+use crate::virtio::net::{Card, Direction, Limits, Net};
 use crate::virtio::queue::IovecBuffer;
+use crate::virtio::testing::{DATA, Driver, Piece};
+use crate::worker::Worker;
 
 /// A directory of our own.
 fn place() -> tempfile::TempDir {
@@ -192,4 +196,33 @@ fn a_directory_that_others_could_use_is_refused() {
     let long = place();
     let error = Link::open_in(long.path(), &"x".repeat(100)).err().unwrap();
     assert!(matches!(error, LinkError::TooLong { .. }), "{error}");
+}
+
+#[test]
+fn a_limit_counts_the_headers_of_every_piece() {
+    let dir = place();
+    let mut link = open(&dir);
+    // An end to which nothing can be left.
+    let _older = connect(&dir.path().join("wire.link")).unwrap().unwrap();
+    assert_eq!(receive(&mut link), None);
+    let worker = Worker::spawn("net").unwrap();
+    // For a frame of 10054 bytes and one of 60, if it were not for the headers of 6 more pieces. It gains
+    // nothing to speak of.
+    let tx = Direction::new(Some(Bucket::new(10_200, 1)), None);
+    let limits = Limits { tx, ..Limits::default() };
+    let card = Card { limits, ..Card::default() };
+    let net = Net::new("net0", Box::new(link), card, worker.handle());
+    let mut driver = Driver::start(Box::new(net), 0, 16);
+    let mut large = vec![1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+    large.extend([0x52; 12]);
+    large.extend([8, 0, 0x45, 0, 0, 0, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 9, 1, 10, 0, 9, 2]);
+    large.extend([0, 80, 1, 2, 0, 0, 0, 0, 1, 2, 3, 4, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    large.resize(12 + 10_054, 7);
+    driver.write(DATA, &large);
+    driver.send(1, &[Piece::Out(DATA, large.len() as u32)]);
+    driver.wait_used(1, 1);
+    driver.write(DATA, &[0; 72]);
+    driver.send(1, &[Piece::Out(DATA, 72)]);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(driver.rings[1].used().is_empty(), "it was not charged");
 }

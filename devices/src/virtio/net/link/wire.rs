@@ -67,6 +67,8 @@ pub(super) struct Wire {
     /// The same of one that goes, and how many pieces have gone.
     goes: Vec<u8>,
     gone: usize,
+    /// Headers and pieces that went beside the frames, and have not been told yet.
+    surplus: (usize, usize),
     piece: Vec<u8>,
     list: IovecBuffer,
 }
@@ -86,6 +88,7 @@ impl Wire {
             pieces: None,
             goes: Vec::new(),
             gone: 0,
+            surplus: (0, 0),
             piece: Vec::new(),
             list: IovecBuffer::default(),
         };
@@ -96,7 +99,8 @@ impl Wire {
     /// A new driver, which can do this.
     pub(super) fn accept(&mut self, features: u64) {
         self.features = features;
-        // The frame that was under way is not given again.
+        // After a reset the frame that was under way is not given again. After a pause it is, and its
+        // pieces that have gone go twice, which is TCP's to sort out.
         self.gone = 0;
     }
 
@@ -178,9 +182,20 @@ impl Wire {
             let mut piece = [piece.as_mut_slice()];
             let piece = Iovecs::over(&mut piece, list);
             uninterrupted(|| piece.send(socket.as_fd()))?;
+            if self.gone > 0 {
+                self.surplus.0 += pieces.headers();
+                self.surplus.1 += 1;
+            }
             self.gone += 1;
         }
         Ok(())
+    }
+
+    /// What has gone beside the frames since this was asked last; see [`Backend::surplus`].
+    ///
+    /// [`Backend::surplus`]: crate::virtio::net::backend::Backend::surplus
+    pub(super) fn surplus(&mut self) -> (usize, usize) {
+        std::mem::take(&mut self.surplus)
     }
 
     fn say(&mut self, mut word: [u8; WORD]) -> io::Result<()> {
@@ -246,7 +261,8 @@ impl Wire {
         }))
     }
 
-    /// Receives for a driver that cannot do everything: what is left to do is done here.
+    /// Receives for a driver that cannot do everything: what is left to do is done here. A datagram is
+    /// read once, and each call makes one piece of it, which the limit of what is received counts.
     fn receive_unlike(&mut self, to: &mut Iovecs<'_>) -> io::Result<Received> {
         self.came.resize(MAX_FRAME, 0);
         let Wire { socket, came, list, .. } = self;

@@ -140,7 +140,7 @@ fn a_header_that_promises_what_the_frame_does_not_hold_is_refused() {
     for (bytes, why) in [
         (header(3, 1000, tcp, 16), "UDP fragments are not offered"),
         (header(5, 1000, tcp, 16), "nor are UDP segments"),
-        (header(1, 7, tcp, 16), "segments of nothing"),
+        (header(1, 47, tcp, 16), "segments of next to nothing"),
         (header(1, 1000, tcp, 6), "not TCP's checksum"),
         (header(1, 1000, 20, 16), "no room for IP"),
         (header(4, 1000, tcp, 16), "no room for IPv6"),
@@ -172,6 +172,41 @@ fn a_header_that_promises_what_the_frame_does_not_hold_is_refused() {
     let (mut short, _, tcp) = packet(false, false, 0);
     short[tcp + 12] = 0xf0;
     assert!(pieces(&header(1, 1000, tcp, 16), &short).is_none(), "TCP's options are not there");
+}
+
+#[test]
+fn of_ipv6_only_short_headers_that_are_known_are_copied_before_every_segment() {
+    let (plain, ip, tcp) = packet(false, true, 3000);
+    // Extension headers of so many bytes each, the last one before TCP.
+    let extended = |kinds: &[(u8, usize)]| {
+        let mut frame = plain.clone();
+        let mut at = ip + 40;
+        for (n, (kind, len)) in kinds.iter().enumerate() {
+            let before = if n == 0 { ip + 6 } else { at - kinds[n - 1].1 };
+            frame[before] = *kind;
+            let mut extension = vec![0; *len];
+            (extension[0], extension[1]) = (TCP, (len / 8 - 1) as u8);
+            frame.splice(at..at, extension);
+            at += len;
+        }
+        let cut = pieces(&header(4, 1000, at, 16), &frame);
+        cut.map(|cut| cut.iter().map(Vec::len).max().unwrap() - at - 32)
+    };
+    assert_eq!(extended(&[]), Some(1000));
+    assert_eq!(extended(&[(0, 8), (43, 24), (60, 16)]), Some(1000));
+    // 14 + 40 + 32, and what there is room for.
+    assert_eq!(extended(&[(60, 168)]), Some(1000));
+    assert_eq!(extended(&[(60, 176)]), None, "longer than 256 bytes");
+    assert_eq!(extended(&[(0, 2048), (0, 2048), (0, 2048)]), None);
+    for (kind, why) in [(44, "a fragment"), (50, "ESP"), (51, "AH"), (17, "UDP"), (200, "unknown")]
+    {
+        assert_eq!(extended(&[(kind, 8)]), None, "{why}");
+        assert_eq!(extended(&[(0, 8), (kind, 8)]), None, "{why}");
+    }
+    // Whoever says that TCP begins elsewhere.
+    for start in [tcp + 8, tcp + 1, tcp + 100] {
+        assert!(pieces(&header(4, 1000, start, 16), &plain).is_none(), "{start}");
+    }
 }
 
 proptest! {
