@@ -40,7 +40,8 @@ impl Share {
         Ok(flags)
     }
 
-    /// What the guest may keep of a file's data, which are the `same` as when it opened the file last.
+    /// What the guest may keep of a file's data, which are the `same` as when it opened the file last, as far
+    /// as a [`Stamp`] tells.
     fn keeping(&self, same: bool) -> u32 {
         match self.options.cache {
             Cache::Auto if same => FOPEN_KEEP_CACHE,

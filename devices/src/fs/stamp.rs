@@ -3,6 +3,10 @@
 //! A change is seen by the time of the file's last change of status, which nobody can set. That time has steps, of
 //! some milliseconds on most file systems: what has changed within the step before it was looked at may change
 //! once more and look the same, so such a file is not believed yet.
+//!
+//! It is a time of writes. Stores of a host's program through a shared mapping move it only where the file
+//! system is asked before a clean page becomes dirty, and those that follow do not (tmpfs: none does): no stamp
+//! tells of them. `docs/devices/fs.md` says so to the user.
 
 use std::time::{Duration, SystemTime};
 
