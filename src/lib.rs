@@ -64,6 +64,7 @@ pub mod kernels;
 mod memory;
 pub mod named;
 mod outcome;
+mod runtime;
 mod size;
 #[cfg(test)]
 #[path = "../tests/fixture/skipped.rs"]

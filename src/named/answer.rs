@@ -9,12 +9,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use super::directory::user;
 use super::inspection::{About, Inspection};
 use super::remote::{Info, Why};
 use super::terminal::{self, Terminal};
 use super::waiting::Waiting;
 use super::{LINE_MAX, PATIENCE, STACK, TOO_MANY, fds, request};
+use crate::runtime::user;
 use crate::vm::RunningVm;
 
 /// Requests that are read and answered at once; others are told so.

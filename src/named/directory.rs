@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use super::error::{NameError, host};
 use super::fds;
+use crate::runtime::{self, user};
 
 /// Bytes of the longest name: with the longest directory there is room in a socket's address.
 pub const NAME_MAX: usize = 40;
@@ -33,28 +34,10 @@ pub fn check(name: &str) -> Result<(), NameError> {
     if fits && name.bytes().all(allowed) { Ok(()) } else { Err(NameError::Name(name.to_owned())) }
 }
 
-/// The user this process acts as.
-pub(super) fn user() -> u32 {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    unsafe { libc::geteuid() }
-}
-
-fn place() -> PathBuf {
-    let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    if let Some(given) = given.filter(|path| path.is_absolute()) {
-        return given.join("husk");
-    }
-    let usual = PathBuf::from(format!("/run/user/{}", user()));
-    match usual.is_dir() {
-        true => usual.join("husk"),
-        false => PathBuf::from(format!("/tmp/husk-{}", user())),
-    }
-}
-
 impl Directory {
     /// The user's, made if need be.
     pub fn open() -> Result<Directory, NameError> {
-        Directory::at(place())
+        Directory::at(runtime::directory())
     }
 
     pub fn at(path: PathBuf) -> Result<Directory, NameError> {

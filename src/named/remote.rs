@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use husk_devices::virtio::console::tty::WindowSize;
 use serde::{Deserialize, Serialize};
 
-use super::directory::{Directory, clean, user};
+use super::directory::{Directory, clean};
 use super::error::{NameError, host};
 use super::inspection::Inspection;
 use super::record;
@@ -17,6 +17,7 @@ use super::{LINE_MAX, PATIENCE, fds, request};
 use crate::guest::error::{ExecError, told};
 use crate::guest::{self, GuestChild, GuestCommand};
 use crate::outcome::Outcome;
+use crate::runtime::user;
 
 /// The most of a log that is read, in bytes.
 const LOG_MAX: u64 = 16 << 20;

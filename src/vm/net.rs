@@ -13,6 +13,7 @@ use super::error::VmError;
 use crate::config::{
     NetConfig, NetHost, Publish, RateLimiter, TokenBucket, Vhost as VhostChoice, parse_mac,
 };
+use crate::runtime;
 
 /// Pairs of queues, unless the user says how many: more help only few guests.
 const QUEUES: u16 = 4;
@@ -49,7 +50,8 @@ pub(super) fn open(
             return Ok(Net::new(&net.id, Box::new(passt), card, worker.handle()));
         }
         NetHost::Link(name) => {
-            let link = Link::open(name).map_err(|source| VmError::Link { id: id(), source })?;
+            let link = Link::open(&runtime::directory(), name);
+            let link = link.map_err(|source| VmError::Link { id: id(), source })?;
             return Ok(Net::new(&net.id, Box::new(link), card, worker.handle()));
         }
     };

@@ -107,28 +107,22 @@ pub struct Link {
 }
 
 impl Link {
-    /// An end of the link called `name`, a part of a file's name.
+    /// An end of the link called `name`, a part of a file's name, in `directory`: that is made if it is not
+    /// there, and must be the user's alone.
     ///
     /// # Errors
     /// See [`LinkError`].
-    pub fn open(name: &str) -> Result<Link, LinkError> {
-        let directory = directory().map_err(|(what, source)| LinkError::Host {
-            name: name.into(),
-            what,
-            source,
-        })?;
-        Link::open_in(&directory, name)
-    }
-
-    /// The same in `directory`, which must be the user's alone.
-    ///
-    /// # Errors
-    /// See [`LinkError`].
-    pub fn open_in(directory: &Path, name: &str) -> Result<Link, LinkError> {
+    pub fn open(directory: &Path, name: &str) -> Result<Link, LinkError> {
         let host = |what: &str| {
             let (name, what) = (name.to_owned(), what.to_owned());
             move |source| LinkError::Host { name, what, source }
         };
+        match DirBuilder::new().mode(0o700).create(directory) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(host(&format!("making {}", directory.display()))(e));
+            }
+            _ => {}
+        }
         let found = directory.symlink_metadata().map_err(host("its directory"))?;
         // SAFETY: geteuid takes nothing and cannot fail.
         let user = unsafe { libc::geteuid() };
@@ -302,23 +296,6 @@ impl Backend for Link {
 
     fn surplus(&mut self) -> (usize, usize) {
         std::mem::take(&mut self.surplus)
-    }
-}
-
-/// Where links are: a directory that is the user's alone, made if it is not there.
-fn directory() -> Result<PathBuf, (String, io::Error)> {
-    // SAFETY: geteuid takes nothing and cannot fail.
-    let user = unsafe { libc::geteuid() };
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let path = match runtime.filter(|path| path.is_absolute()) {
-        Some(runtime) => runtime.join("husk"),
-        None => PathBuf::from(format!("/tmp/husk-{user}")),
-    };
-    match DirBuilder::new().mode(0o700).create(&path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-            Err((format!("making {}", path.display()), e))
-        }
-        _ => Ok(path),
     }
 }
 

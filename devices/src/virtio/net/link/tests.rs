@@ -15,7 +15,7 @@ fn place() -> tempfile::TempDir {
 }
 
 fn open(dir: &tempfile::TempDir) -> Link {
-    Link::open_in(dir.path(), "wire").unwrap()
+    Link::open(dir.path(), "wire").unwrap()
 }
 
 /// Sends a frame behind an empty header.
@@ -135,18 +135,18 @@ fn a_third_is_refused_and_told_why() {
     let dir = place();
     let (mut a, b) = (open(&dir), open(&dir));
     // Also while nobody serves the first.
-    let error = Link::open_in(dir.path(), "wire").err().unwrap();
+    let error = Link::open(dir.path(), "wire").err().unwrap();
     assert!(matches!(error, LinkError::Taken { .. }), "{error}");
     receive(&mut a);
     assert!(a.is_up() && b.is_up());
-    let error = Link::open_in(dir.path(), "wire").err().unwrap();
+    let error = Link::open(dir.path(), "wire").err().unwrap();
     assert!(matches!(error, LinkError::Taken { .. }), "{error}");
     assert!(error.to_string().contains("another name"));
     drop(a);
     // The one that stays may not have noticed yet that it has to listen now.
     let mut b = b;
     receive(&mut b);
-    Link::open_in(dir.path(), "wire").unwrap();
+    Link::open(dir.path(), "wire").unwrap();
 }
 
 #[test]
@@ -191,10 +191,14 @@ fn whoever_does_not_read_stops_the_other_and_lets_it_go_on() {
 fn a_directory_that_others_could_use_is_refused() {
     let dir = place();
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o750)).unwrap();
-    let error = Link::open_in(dir.path(), "wire").err().unwrap();
+    let error = Link::open(dir.path(), "wire").err().unwrap();
     assert!(matches!(error, LinkError::Unsafe { .. }), "{error}");
+    // One that is made is not.
+    let made = dir.path().join("husk");
+    let _end = Link::open(&made, "wire").unwrap();
+    assert_eq!(made.metadata().unwrap().mode() & 0o777, 0o700);
     let long = place();
-    let error = Link::open_in(long.path(), &"x".repeat(100)).err().unwrap();
+    let error = Link::open(long.path(), &"x".repeat(100)).err().unwrap();
     assert!(matches!(error, LinkError::TooLong { .. }), "{error}");
 }
 
