@@ -52,6 +52,7 @@ pub(super) fn open(
         NetHost::Link(name) => {
             let link = Link::open(&runtime::directory(), name);
             let link = link.map_err(|source| VmError::Link { id: id(), source })?;
+            card.mac.get_or_insert_with(|| link.mac_of(&net.id));
             return Ok(Net::new(&net.id, Box::new(link), card, worker.handle()));
         }
     };

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! The kernel frees the lock of whoever ends, in whatever way: a socket without it is stale, and is
-//! replaced. While nobody is at the other end frames are lost, as on a cable that is not plugged in.
+//! replaced. Each end has also one of two bytes of that file locked for as long as it lives, whoever
+//! listens: by it the two cards get different addresses. While nobody is at the other end frames are lost, as on a cable that is not plugged in.
 //! What is watched is an epoll descriptor with whatever socket there is in it; nobody asks that one
 //! which, for every call tries whatever is next.
 
@@ -31,6 +32,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::backend::{Backend, Received, widen};
+use super::mac_of;
 use crate::virtio::queue::Iovecs;
 
 mod wire;
@@ -84,6 +86,13 @@ pub enum LinkError {
     },
 }
 
+/// Which of two an end is, as long as it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    First,
+    Second,
+}
+
 enum State {
     Apart,
     Listening(OwnedFd),
@@ -96,6 +105,8 @@ pub struct Link {
     socket: PathBuf,
     lock: File,
     locked: bool,
+    /// The byte of the lock file that is this end's.
+    side: Option<Side>,
     state: State,
     poll: Epoll,
     timer: TimerFd,
@@ -144,6 +155,7 @@ impl Link {
             socket,
             lock,
             locked: false,
+            side: None,
             state: State::Apart,
             poll,
             timer,
@@ -154,7 +166,12 @@ impl Link {
         link.watch(link.timer.as_raw_fd()).map_err(host("epoll"))?;
         let begun = Instant::now();
         loop {
-            link.meet().map_err(host("its socket"))?;
+            if link.side.is_none() {
+                link.side = take_side(&link.lock).map_err(host("its lock"))?;
+            }
+            if link.side.is_some() {
+                link.meet().map_err(host("its socket"))?;
+            }
             if !matches!(link.state, State::Apart) {
                 return Ok(link);
             }
@@ -162,6 +179,16 @@ impl Link {
                 return Err(LinkError::Taken { name: name.to_owned() });
             }
             std::thread::sleep(RETRY.0);
+        }
+    }
+
+    /// The address of the card called `id` at this end, which is not the one at the other end: the first to
+    /// come, and whoever comes in its place, has [`mac_of`] the id, the other that of the id and `/2`, which
+    /// is in no id.
+    pub fn mac_of(&self, id: &str) -> [u8; 6] {
+        match self.side {
+            Some(Side::Second) => mac_of(&format!("{id}/2")),
+            _ => mac_of(id),
         }
     }
 
@@ -303,6 +330,28 @@ impl Backend for Link {
 fn try_lock(file: &File) -> bool {
     // SAFETY: flock takes no pointers.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 }
+}
+
+/// Takes the side that nobody has, if there is one: an open file description lock (`man 2 fcntl`), which
+/// has nothing to do with that of [`try_lock`].
+fn take_side(file: &File) -> io::Result<Option<Side>> {
+    for (byte, side) in [(0, Side::First), (1, Side::Second)] {
+        // SAFETY: flock is plain numbers, for which zeros are values.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        // Both constants are small.
+        lock.l_type = libc::F_WRLCK as libc::c_short;
+        lock.l_whence = libc::SEEK_SET as libc::c_short;
+        (lock.l_start, lock.l_len) = (byte, 1);
+        // SAFETY: fcntl reads a flock there, which lives through the call.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+            return Ok(Some(side));
+        }
+        let error = io::Error::last_os_error();
+        if !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
+            return Err(error);
+        }
+    }
+    Ok(None)
 }
 
 fn seqpacket() -> io::Result<OwnedFd> {

@@ -131,6 +131,27 @@ fn either_may_leave_and_come_back() {
 }
 
 #[test]
+fn the_cards_at_both_ends_have_different_addresses_whoever_comes_back() {
+    let dir = place();
+    let (mut a, mut b) = (open(&dir), open(&dir));
+    let (first, second) = (a.mac_of("net0"), b.mac_of("net0"));
+    assert_eq!(first, mac_of("net0"));
+    assert_ne!(first, second);
+    assert_eq!(second[0] & 3, 2, "local, unicast");
+    receive(&mut a);
+    for leaves_first in [true, true, false, true, false] {
+        let (stays, leaves) = if leaves_first { (&mut b, &mut a) } else { (&mut a, &mut b) };
+        drop(std::mem::replace(leaves, open(&place())));
+        // It listens from now on if it did not.
+        receive(stays);
+        *leaves = open(&dir);
+        receive(stays);
+        assert!(stays.is_up() && leaves.is_up());
+        assert_eq!((a.mac_of("net0"), b.mac_of("net0")), (first, second));
+    }
+}
+
+#[test]
 fn a_third_is_refused_and_told_why() {
     let dir = place();
     let (mut a, b) = (open(&dir), open(&dir));
