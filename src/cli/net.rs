@@ -23,6 +23,12 @@ const KEYS: &[&str] = &[
 
 /// Reads the value of `--net`.
 pub fn parse(text: &str) -> Result<NetConfig, String> {
+    let first = text.split(',').next().unwrap_or_default();
+    // A bare word would be the name of a TAP, and a mistyped `user` one that is made.
+    if !first.contains('=') && !KEYS.contains(&first) {
+        let tap = format!("or is tap={first} meant?");
+        return Err(format!("--net: `{first}` is neither tap=NAME, fd=N, user nor link=NAME; {tap}"));
+    }
     let mut kv = KeyValues::parse("--net", KEYS, text)?;
     let fd = kv.value("fd")?;
     let fd = fd.map(|fd| fd.parse().map_err(|_| format!("fd={fd} is no descriptor number")));

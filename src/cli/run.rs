@@ -52,8 +52,7 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// The kernel command line [default: console=ttyS0 pci=off, and root=/dev/vda when there
-    /// is a disk; panic=-1 is added unless panic= is set]. With pci=off Linux does not look for PCI,
-    /// which there is none of; its "PCI: Fatal: No config space access function found" is harmless
+    /// is a disk; panic=-1 is added unless panic= is set]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// Added to the kernel command line; may be repeated
@@ -103,8 +102,7 @@ pub struct Run {
     /// The console: stdio, none, file=PATH, or pty [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<ConsoleConfig>,
-    /// What the console is to the guest: serial (ttyS0), or virtio (hvc0, faster; the kernel command
-    /// line says console=hvc0 then) [default: serial]
+    /// What the console is to the guest: serial (ttyS0), or virtio (hvc0, faster) [default: serial]
     #[arg(long, value_name = "serial|virtio", value_parser = parse_console_device)]
     console_device: Option<ConsoleDevice>,
     /// A byte port, /dev/virtio-ports/NAME in the guest: name=NAME,socket=PATH or
@@ -153,8 +151,7 @@ pub struct Run {
     /// Print the VM as the JSON that --config reads, and exit
     #[arg(long)]
     print_config: bool,
-    /// Write what each device has done (requests, bytes, errors, interrupts, doorbells) to this file
-    /// as JSON: at the end, and when husk gets SIGUSR1
+    /// Write what each device has done to this file as JSON: at the end, and when husk gets SIGUSR1
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
     /// At the end, print where start-up time went

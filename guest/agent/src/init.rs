@@ -29,11 +29,20 @@ pub fn main() -> i32 {
     modules::load();
     let host = match socket::connect_to_host(HOST_PORT) {
         Ok(host) => host,
-        Err(Errno(number)) => {
+        Err(error) => {
+            let why: &[u8] = match error {
+                Errno::AFNOSUPPORT => {
+                    b"the kernel needs CONFIG_VIRTIO_VSOCKETS, built in or as a module that husk can \
+                      find: --modules DIR"
+                }
+                _ => b"it does not answer",
+            };
+            let number = Digits::of(error.0 as u64);
             say::line(&[
-                b"there is no way to the host: the kernel needs CONFIG_VIRTIO_VSOCKETS, built in or as a \
-                  module that husk can find: --modules DIR (errno ",
-                Digits::of(number as u64).bytes(),
+                b"there is no way to the host: ",
+                why,
+                b" (errno ",
+                number.bytes(),
                 b")",
             ]);
             machine::power_off();

@@ -30,6 +30,8 @@ impl Errno {
     pub const PIPE: Errno = Errno(32);
     pub const NAMETOOLONG: Errno = Errno(36);
     pub const PROTO: Errno = Errno(71);
+    pub const AFNOSUPPORT: Errno = Errno(97);
+    pub const TIMEDOUT: Errno = Errno(110);
 }
 
 /// A result of the kernel's.

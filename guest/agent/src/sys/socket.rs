@@ -1,6 +1,6 @@
 //! Sockets between guest and host (`man 7 vsock`).
 
-use super::{Fd, Result, call, file, retry};
+use super::{Errno, Fd, Result, call, file, retry};
 
 const AF_INET: usize = 2;
 const AF_VSOCK: u16 = 40;
@@ -38,10 +38,21 @@ fn at(number: usize, fd: Fd, cid: u32, port: u32) -> Result<()> {
         .map(drop)
 }
 
-/// Connects to `port` of the host's.
+/// Connects to `port` of the host's. Linux waits two seconds for an answer, and a busy host may take
+/// longer; how long it may is for the host to say, so this asks for some minutes.
 pub fn connect_to_host(port: u32) -> Result<Fd> {
-    let mut fd = socket(AF_VSOCK.into(), STREAM)?;
-    at(42, fd, HOST, port).inspect_err(|_| fd.close()).map(|()| fd)
+    const TIMES: usize = 100;
+    let connect = || {
+        let mut fd = socket(AF_VSOCK.into(), STREAM)?;
+        at(42, fd, HOST, port).inspect_err(|_| fd.close()).map(|()| fd)
+    };
+    for _ in 1..TIMES {
+        match connect() {
+            Err(Errno::TIMEDOUT) => {}
+            other => return other,
+        }
+    }
+    connect()
 }
 
 /// Listens at `port`.
