@@ -192,6 +192,9 @@ impl Drop for Named {
             let _ = fs::remove_file(&self.path);
         }
         self.given.waiting().end();
+        if let Some(terminal) = self.given.terminal.get() {
+            terminal.end();
+        }
         self.given_up.store(true, Ordering::Release);
         // SAFETY: shutdown takes no pointers. It ends the thread's wait in accept(2).
         unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
