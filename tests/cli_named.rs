@@ -157,6 +157,20 @@ fn a_directory_in_which_there_can_be_no_names_is_refused_before_the_guest_is_sta
     assert!(refused.stderr.contains("others may enter it"), "{refused:?}");
 }
 
+#[test]
+fn the_log_of_a_vm_that_ends_while_it_is_asked_is_shown_to_who_follows_it() {
+    let sandbox = sandbox();
+    let place = sandbox.path().join("run/husk");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    std::fs::write(place.join("one.log"), "said").unwrap();
+    // It is there when it is looked for, and has gone when it is asked.
+    let listener = std::os::unix::net::UnixListener::bind(place.join("one.sock")).unwrap();
+    std::thread::spawn(move || while listener.accept().is_ok() {});
+    let followed = call(&sandbox, &["logs", "-f", "one"]);
+    assert_eq!((followed.status, followed.stdout.as_str()), (0, "said"), "{followed:?}");
+}
+
 #[track_caller]
 fn wait_until(mut is_true: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + LIMIT;
