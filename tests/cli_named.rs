@@ -15,6 +15,9 @@ use fixture::husk::{Finished, Running, Sandbox, wait_for_text};
 use fixture::kernel::image;
 use fixture::{Emit, LIMIT};
 
+/// Between two processes that ask the same.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// A sandbox with a kernel that says "up" and spins, and a runtime directory.
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -49,6 +52,7 @@ fn start(sandbox: &Sandbox, name: &str) -> Running {
     let deadline = std::time::Instant::now() + LIMIT;
     while !call(sandbox, &["ps"]).stdout.contains(name) {
         assert!(std::time::Instant::now() < deadline, "{name} is not listed");
+        std::thread::sleep(PAUSE);
     }
     running
 }
@@ -108,6 +112,7 @@ fn a_command_whose_vm_is_killed_by_its_name_is_no_success() {
     let deadline = std::time::Instant::now() + LIMIT;
     while call(&sandbox, &["kill", "one"]).status != 0 {
         assert!(std::time::Instant::now() < deadline, "it is not found");
+        std::thread::sleep(PAUSE);
     }
     let finished = running.finish();
     assert_eq!(finished.status, 137, "{finished:?}");
@@ -152,11 +157,26 @@ fn a_directory_in_which_there_can_be_no_names_is_refused_before_the_guest_is_sta
     assert!(refused.stderr.contains("others may enter it"), "{refused:?}");
 }
 
+#[test]
+fn the_log_of_a_vm_that_ends_while_it_is_asked_is_shown_to_who_follows_it() {
+    let sandbox = sandbox();
+    let place = sandbox.path().join("run/husk");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    std::fs::write(place.join("one.log"), "said").unwrap();
+    // It is there when it is looked for, and has gone when it is asked.
+    let listener = std::os::unix::net::UnixListener::bind(place.join("one.sock")).unwrap();
+    std::thread::spawn(move || while listener.accept().is_ok() {});
+    let followed = call(&sandbox, &["logs", "-f", "one"]);
+    assert_eq!((followed.status, followed.stdout.as_str()), (0, "said"), "{followed:?}");
+}
+
 #[track_caller]
 fn wait_until(mut is_true: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + LIMIT;
     while !is_true() {
         assert!(std::time::Instant::now() < deadline, "it does not come true");
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -174,7 +194,7 @@ impl Drop for Detached<'_> {
 
 /// Starts a VM that goes on by itself; the caller of husk is told its name, and nothing of it is kept open.
 fn detach<'a>(sandbox: &'a Sandbox, args: &[&str]) -> Detached<'a> {
-    let least = ["run", "--detach", "--memory", "32M", "--timeout", "100", "--kernel"];
+    let least = ["run", "--detach", "--memory", "32M", "--timeout", "600", "--kernel"];
     let started = call(sandbox, &[&least[..], args].concat());
     assert_eq!((started.status, started.stderr.as_str()), (0, ""), "{started:?}");
     Detached { sandbox, name: started.stdout.trim_end().to_owned() }

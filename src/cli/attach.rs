@@ -94,7 +94,7 @@ fn type_in(connection: UnixStream, vm: Remote, left: Arc<AtomicBool>) -> io::Res
     watch(move || {
         let (mut room, mut typed) = ([0; 4096], Vec::new());
         let mut filter = EscapeFilter::that_detaches();
-        let mut connection = connection;
+        let mut guest = Guest { connection, is_full: false };
         loop {
             let count = match io::stdin().lock().read(&mut room) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -103,31 +103,98 @@ fn type_in(connection: UnixStream, vm: Remote, left: Arc<AtomicBool>) -> io::Res
                 Ok(0) | Err(_) => return,
             };
             let bytes = room.get(..count).unwrap_or_default();
+            if !is_terminal {
+                // Nobody is there to leave, and nothing of a file is lost: as slowly as the guest reads it. An
+                // error: it has ended, and that is noticed elsewhere.
+                if guest.connection.write_all(bytes).is_err() {
+                    return;
+                }
+                continue;
+            }
             typed.clear();
-            if is_terminal {
-                filter.filter(bytes, &mut typed, |escape| match escape {
+            let mut leaves = false;
+            // One by one, for what comes after the escape is not the guest's.
+            for byte in bytes.chunks(1) {
+                filter.filter(byte, &mut typed, |escape| match escape {
                     Escape::Help => tell!("{HELP}"),
-                    Escape::Detach => left.store(true, Ordering::Release),
+                    Escape::Detach => leaves = true,
                     Escape::End => {
                         if let Err(e) = vm.kill() {
                             tell!("\nhusk: {e}\n");
                         }
                     }
                 });
-            } else {
-                typed.extend(bytes);
+                if leaves {
+                    break;
+                }
             }
-            if left.load(Ordering::Acquire) {
-                // Its husk closes the other side when the next may come; one that hangs is left, too.
-                let _ = connection.shutdown(Shutdown::Write);
-                std::thread::sleep(PATIENCE);
-                let _ = connection.shutdown(Shutdown::Both);
+            if guest.is_given(&typed).is_err() {
                 return;
             }
-            // An error: it has ended, and that is noticed elsewhere.
-            if connection.write_all(&typed).is_err() {
+            if leaves {
+                left.store(true, Ordering::Release);
+                // Its husk closes the other side when the next may come; one that hangs is left, too.
+                let _ = guest.connection.shutdown(Shutdown::Write);
+                std::thread::sleep(PATIENCE);
+                let _ = guest.connection.shutdown(Shutdown::Both);
                 return;
             }
         }
     })
+}
+
+/// The guest that is typed to. One that reads nothing keeps nobody from leaving.
+struct Guest {
+    connection: UnixStream,
+    /// What was typed last did not fit any more.
+    is_full: bool,
+}
+
+impl Guest {
+    /// Gives it what is typed, as far as it takes that in a moment: the rest is lost, and that is said.
+    fn is_given(&mut self, mut typed: &[u8]) -> io::Result<()> {
+        let patience = if self.is_full { Duration::from_millis(1) } else { PATIENCE };
+        self.connection.set_write_timeout(Some(patience))?;
+        while !typed.is_empty() {
+            match self.connection.write(typed) {
+                Ok(count) => typed = typed.get(count..).unwrap_or_default(),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if !self.is_full {
+                        tell!("\nhusk: the guest reads nothing, and what is typed now is lost\n");
+                    }
+                    self.is_full = true;
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        self.is_full = false;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_reads_nothing_takes_what_fits_and_holds_nobody_up() {
+        let (connection, mut far) = UnixStream::pair().unwrap();
+        let mut guest = Guest { connection, is_full: false };
+        guest.is_given(b"first").unwrap();
+        // As after one wait: this is to be quick.
+        guest.is_full = true;
+        // More than a socket takes.
+        guest.is_given(&vec![b'x'; 4 << 20]).unwrap();
+        assert!(guest.is_full);
+        far.set_nonblocking(true).unwrap();
+        let mut all = Vec::new();
+        assert!(far.read_to_end(&mut all).is_err(), "the other end is open");
+        assert!(all.starts_with(b"first") && all.len() < 4 << 20, "{}", all.len());
+        guest.is_given(b"last").unwrap();
+        assert!(!guest.is_full);
+        drop(far);
+        assert!(guest.is_given(b"x").is_err());
+    }
 }

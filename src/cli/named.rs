@@ -209,10 +209,18 @@ impl Logs {
             print(&super::stderr::plain(&vm.log()?.replace('\r', "")))?;
             return Ok(0);
         };
-        // None: it has ended.
-        let end = match named::find(&self.name) {
-            Ok(vm) if self.follow => Some(vm.end()?),
-            _ => None,
+        // None: it has ended, which it may do also while it is asked.
+        let end = match self.follow.then(|| named::find(&self.name)?.end()) {
+            Some(Ok(end)) => Some(end),
+            None => None,
+            Some(Err(NameError::Unknown(_) | NameError::NoStatus(_) | NameError::Nonsense(_))) => {
+                None
+            }
+            // What there is is of use also when it cannot be followed.
+            Some(Err(e)) => {
+                log.carry(show).map(|()| false).or_else(nobody_reads)?;
+                return Err(e.into());
+            }
         };
         let mut goes_on = true;
         while goes_on {

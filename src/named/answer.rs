@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use super::inspection::{About, Inspection};
 use super::remote::{Info, Why};
@@ -111,10 +112,29 @@ pub(super) fn admit(clients: &Arc<Clients>, client: UnixStream) {
     }
 }
 
+/// A client's bytes until a moment, however few come at a time.
+struct Until<'a>(&'a UnixStream, Instant);
+
+impl Read for Until<'_> {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let Until(mut client, end) = *self;
+        let left = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+        client.set_read_timeout(Some(left.ok_or(io::ErrorKind::TimedOut)?))?;
+        client.read(room)
+    }
+}
+
+/// The client's line, for which it has `patience`.
+fn line(client: &UnixStream, patience: Duration) -> io::Result<String> {
+    let mut line = String::new();
+    let client = Until(client, Instant::now() + patience);
+    BufReader::new(client.take(LINE_MAX)).read_line(&mut line)?;
+    Ok(line)
+}
+
 /// Reads a request and answers it.
 fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()> {
     let Clients { info, about, vm, .. } = clients;
-    client.set_read_timeout(Some(PATIENCE))?;
     client.set_write_timeout(Some(PATIENCE))?;
     // The directory keeps others out; this is for one whose permissions somebody has changed since.
     let peer = fds::peer(client)?.uid;
@@ -122,8 +142,7 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
     if peer != user() && peer != 0 {
         return writing.write_all(b"ERROR you are somebody else\n");
     }
-    let mut line = String::new();
-    BufReader::new(client.take(LINE_MAX)).read_line(&mut line)?;
+    let line = line(client, PATIENCE)?;
     // Also of one that ends just now.
     if line.trim_end() == request::WAIT {
         return clients.given.waiting().join(client);
@@ -151,7 +170,7 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
             };
             drop((place, vm));
             writing.write_all(b"OK\n")?;
-            terminal.carry(client)
+            terminal.sit(client)
         }
         resize if resize.starts_with(request::RESIZE) => {
             let size = resize.strip_prefix(request::RESIZE).and_then(terminal::size);
@@ -166,8 +185,10 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
             let Some(_connecting) = clients.connecting.take(CONNECTING_MAX) else {
                 return writing.write_all(TOO_MANY);
             };
-            drop(place);
-            match vm.dial(None) {
+            let dialler = vm.dialler();
+            // It may take minutes, and holds neither a place nor the VM for that.
+            drop((place, vm));
+            match dialler.and_then(|dialler| dialler.dial(None)) {
                 Ok(agent) => fds::send(client, b"OK\n", agent.as_raw_fd()),
                 Err(e) => {
                     let words = e.to_string().replace('\n', " ");
@@ -207,6 +228,28 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_sends_a_line_byte_by_byte_has_no_more_time_for_it() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let late = std::thread::scope(|scope| {
+            // Until this end is closed, which is when there is an answer.
+            scope.spawn(move || {
+                while far.write_all(b"x").is_ok() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+            let late = line(&near, Duration::from_millis(100));
+            drop(near);
+            late
+        });
+        // Not that there were too many of them.
+        let late = late.unwrap_err().kind();
+        assert!(matches!(late, io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{late}");
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"info\n").unwrap();
+        assert_eq!(line(&near, Duration::from_secs(60)).unwrap(), "info\n");
+    }
 
     #[test]
     fn a_place_is_free_again_when_it_is_left() {

@@ -2,16 +2,15 @@
 //! away when the newer is full, so that a guest that never stops writing fills nobody's disk.
 //!
 //! ```text
-//! NAME.log.old ◀─ renamed when full ─ NAME.log ◀─ Log (the VM's husk)
+//! NAME.log.old ◀── linked when full ── NAME.log ◀─ Log (the VM's husk)
 //!      └────────────────┬───────────────┘
 //!                   LogReader (any process of the user's), woken by inotify(7)
 //! ```
 
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,14 +18,19 @@ use super::directory::{Directory, check};
 use super::error::{NameError, host};
 use crate::files;
 
-/// Bytes in each of the two files.
-pub(super) const HALF: u64 = 4 << 20;
+/// Bytes in each of the two files. They are in the host's memory where the runtime directory is.
+pub(super) const HALF: u64 = 1 << 20;
 /// Bytes that are read at a time.
 const PIECE: usize = 32 << 10;
 
 /// The older one's path.
 pub(super) fn old(path: &Path) -> PathBuf {
     path.with_extension("log.old")
+}
+
+/// The path of the one that is about to be the newer.
+pub(super) fn next(path: &Path) -> PathBuf {
+    path.with_extension("log.next")
 }
 
 /// Where a VM's output is kept.
@@ -42,6 +46,23 @@ impl Log {
     pub(super) fn create(path: PathBuf, half: u64) -> io::Result<Log> {
         Ok(Log { file: begin(&path)?, path, len: 0, half })
     }
+
+    /// Has a new file take the place of the full one, which is the older from then on. There is one at the path at
+    /// any time: a reader that finds none would take it for the end.
+    fn turn(&self) -> io::Result<File> {
+        let (older, next) = (old(&self.path), next(&self.path));
+        for path in [&next, &older] {
+            match fs::remove_file(path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        let file = begin(&next)?;
+        // Where that cannot be, or somebody has removed it, what was written is lost rather than what comes.
+        let _ = fs::hard_link(&self.path, older);
+        fs::rename(next, &self.path)?;
+        Ok(file)
+    }
 }
 
 /// A new file, for nobody else.
@@ -52,12 +73,7 @@ fn begin(path: &Path) -> io::Result<File> {
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.len >= self.half {
-            match std::fs::rename(&self.path, old(&self.path)) {
-                // It was done, and the host had no room for another file.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                renamed => renamed?,
-            }
-            self.file = begin(&self.path)?;
+            self.file = self.turn()?;
             self.len = 0;
         }
         let count = self.file.write(bytes)?;
@@ -113,10 +129,11 @@ impl LogReader {
         Ok(reader)
     }
 
-    /// Wants to be told of what happens to the newer file.
+    /// Wants to be told of what happens to the newer file, which is this one, whatever is at its path by now:
+    /// that it is written to, and that it loses a name to the next (`man 7 inotify`: IN_ATTRIB, link count).
     fn watch(&self) -> io::Result<()> {
-        let path = CString::new(self.path.as_os_str().as_bytes())?;
-        let what = libc::IN_MODIFY | libc::IN_MOVE_SELF;
+        let path = CString::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        let what = libc::IN_MODIFY | libc::IN_ATTRIB;
         // SAFETY: an open descriptor, and a string with its end that lives through the call.
         match unsafe { libc::inotify_add_watch(self.notify.as_raw_fd(), path.as_ptr(), what) } {
             0.. => Ok(()),
@@ -160,7 +177,7 @@ impl LogReader {
     fn goes_on(&mut self) -> io::Result<bool> {
         let next = match files::open_regular(&self.path) {
             Ok(next) => next,
-            // Between two names, or it is forgotten: no more comes.
+            // It is forgotten: no more comes.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(e),
         };
@@ -239,5 +256,35 @@ mod tests {
         assert!(!follower.wait(&near).unwrap());
         assert_eq!(dir.path().read_dir().unwrap().count(), 2);
         assert!(Log::create(path, 4).is_err(), "it is there already");
+    }
+
+    #[test]
+    fn a_reader_sleeps_through_no_change_of_files() {
+        const PIECES: u32 = 300;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.log");
+        let mut log = Log::create(path.clone(), 1).unwrap();
+        let mut follower = LogReader::at(path.clone()).unwrap();
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while follower.wait(&near).unwrap() {
+                    let text = read(&mut follower);
+                    // A writer that has given up waits for no more.
+                    text.split_terminator('\n').for_each(|line| drop(tell.send(line.to_owned())));
+                }
+            });
+            // Dropped also when this fails, so that the reader ends.
+            let _far = far;
+            for piece in 0..PIECES {
+                log.write_all(format!("{piece}\n").as_bytes()).unwrap();
+                // Each is read before the next, or none ever.
+                let line = told.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+                assert_eq!(line, piece.to_string());
+                assert!(LogReader::at(path.clone()).is_ok(), "there is one at any time");
+            }
+        });
+        assert_eq!(dir.path().read_dir().unwrap().count(), 2);
     }
 }

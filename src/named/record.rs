@@ -13,6 +13,8 @@ use crate::files;
 
 /// VMs of which that is kept; of more, those that ended first are forgotten.
 const KEPT_MAX: usize = 32;
+/// Those among them whose logs are kept, too: they are larger by far.
+pub(super) const LOGS_MAX: usize = 8;
 /// No record is longer, in bytes.
 const RECORD_MAX: u64 = 64 << 10;
 
@@ -68,9 +70,15 @@ pub(super) fn write(directory: &Directory, info: &Info, status: u8) -> io::Resul
 
 /// Forgets the VM called `name`. The directory is locked, and the name nobody's.
 pub(super) fn forget(directory: &Directory, name: &str) {
+    // What is not there need not go.
+    let _ = fs::remove_file(directory.end(name));
+    forget_log(directory, name);
+}
+
+/// Forgets what the VM called `name` wrote.
+fn forget_log(directory: &Directory, name: &str) {
     let log = directory.log(name);
-    for path in [directory.end(name), log::old(&log), log] {
-        // What is not there need not go.
+    for path in [log::next(&log), log::old(&log), log] {
         let _ = fs::remove_file(path);
     }
 }
@@ -79,8 +87,12 @@ pub(super) fn forget(directory: &Directory, name: &str) {
 pub(super) fn make_room(directory: &Directory) -> Result<(), NameError> {
     let mut known: Vec<_> = directory.remembered()?;
     known.sort_by(|(a, _), (b, _)| b.cmp(a));
-    for (_, name) in known.into_iter().skip(KEPT_MAX - 1) {
-        forget(directory, &name);
+    for (n, (_, name)) in known.into_iter().enumerate().skip(LOGS_MAX - 1) {
+        if n < KEPT_MAX - 1 {
+            forget_log(directory, &name);
+        } else {
+            forget(directory, &name);
+        }
     }
     Ok(())
 }

@@ -192,6 +192,9 @@ impl Drop for Named {
             let _ = fs::remove_file(&self.path);
         }
         self.given.waiting().end();
+        if let Some(terminal) = self.given.terminal.get() {
+            terminal.end();
+        }
         self.given_up.store(true, Ordering::Release);
         // SAFETY: shutdown takes no pointers. It ends the thread's wait in accept(2).
         unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
@@ -205,6 +208,7 @@ impl Drop for Named {
 #[cfg(test)]
 mod tests {
     use std::cell::{Cell, RefCell};
+    use std::io::{Read, Write};
 
     use super::*;
 
@@ -226,5 +230,25 @@ mod tests {
         };
         accept(&given_up, next, |client| admitted.borrow_mut().push(client));
         assert_eq!((calls.get(), admitted.into_inner()), (4, vec!["somebody"]));
+    }
+
+    #[test]
+    fn who_sits_in_front_of_a_vm_is_sent_away_when_the_name_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Directory::at(dir.path().join("husk")).unwrap();
+        let info =
+            Info { name: "one".to_owned(), pid: 1, kernel: String::new(), since: 0, answers: true };
+        let named = serve_in(&names, info, About::default(), Weak::new()).unwrap();
+        let (mut typed, input) = io::pipe().unwrap();
+        let input = std::os::fd::OwnedFd::from(input);
+        named.attach(Terminal::new(input.into(), Box::new(|_| ())).unwrap());
+        let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let given = named.given.clone();
+        let sat = std::thread::spawn(move || given.terminal.get().unwrap().sit(&near));
+        far.write_all(b"x").unwrap();
+        typed.read_exact(&mut [0]).unwrap();
+        drop(named);
+        sat.join().unwrap().unwrap();
+        assert_eq!(far.read(&mut [0]).unwrap(), 0);
     }
 }

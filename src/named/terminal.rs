@@ -4,8 +4,10 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use husk_devices::virtio::console::tty::WindowSize;
 
@@ -20,6 +22,15 @@ pub struct Terminal {
     /// The writing end of a pipe.
     input: File,
     resize: Resize,
+    sitting: Mutex<Sitting>,
+}
+
+/// Who sits there.
+#[derive(Default)]
+struct Sitting {
+    client: Option<UnixStream>,
+    /// Nobody does any more.
+    over: bool,
 }
 
 impl fmt::Debug for Terminal {
@@ -37,7 +48,7 @@ impl Terminal {
         // SAFETY: sets a flag of an open descriptor; no pointer is involved.
         match unsafe { libc::fcntl(input.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } {
             -1 => Err(io::Error::last_os_error()),
-            _ => Ok(Terminal { input, resize }),
+            _ => Ok(Terminal { input, resize, sitting: Mutex::default() }),
         }
     }
 
@@ -46,8 +57,37 @@ impl Terminal {
         (self.resize)(size);
     }
 
-    /// Gives the guest what `client` types, until that one has gone.
-    pub(super) fn carry(&self, mut client: &UnixStream) -> io::Result<()> {
+    fn sitting(&self) -> MutexGuard<'_, Sitting> {
+        // No code panics while it holds the lock.
+        self.sitting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is over: the connection of whoever sits there is closed.
+    pub(super) fn end(&self) {
+        let mut sitting = self.sitting();
+        sitting.over = true;
+        if let Some(client) = sitting.client.take() {
+            // An error: it has closed it itself.
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Gives the guest what `client`, who sits there alone, types until that one has gone, or it is over.
+    pub(super) fn sit(&self, client: &UnixStream) -> io::Result<()> {
+        let kept = client.try_clone()?;
+        {
+            let mut sitting = self.sitting();
+            if sitting.over {
+                return Ok(());
+            }
+            sitting.client = Some(kept);
+        }
+        let carried = self.carry(client);
+        self.sitting().client = None;
+        carried
+    }
+
+    fn carry(&self, mut client: &UnixStream) -> io::Result<()> {
         client.set_read_timeout(None)?;
         let mut room = [0; PIECE];
         loop {
@@ -116,6 +156,23 @@ mod tests {
         let mut text = [0; 5];
         reader.read_exact(&mut text).unwrap();
         assert_eq!(&text, b"first");
+    }
+
+    #[test]
+    fn who_sits_there_is_sent_away_at_the_end_and_nobody_comes_after_it() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let terminal = Terminal::new(OwnedFd::from(writer).into(), Box::new(|_| ())).unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"x").unwrap();
+        std::thread::scope(|scope| {
+            let sat = scope.spawn(|| terminal.sit(&near));
+            reader.read_exact(&mut [0]).unwrap();
+            terminal.end();
+            sat.join().unwrap().unwrap();
+        });
+        assert_eq!(far.read(&mut [0]).unwrap(), 0);
+        let (near, _far) = UnixStream::pair().unwrap();
+        terminal.sit(&near).unwrap();
     }
 
     #[test]

@@ -234,13 +234,18 @@ fn the_last_that_ended_are_remembered_and_what_is_left_of_others_goes() {
     std::fs::write(&its, "it runs").unwrap();
     for n in 0..40 {
         record::write(&names, &info(&format!("vm{n}")), 3).unwrap();
+        std::fs::write(names.log(&format!("vm{n}")), "said").unwrap();
     }
     let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
-    for path in [&lost, &its, &dir.path().join("husk/vm7.end")] {
+    let written = [&lost, &its, &names.end("vm7"), &names.log("vm7")];
+    for path in written {
         std::fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
     }
     record::make_room(&names).unwrap();
     assert_eq!(record::ended_in(&names).unwrap().len(), 31);
+    // Of most of them only how they ended.
+    let logs = (0..40).filter(|n| names.log(&format!("vm{n}")).exists()).count();
+    assert_eq!(logs, record::LOGS_MAX - 1);
     assert!(!lost.exists() && its.exists());
     assert!(matches!(wait_in(&names, "vm7"), Err(NameError::Unknown(_))));
     let last = record::ended_in(&names).unwrap().remove(0);

@@ -25,12 +25,7 @@ impl RunningVm {
     /// # Errors
     /// Why they cannot.
     pub fn wait_ready(&self, limit: Duration) -> Result<(), ExecError> {
-        match self.agent()?.wait(limit) {
-            Known::Ready => Ok(()),
-            Known::Waiting => Err(ExecError::NotReady(limit)),
-            Known::Failed(words) => Err(ExecError::SetUp(words)),
-            Known::Gone => Err(self.explain()()),
-        }
+        self.dialler()?.wait_ready(limit)
     }
 
     /// Runs a command to its end, and collects what it writes. Waits until the guest is ready first.
@@ -157,14 +152,12 @@ impl RunningVm {
 
     /// A connection for a session, when the guest is ready; until `end`, if there is one.
     pub(crate) fn dial(&self, end: Option<Instant>) -> Result<UnixStream, ExecError> {
-        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-        self.wait_ready(left.map_or(BOOT_PATIENCE, |left| left.min(BOOT_PATIENCE)))?;
-        let patience = Instant::now() + guest::PATIENCE;
-        let dialled = self.agent()?.dial(end.map_or(patience, |end| end.min(patience)));
-        dialled.map_err(|e| match guest::is_late(&e) {
-            true => ExecError::NotStarted,
-            false => self.explain()(),
-        })
+        self.dialler()?.dial(end)
+    }
+
+    /// What makes such connections, also for one who does not hold the VM meanwhile.
+    pub(crate) fn dialler(&self) -> Result<Dialler, ExecError> {
+        Ok(Dialler { agent: self.agent()?.clone(), explain: self.explain() })
     }
 
     /// How it has ended, which may be a moment off, unless it goes on.
@@ -173,11 +166,42 @@ impl RunningVm {
     }
 
     /// Tells why the guest does not answer any more: the VM's end, which may be a moment off.
-    fn explain(&self) -> Arc<dyn Fn() -> ExecError + Send + Sync> {
+    fn explain(&self) -> Explain {
         let (verdict, console) = (self.verdict.clone(), self.console.clone());
         Arc::new(move || match verdict.wait_timeout(LAST_WORDS) {
             Some(outcome) => ExecError::Ended(Box::new(outcome)),
             None => ExecError::AgentLost { console: console.last_lines(CONSOLE_LINES) },
+        })
+    }
+}
+
+type Explain = Arc<dyn Fn() -> ExecError + Send + Sync>;
+
+/// Makes connections to a VM's agent, and holds nothing else of the VM.
+pub(crate) struct Dialler {
+    agent: Arc<Agent>,
+    explain: Explain,
+}
+
+impl Dialler {
+    fn wait_ready(&self, limit: Duration) -> Result<(), ExecError> {
+        match self.agent.wait(limit) {
+            Known::Ready => Ok(()),
+            Known::Waiting => Err(ExecError::NotReady(limit)),
+            Known::Failed(words) => Err(ExecError::SetUp(words)),
+            Known::Gone => Err((self.explain)()),
+        }
+    }
+
+    /// A connection for a session, when the guest is ready; until `end`, if there is one.
+    pub fn dial(&self, end: Option<Instant>) -> Result<UnixStream, ExecError> {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        self.wait_ready(left.map_or(BOOT_PATIENCE, |left| left.min(BOOT_PATIENCE)))?;
+        let patience = Instant::now() + guest::PATIENCE;
+        let dialled = self.agent.dial(end.map_or(patience, |end| end.min(patience)));
+        dialled.map_err(|e| match guest::is_late(&e) {
+            true => ExecError::NotStarted,
+            false => (self.explain)(),
         })
     }
 }

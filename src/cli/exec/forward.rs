@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use husk::{GuestChild, RunningVm};
 
-use crate::cli::life::{end, watch};
+use crate::cli::life::{end, kill, watch};
 use crate::cli::signals::{self, Signals};
 use crate::cli::terminal;
 
@@ -27,7 +27,11 @@ pub struct Forward {
     passed_on: Arc<AtomicBool>,
     /// The command is no longer what the VM is there for.
     kept: Arc<AtomicBool>,
+    last: Arc<OnceLock<Last>>,
 }
+
+/// What is still done before the process is ended, which has this exit status.
+type Last = Box<dyn Fn(u8) + Send + Sync>;
 
 impl Forward {
     /// Waits for `signals` in a thread of its own.
@@ -52,9 +56,13 @@ impl Forward {
                 signals.wait();
             }
             this.signal.store(signal, Ordering::Release);
-            end(&vm, 128 + signal);
-            // Whoever does not read what the command wrote is not waited for.
-            std::thread::sleep(LAST);
+            if kill(&vm) {
+                // Whoever does not read what the command wrote is not waited for.
+                std::thread::sleep(LAST);
+            }
+            if let Some(last) = this.last.get() {
+                last(u8::try_from(128 + signal).unwrap_or(u8::MAX));
+            }
             terminal::restore();
             std::process::exit(128 + signal);
         })?;
@@ -92,6 +100,12 @@ impl Forward {
     pub fn has_vm(&self, vm: Arc<RunningVm>) {
         // Called once.
         let _ = self.vm.set(vm);
+    }
+
+    /// When the process is ended although something in it goes on, `last` is done before. It does not wait.
+    pub fn at_last(&self, last: impl Fn(u8) + Send + Sync + 'static) {
+        // Called once.
+        let _ = self.last.set(Box::new(last));
     }
 
     /// From now on there is a command to be told.

@@ -75,8 +75,12 @@ pub fn run(
     };
     let escapes = interactive.then(|| attend_escapes(vm.clone())).transpose()?;
     let (typed, is_end) = escapes.unzip();
-    let attached = attach::attach(child, interactive.then_some(resized), typed, has_begun)?;
-    signals.has_child(attached.child.clone());
+    let begun = |child: &Arc<GuestChild>| {
+        // First, for whoever hears that it has begun may ask at once for its end.
+        signals.has_child(child.clone());
+        has_begun(child)
+    };
+    let attached = attach::attach(child, interactive.then_some(resized), typed, begun)?;
     let ended = attached.wait(|| limits.left());
     terminal::restore();
     let end = match (ended, keep) {

@@ -5,7 +5,7 @@
 //! made for a command, whose streams are husk's. Both can have a name, and be detached.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use husk::config::{ConsoleConfig, VmConfig};
@@ -79,6 +79,10 @@ impl Session {
             let signals = signals.clone();
             named.on_stop(move || signals.stop());
         }
+        // Whoever ends this first gives it up, and the other waits for that.
+        let named = Arc::new(Mutex::new(named));
+        let leaving = named.clone();
+        signals.at_last(move |status| conclude_name(taken(&leaving).take(), status, None));
         let job = exec::Job {
             command,
             limits: exec::Limits { timeout, grace: self.grace },
@@ -95,12 +99,13 @@ impl Session {
                 }
             };
             let name = self.name.as_deref();
+            let named = taken(&named);
             is_ready(named.as_ref(), name, self.detached.as_mut(), Box::new(resize))
         };
         let status = exec::run(&vm, job, &signals, has_begun);
         let status = status.unwrap_or_else(|e| failed(&e));
         report(self.show, metrics.as_ref(), &vm);
-        conclude_name(named, status, self.detached);
+        conclude_name(taken(&named).take(), status, self.detached);
         Ok(status)
     }
 
@@ -196,6 +201,12 @@ fn is_ready(
         named.stay();
     }
     Ok(())
+}
+
+/// The name, which nobody else has meanwhile.
+fn taken(named: &Mutex<Option<Named>>) -> MutexGuard<'_, Option<Named>> {
+    // Whoever panicked left it as it was.
+    named.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The last of a VM: its log is whole when its name is free, and whoever waits is told.
