@@ -116,6 +116,8 @@ mod tests {
     fn mistakes_name_the_key() {
         for (text, hint) in [
             ("fd=x", "descriptor"),
+            ("uesr", "tap=uesr"),
+            ("tap0,mtu=1500", "tap=tap0"),
             ("tap=a,address=10.0.9.1", "10.0.9.1/24"),
             ("tap=a,queues=many", "queues=many"),
             ("tap=a,mtu=70000", "mtu=70000"),
