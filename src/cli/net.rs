@@ -27,7 +27,9 @@ pub fn parse(text: &str) -> Result<NetConfig, String> {
     // A bare word would be the name of a TAP, and a mistyped `user` one that is made.
     if !first.contains('=') && !KEYS.contains(&first) {
         let tap = format!("or is tap={first} meant?");
-        return Err(format!("--net: `{first}` is neither tap=NAME, fd=N, user nor link=NAME; {tap}"));
+        return Err(format!(
+            "--net: `{first}` is neither tap=NAME, fd=N, user nor link=NAME; {tap}"
+        ));
     }
     let mut kv = KeyValues::parse("--net", KEYS, text)?;
     let fd = kv.value("fd")?;

@@ -38,13 +38,7 @@ pub fn main() -> i32 {
                 _ => b"it does not answer",
             };
             let number = Digits::of(error.0 as u64);
-            say::line(&[
-                b"there is no way to the host: ",
-                why,
-                b" (errno ",
-                number.bytes(),
-                b")",
-            ]);
+            say::line(&[b"there is no way to the host: ", why, b" (errno ", number.bytes(), b")"]);
             machine::power_off();
             return 1;
         }
