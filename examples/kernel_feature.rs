@@ -13,6 +13,7 @@ fn wanted() -> bool {
     std::env::var_os("HUSK_KERNEL").is_some()
 }
 
+/// It returns its errors: `should_panic` is nothing for a test in a guest.
 #[husk::test(memory = "256M", when = wanted())]
 fn a_control_group_without_room_for_a_process_refuses_one() -> std::io::Result<()> {
     use std::fs;
