@@ -80,9 +80,15 @@ impl Workload {
             ),
             Workload::Python => "exec ./python/bin/python3 -I -S ./work.py\n".to_owned(),
             // A port of its own, for processes share the host's; and nobody says when the server listens.
+            // The pause is short, for it is a step in what is measured, and lets the server run; the limit
+            // is half a minute at least.
             Workload::Http => "port=$((20000 + $$ % 12000))\n\
                  ./bin/busybox httpd -f -p 127.0.0.1:$port -h ./www &\n\
-                 until ./bin/busybox wget -q -O - http://127.0.0.1:$port/ 2>/dev/null; do :; done\n\
+                 tries=0\n\
+                 until ./bin/busybox wget -q -O - http://127.0.0.1:$port/ 2>/dev/null; do\n\
+                 tries=$((tries+1))\n\
+                 [ $tries -lt 3000 ] || { kill $!; exit 1; }\n\
+                 ./bin/busybox sleep 0.01; done\n\
                  kill $!\n"
                 .to_owned(),
         }
@@ -136,6 +142,29 @@ mod tests {
             error.contains("there are true, sh, python, http") && !error.contains("mean"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn who_asks_a_server_that_never_answers_gives_up() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("bin")).unwrap();
+        let busybox = dir.path().join("bin/busybox");
+        let script = Workload::Http.script();
+        let run = |asked: &str, tries: &str| {
+            let text =
+                format!("case $1 in wget) echo asked >>log; {asked};; httpd) exec sleep 60;; esac");
+            // It is a script for the shell to read, for an executable that was just written may be busy.
+            std::fs::write(&busybox, text).unwrap();
+            let _ = std::fs::remove_file(dir.path().join("log"));
+            let script = script.replace("./bin/busybox", "sh ./bin/busybox");
+            let script = script.replace("-lt 3000", &format!("-lt {tries}"));
+            let mut sh = std::process::Command::new("sh");
+            let status = sh.arg("-c").arg(script).current_dir(dir.path()).status().unwrap();
+            let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+            (status.success(), log.lines().count())
+        };
+        assert_eq!(run("exit 1", "3"), (false, 3));
+        assert_eq!(run("exit 0", "3"), (true, 1));
     }
 
     #[test]
