@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::mailbox::Mailbox;
 use super::panic::CONSOLE_LINES;
-use super::running::RunningVm;
-use super::{Ended, Outcome};
+use super::running::{RunningVm, Verdict};
+use super::{Ended, Outcome, ending};
 use crate::guest::control::{Agent, Known};
 use crate::guest::error::ExecError;
 use crate::guest::{self, GuestChild, GuestCommand, Output};
@@ -162,13 +163,14 @@ impl RunningVm {
 
     /// How it has ended, which may be a moment off, unless it goes on.
     pub(crate) fn ending(&self) -> Option<Outcome> {
-        self.wait_timeout(LAST_WORDS)
+        end_of(&self.verdict, &self.mailbox, LAST_WORDS)
     }
 
     /// Tells why the guest does not answer any more: the VM's end, which may be a moment off.
     fn explain(&self) -> Explain {
         let (verdict, console) = (self.verdict.clone(), self.console.clone());
-        Arc::new(move || match verdict.wait_timeout(LAST_WORDS) {
+        let mailbox = self.mailbox.clone();
+        Arc::new(move || match end_of(&verdict, &mailbox, LAST_WORDS) {
             Some(outcome) => ExecError::Ended(Box::new(outcome)),
             None => ExecError::AgentLost { console: console.last_lines(CONSOLE_LINES) },
         })
@@ -203,5 +205,35 @@ impl Dialler {
             true => ExecError::NotStarted,
             false => (self.explain)(),
         })
+    }
+}
+
+/// How a VM has ended whose guest does not answer any more: within `patience`, or, when its devices are
+/// already being closed, which ends their connections first, as soon as they are. On a busy host that can be
+/// later, and does not mean that a VM goes on without its agent.
+fn end_of(verdict: &Verdict, mailbox: &Mailbox, patience: Duration) -> Option<Outcome> {
+    let outcome = verdict.wait_timeout(patience);
+    if outcome.is_some() || !mailbox.is_closed() {
+        return outcome;
+    }
+    verdict.wait_timeout(ending::LIMIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_has_begun_is_waited_for_and_one_that_has_not_is_not() {
+        let (verdict, mailbox) = (Verdict::default(), Mailbox::default());
+        assert!(end_of(&verdict, &mailbox, Duration::ZERO).is_none());
+        mailbox.close();
+        let outcome = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| end_of(&verdict, &mailbox, Duration::ZERO));
+            std::thread::sleep(Duration::from_millis(20));
+            verdict.give(|| Outcome::PowerOff);
+            waiting.join().unwrap()
+        });
+        assert!(matches!(outcome, Some(Outcome::PowerOff)));
     }
 }

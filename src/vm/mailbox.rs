@@ -94,6 +94,11 @@ impl Mailbox {
         state.closed = true;
         state.queue.clear();
     }
+
+    /// Whether it is: the VM is ending, or has.
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
 }
 
 #[cfg(test)]
