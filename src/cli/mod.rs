@@ -32,6 +32,7 @@ mod signals;
 mod stderr;
 mod stdout;
 mod terminal;
+mod values;
 
 use std::process::ExitCode;
 

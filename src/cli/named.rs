@@ -15,9 +15,9 @@ use husk::named::{self, LogReader, Remote};
 use super::awaited::Awaited;
 use super::exec::{self, Surroundings, attach, for_terminal, status_of, status_of_error};
 use super::life::watch;
-use super::run::parse_seconds;
 use super::signals::Signals;
 use super::stdout::print;
+use super::values::parse_seconds;
 use super::{Error, terminal};
 
 /// What a VM that did not stop in time leaves as exit status.

@@ -2,7 +2,6 @@
 
 mod ending;
 mod session;
-mod values;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -24,14 +23,13 @@ use super::awaited::Awaited;
 use super::detach::{self, Detached};
 use super::exec::Exec;
 use super::signals::Signals;
+use super::values::{
+    parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,
+    parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_seconds, parse_switch,
+    parse_volume, parse_vsock,
+};
 use super::{Error, limits, logging, net, terminal};
 use session::Session;
-use values::{
-    parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,
-    parse_on_reboot, parse_pmem, parse_port, parse_protocol, parse_switch, parse_volume,
-    parse_vsock,
-};
-pub use values::{parse_cache, parse_image, parse_seconds};
 
 /// What `husk run --help` ends with.
 pub const AFTER_HELP: &str = "\

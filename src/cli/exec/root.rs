@@ -9,7 +9,7 @@ use clap::Args;
 use husk::config::{DiskConfig, GuestConfig, RootConfig, VmConfig, VolumeCache, VolumeConfig};
 
 use crate::cli::Error;
-use crate::cli::run::{parse_cache, parse_image};
+use crate::cli::values::{parse_cache, parse_image};
 
 /// The id of the disk or the volume that is the root.
 const ID: &str = "root";
