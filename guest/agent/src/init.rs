@@ -192,6 +192,8 @@ fn interface_of(bytes: &[u8]) -> Result<()> {
     let &[number, a0, a1, a2, a3, prefix, g0, g1, g2, g3] = bytes;
     let name = Path::of(&[b"eth", Digits::of(number.into()).bytes()])?;
     let name = name.as_c_str().to_bytes();
+    // Without it the network learns of the card as soon as it sends something.
+    let _ = interface::announce();
     interface::set_address(name, [a0, a1, a2, a3], prefix)?;
     interface::up(name)?;
     match [g0, g1, g2, g3] {

@@ -1,7 +1,7 @@
 //! Network interfaces: addresses and the default route, by the ioctls of `man 7 netdevice` and
 //! `man 7 rtnetlink`'s older brother, `struct rtentry`.
 
-use super::{Errno, Result, call, socket};
+use super::{Errno, Result, call, file, socket};
 
 const SIOCADDRT: usize = 0x890b;
 const SIOCGIFFLAGS: usize = 0x8913;
@@ -51,6 +51,15 @@ fn ask(number: usize, request: &mut [u8]) -> Result<()> {
     let done = unsafe { call(16, [fd.raw(), number, request.as_mut_ptr().addr(), 0, 0, 0]) };
     fd.close();
     done.map(drop)
+}
+
+/// Has every interface tell its network of its address when it comes up (`arp_notify`). passt sends what
+/// comes to a published port to the hardware address that it last saw; before it has seen one, to none.
+///
+/// # Errors
+/// The kernel's.
+pub fn announce() -> Result<()> {
+    file::write_file(c"/proc/sys/net/ipv4/conf/all/arp_notify", b"1")
 }
 
 /// Brings up the interface `name`.
