@@ -17,10 +17,10 @@ pub enum Phase {
     MemoryMapped,
     /// Devices and their backends are open.
     DevicesOpened,
-    /// Kernel, initrd and tables are in guest memory.
-    KernelLoaded,
-    /// vCPUs exist and have their registers.
+    /// vCPUs exist.
     VcpusCreated,
+    /// Kernel, initrd and tables are in guest memory, and vCPUs know where to begin.
+    KernelLoaded,
     /// The KVM VM has its memory, and the devices their doorbells and interrupts.
     KvmVmReady,
     /// Just before the first KVM_RUN.
@@ -41,8 +41,8 @@ impl fmt::Display for Phase {
             Phase::KernelOpened => "kernel opened",
             Phase::MemoryMapped => "memory",
             Phase::DevicesOpened => "devices",
-            Phase::KernelLoaded => "kernel load",
             Phase::VcpusCreated => "vCPUs",
+            Phase::KernelLoaded => "kernel load",
             Phase::KvmVmReady => "KVM VM",
             Phase::FirstRun => "first KVM_RUN",
             Phase::FirstConsoleByte => "first console byte",

@@ -24,9 +24,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use super::elf::Elf;
-use super::host;
 use super::image::Image;
 use crate::files::write_renamed;
+use crate::runtime::user;
 pub(super) use entry::Key;
 pub(super) use index::Stamp;
 
@@ -207,7 +207,7 @@ fn make_dirs(dir: &Path) -> io::Result<()> {
 fn private_dir(dir: &Path) -> io::Result<()> {
     for dir in [dir.to_owned(), dir.join("kernels"), dir.join("index")] {
         let metadata = fs::metadata(&dir)?;
-        if metadata.uid() != host::effective_uid() || metadata.mode() & 0o022 != 0 {
+        if metadata.uid() != user() || metadata.mode() & 0o022 != 0 {
             let who = format!("{} belongs to or can be written by others", dir.display());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, who));
         }

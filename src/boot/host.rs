@@ -1,5 +1,5 @@
 //! What boot asks of the host's kernel itself: to read a file straight into guest memory, to put huge
-//! pages behind it or a file's pages over it, and whose process this is.
+//! pages behind it or a file's pages over it.
 //!
 //! All of boot's `unsafe` is here. A [`Span`] is a range of one region of guest memory, checked to
 //! be inside it, so that what is done to its host addresses stays in that region's mapping.
@@ -13,12 +13,10 @@ use vm_memory::{
     MemoryRegionAddress,
 };
 
-use super::{PAGE, align_down};
+use super::{PAGE, align_down, align_up};
 
 /// The size of an x86-64 huge page, in bytes.
 const HUGE_PAGE: u64 = 2 << 20;
-/// What a huge page must hold of a kernel's end to be worth zeroing the rest of it, in bytes.
-const WORTH_A_HUGE_PAGE: u64 = 64 << 10;
 
 /// A range of guest memory inside one region.
 pub(super) struct Span<'a> {
@@ -52,12 +50,6 @@ pub(super) fn for_each_span(
         done += piece;
     }
     Ok(())
-}
-
-/// The user this process acts as.
-pub(super) fn effective_uid() -> u32 {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    unsafe { libc::geteuid() }
 }
 
 impl Span<'_> {
@@ -117,16 +109,14 @@ impl Span<'_> {
     }
 
     /// Asks for huge pages behind the span and the rest of the huge pages it begins and ends in,
-    /// as far as the region goes and the last is worth it. A wish: a host that does not grant it is only
-    /// slower.
+    /// as far as the region goes. A wish: a host that does not grant it is only slower.
     pub(super) fn advise_huge(&self) {
         let Ok(base) = self.region.get_host_address(MemoryRegionAddress(0)) else { return };
         let base = base as u64;
         let region_end = base + self.region.len();
         let start = align_down(base + self.start, HUGE_PAGE).max(base);
-        // Rounded up, but for a last page with little in it.
-        let last = base + self.start + self.len as u64 + (HUGE_PAGE - WORTH_A_HUGE_PAGE);
-        let end = align_down(last, HUGE_PAGE).min(region_end);
+        let end = align_up(base + self.start + self.len as u64, HUGE_PAGE);
+        let end = end.unwrap_or(region_end).min(region_end);
         let Ok(len) = usize::try_from(end.saturating_sub(start)) else { return };
         // SAFETY: the range is inside the region's mapping, and this advice changes no contents.
         unsafe { libc::madvise(start as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };

@@ -105,8 +105,8 @@ pub(super) fn load_segments(
     Ok(used)
 }
 
-/// The most that is read at once: a huge page, so that threads share the work evenly.
-const PIECE: u64 = 2 << 20;
+/// The most that is read at once: a few huge pages, so that threads share the work evenly.
+const PIECE: u64 = 4 << 20;
 /// Threads that read: most of the time goes into zeroing and filling fresh pages, which two do in
 /// half the time; more would take processors from other machines that start.
 const READERS: usize = 2;

@@ -14,6 +14,22 @@ impl<'a> KeyValues<'a> {
     /// Splits `text`, the value of `option`. A first part without `=` that is no key is the value of
     /// `known[0]`. A comma within a value is written twice.
     pub fn parse(option: &'a str, known: &'a [&'a str], text: &str) -> Result<Self, String> {
+        Self::split(option, known, known.first().copied(), text)
+    }
+
+    /// As [`parse`](Self::parse), of an option all of whose parts have keys: a mistyped key would
+    /// be a value.
+    pub fn parse_keys(option: &'a str, known: &'a [&'a str], text: &str) -> Result<Self, String> {
+        Self::split(option, known, None, text)
+    }
+
+    /// A first part that has no key is the value of `bare`.
+    fn split(
+        option: &'a str,
+        known: &'a [&'a str],
+        bare: Option<&str>,
+        text: &str,
+    ) -> Result<Self, String> {
         let mut parsed = Self { option, known, values: BTreeMap::new() };
         for (n, part) in split(text).into_iter().enumerate() {
             let (key, value) = match part.split_once('=') {
@@ -24,8 +40,10 @@ impl<'a> KeyValues<'a> {
                     return Err(parsed.unknown(key));
                 }
                 None if known.contains(&part.as_str()) => (part, None),
-                _ if n == 0 => (known.first().copied().unwrap_or_default().to_owned(), Some(part)),
-                _ => return Err(parsed.unknown(&part)),
+                _ => match bare.filter(|_| n == 0) {
+                    Some(key) => (key.to_owned(), Some(part)),
+                    None => return Err(parsed.unknown(&part)),
+                },
             };
             if parsed.values.insert(key.clone(), value).is_some() {
                 return Err(format!("{option}: `{key}` is given twice"));

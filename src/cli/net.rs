@@ -23,15 +23,7 @@ const KEYS: &[&str] = &[
 
 /// Reads the value of `--net`.
 pub fn parse(text: &str) -> Result<NetConfig, String> {
-    let first = text.split(',').next().unwrap_or_default();
-    // A bare word would be the name of a TAP, and a mistyped `user` one that is made.
-    if !first.contains('=') && !KEYS.contains(&first) {
-        let tap = format!("or is tap={first} meant?");
-        return Err(format!(
-            "--net: `{first}` is neither tap=NAME, fd=N, user nor link=NAME; {tap}"
-        ));
-    }
-    let mut kv = KeyValues::parse("--net", KEYS, text)?;
+    let mut kv = KeyValues::parse_keys("--net", KEYS, text)?;
     let fd = kv.value("fd")?;
     let fd = fd.map(|fd| fd.parse().map_err(|_| format!("fd={fd} is no descriptor number")));
     let vhost = kv.value("vhost")?.map(|vhost| match vhost.as_str() {
@@ -118,8 +110,8 @@ mod tests {
     fn mistakes_name_the_key() {
         for (text, hint) in [
             ("fd=x", "descriptor"),
-            ("uesr", "tap=uesr"),
-            ("tap0,mtu=1500", "tap=tap0"),
+            ("uesr", "did you mean `user`"),
+            ("tap0,mtu=1500", "did you mean `tap`"),
             ("tap=a,address=10.0.9.1", "10.0.9.1/24"),
             ("tap=a,queues=many", "queues=many"),
             ("tap=a,mtu=70000", "mtu=70000"),

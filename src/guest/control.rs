@@ -45,8 +45,6 @@ pub struct Agent {
     known: Mutex<Known>,
     changed: Condvar,
     connection: Mutex<Option<UnixStream>>,
-    /// What the network interfaces are to have, as records of the set-up.
-    interfaces: Vec<u8>,
 }
 
 impl Agent {
@@ -67,12 +65,12 @@ impl Agent {
             known: Mutex::new(Known::Waiting),
             changed: Condvar::new(),
             connection: Mutex::new(None),
-            interfaces: interfaces(nets),
         });
         let this = agent.clone();
-        let (config, volumes) = (config.clone(), volumes.to_vec());
+        let orders =
+            Orders { guest: config.clone(), volumes: volumes.to_vec(), nets: nets.to_vec() };
         let thread = std::thread::Builder::new().name("husk-agent".to_owned()).stack_size(STACK);
-        thread.spawn(move || this.attend(arriving, &config, &volumes))?;
+        thread.spawn(move || this.attend(arriving, &orders))?;
         Ok(agent)
     }
 
@@ -86,18 +84,13 @@ impl Agent {
         self.changed.notify_all();
     }
 
-    fn attend(
-        &self,
-        arriving: Receiver<UnixStream>,
-        config: &GuestConfig,
-        volumes: &[VolumeConfig],
-    ) {
+    fn attend(&self, arriving: Receiver<UnixStream>, orders: &Orders) {
         // An error: the VM has ended.
         let arrived = arriving.recv();
         // Whoever else connects to that port is not the agent.
         drop(arriving);
         let end = match arrived {
-            Ok(connection) => self.converse(connection, config, volumes).unwrap_or(Known::Gone),
+            Ok(connection) => self.converse(connection, orders).unwrap_or(Known::Gone),
             Err(_) => Known::Gone,
         };
         let failed = matches!(end, Known::Failed(_));
@@ -108,12 +101,7 @@ impl Agent {
     }
 
     /// Speaks with the agent until it goes.
-    fn converse(
-        &self,
-        connection: UnixStream,
-        config: &GuestConfig,
-        volumes: &[VolumeConfig],
-    ) -> io::Result<Known> {
+    fn converse(&self, connection: UnixStream, orders: &Orders) -> io::Result<Known> {
         connection.set_read_timeout(Some(PATIENCE))?;
         let kept = connection.try_clone()?;
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
@@ -127,8 +115,7 @@ impl Agent {
             }
             _ => return Ok(Known::Gone),
         }
-        let setup = [setup(config, volumes), self.interfaces.clone()].concat();
-        send(&connection, Frame::Setup(&setup))?;
+        send(&connection, Frame::Setup(&orders.records()))?;
         match frames.next()? {
             Some(Frame::Ready) => {}
             Some(Frame::Failed(words)) => {
@@ -192,59 +179,64 @@ impl Agent {
     }
 }
 
-/// The addresses of `nets`, as records: those that are given, and passt's of one that has none.
-fn interfaces(nets: &[NetConfig]) -> Vec<u8> {
-    let mut records = Vec::new();
-    for (number, net) in (0u8..).zip(nets) {
-        let passts = net.user.then_some((passt::GUEST, passt::PREFIX));
-        let given = net.address.map(|InterfaceAddress { address, prefix }| (address, prefix));
-        let Some((address, prefix)) = given.or(passts) else { continue };
-        let gateway = match net.user {
-            true => passt::GATEWAY.octets(),
-            false => [0; 4],
-        };
-        records.extend(record_head(tag::INTERFACE, INTERFACE_LEN as u32));
-        records.push(number);
-        records.extend(address.octets());
-        records.push(prefix);
-        records.extend(gateway);
-        records.push(0);
-    }
-    records
+/// What the machine is to be.
+struct Orders {
+    guest: GuestConfig,
+    /// Some of them are mounted, or the root.
+    volumes: Vec<VolumeConfig>,
+    /// Some of them have addresses.
+    nets: Vec<NetConfig>,
 }
 
-/// What the machine is to be, as records.
-fn setup(config: &GuestConfig, volumes: &[VolumeConfig]) -> Vec<u8> {
-    let mut records = Vec::new();
-    let mut add = |tag, bytes: &[u8]| {
-        // Names and numbers, all short.
-        records.extend(record_head(tag, bytes.len() as u32));
-        records.extend(bytes);
-        records.push(0);
-    };
-    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    let nanos = now.subsec_nanos().to_le_bytes();
-    add(tag::CLOCK, &[&now.as_secs().to_le_bytes()[..], &nanos].concat());
-    add(tag::HOST_NAME, config.host_name.as_bytes());
-    if let Some(root) = &config.root {
-        if let Some(disk) = &root.disk {
-            add(tag::ROOT, disk.as_bytes());
+impl Orders {
+    /// As records.
+    fn records(&self) -> Vec<u8> {
+        let Orders { guest: config, volumes, nets } = self;
+        let mut records = Vec::new();
+        let mut add = |tag, bytes: &[u8]| {
+            // Names and numbers, all short.
+            records.extend(record_head(tag, bytes.len() as u32));
+            records.extend(bytes);
+            records.push(0);
+        };
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let nanos = now.subsec_nanos().to_le_bytes();
+        add(tag::CLOCK, &[&now.as_secs().to_le_bytes()[..], &nanos].concat());
+        add(tag::HOST_NAME, config.host_name.as_bytes());
+        if let Some(root) = &config.root {
+            if let Some(disk) = &root.disk {
+                add(tag::ROOT, disk.as_bytes());
+            }
+            let volume = volumes.iter().find(|volume| root.volume.as_ref() == Some(&volume.id));
+            if let Some(volume) = volume {
+                add(tag::ROOT_VOLUME, volume.tag.as_bytes());
+            }
+            if root.writable {
+                add(tag::ROOT_WRITABLE, &[]);
+            }
+            if root.readonly {
+                add(tag::ROOT_READ_ONLY, &[]);
+            }
         }
-        let volume = volumes.iter().find(|volume| root.volume.as_ref() == Some(&volume.id));
-        if let Some(volume) = volume {
-            add(tag::ROOT_VOLUME, volume.tag.as_bytes());
+        for (_, tag, record) in mounts(config, volumes) {
+            add(tag, record.as_bytes());
         }
-        if root.writable {
-            add(tag::ROOT_WRITABLE, &[]);
+        for (number, net) in (0u8..).zip(nets) {
+            if let Some(interface) = interface(number, net) {
+                add(tag::INTERFACE, &interface);
+            }
         }
-        if root.readonly {
-            add(tag::ROOT_READ_ONLY, &[]);
-        }
+        records
     }
-    for (_, tag, record) in mounts(config, volumes) {
-        add(tag, record.as_bytes());
-    }
-    records
+}
+
+/// What the interface of that number is to have: the address that is given, or passt's.
+fn interface(number: u8, net: &NetConfig) -> Option<[u8; INTERFACE_LEN]> {
+    let passts = InterfaceAddress { address: passt::GUEST, prefix: passt::PREFIX };
+    let InterfaceAddress { address, prefix } = net.address.or(net.user.then_some(passts))?;
+    let [a0, a1, a2, a3] = address.octets();
+    let [g0, g1, g2, g3] = if net.user { passt::GATEWAY.octets() } else { [0; 4] };
+    Some([number, a0, a1, a2, a3, prefix, g0, g1, g2, g3])
 }
 
 /// What the agent mounts: where, as what record, and the record. What lies in another comes after it; at the
@@ -287,7 +279,9 @@ mod tests {
             volume("b", None, true),
             volume("c", Some("/c"), true),
         ];
-        let records = setup(&GuestConfig::default(), &volumes);
+        let guest = GuestConfig::default();
+        let orders = Orders { guest, volumes: volumes.to_vec(), nets: Vec::new() };
+        let records = orders.records();
         let told: Vec<_> = Records(&records)
             .map(|record| record.map(|record| (record.tag, record.bytes())).unwrap())
             .filter(|(tag, _)| *tag >= tag::VOLUME)
@@ -299,16 +293,21 @@ mod tests {
             NetConfig { user: true, ..NetConfig::default() },
             NetConfig { address: "10.0.9.1/24".parse().ok(), ..NetConfig::default() },
         ];
-        let records = interfaces(&nets);
-        let told: Vec<_> = Records(&records).map(|record| record.unwrap().bytes()).collect();
+        let records = Orders { volumes: Vec::new(), nets: nets.to_vec(), ..orders }.records();
+        let told: Vec<_> = Records(&records)
+            .map(Result::unwrap)
+            .filter(|record| record.tag == tag::INTERFACE)
+            .map(|record| record.bytes())
+            .collect();
         assert_eq!(told[0], [1, 10, 0, 2, 15, 24, 10, 0, 2, 2]);
         assert_eq!(told[1], [2, 10, 0, 9, 1, 24, 0, 0, 0, 0]);
         assert_eq!(told.len(), 2);
 
         let longest = volume(&"t".repeat(36), Some(&"/".repeat(255)), false);
-        let all = vec![longest; crate::config::VIRTIO_DEVICES_MAX];
+        let volumes = vec![longest; crate::config::VIRTIO_DEVICES_MAX];
         let tmpfs = vec!["/".repeat(255); 32];
-        assert!(setup(&GuestConfig { tmpfs, ..GuestConfig::default() }, &all).len() < PAYLOAD_MAX);
+        let guest = GuestConfig { tmpfs, ..GuestConfig::default() };
+        assert!(Orders { guest, volumes, nets: nets.to_vec() }.records().len() < PAYLOAD_MAX);
     }
 
     #[test]

@@ -69,8 +69,7 @@ impl Apt {
             find(tool).ok_or_else(|| FetchError::NoTool(tool.to_owned()))?;
         }
         let mut options = Vec::new();
-        // SAFETY: geteuid has no preconditions and cannot fail.
-        if unsafe { libc::geteuid() } == 0 {
+        if crate::runtime::user() == 0 {
             // apt as root downloads as a user of its own, who may not write where we do, and warns.
             options.extend(["-o".to_owned(), "APT::Sandbox::User=root".to_owned()]);
         }

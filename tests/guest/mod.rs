@@ -21,6 +21,7 @@ mod done;
 #[path = "../fixture/hugepages.rs"]
 mod hugepages;
 mod initrd;
+pub mod network;
 #[path = "../fixture/process.rs"]
 pub mod process;
 #[path = "../fixture/skipped.rs"]

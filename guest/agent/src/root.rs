@@ -82,12 +82,9 @@ fn mount_it(place: Place<'_>, at: &CStr, flags: usize) -> core::result::Result<(
                 (what, e)
             })
         }
-        Place::Volume(tag) => {
-            let tag = Path::of(&[tag]).map_err(failed(b"the set-up is malformed"))?;
-            mount(tag.as_c_str(), at, c"virtiofs", flags, c"").map_err(failed(
-                b"the root's directory cannot be mounted: the kernel needs CONFIG_VIRTIO_FS",
-            ))
-        }
+        Place::Volume(tag) => mounts::volume(tag, at, flags).map_err(failed(
+            b"the root's directory cannot be mounted: the kernel needs CONFIG_VIRTIO_FS",
+        )),
     }
 }
 

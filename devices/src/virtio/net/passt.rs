@@ -41,9 +41,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const PATIENCE: libc::c_int = 10_000;
 /// How much of what it says is kept.
 const LAST_WORDS: usize = 4096;
-/// What the guest sees. passt would else take it from an interface of the host's.
-const IPV4: [&str; 8] =
-    ["-a", "10.0.2.15", "-n", "24", "-g", "10.0.2.2", "-M", "52:55:0a:00:02:02"];
+/// The gateway's; passt would else take what the guest sees from an interface of the host's.
+const MAC: &str = "52:55:0a:00:02:02";
 /// The same for IPv6; the prefix is a unique local one (RFC 4193), its length always 64.
 const IPV6: [&str; 4] = ["-a", "fd68:7573:6b::15", "-g", "fd68:7573:6b::2"];
 
@@ -120,7 +119,9 @@ impl Passt {
         let socket = theirs.as_raw_fd();
         let mut command = Command::new("passt");
         command.args(["--foreground", "--quiet", "--fd", &socket.to_string()]);
-        command.args(["--pid", "/dev/stdout", "--mtu", &mtu.to_string()]).args(IPV4);
+        command.args(["--pid", "/dev/stdout", "--mtu", &mtu.to_string(), "-M", MAC]);
+        command.args(["-a", &GUEST.to_string(), "-n", &PREFIX.to_string()]);
+        command.args(["-g", &GATEWAY.to_string()]);
         // What `-i` names it takes nothing of but a link-local address; so it needs no default route.
         match &ipv6 {
             Some(interface) => command.args(IPV6).args(["-i", interface]),
