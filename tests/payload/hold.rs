@@ -190,10 +190,15 @@ fn a_hundred_pauses_and_resumes_of_a_guest_at_its_devices_lose_no_kick_and_no_by
     });
     let guest = up(&kernel);
     race(&guest, 100);
+    // On a slow or busy host the guest hardly runs between two pauses: on until its count has gone round.
+    let begin = Instant::now();
+    while guest.console.so_far().len() < 2 + 0x100 {
+        assert!(begin.elapsed() < crate::fixture::LIMIT, "it counts no further: {:?}", guest.console.so_far());
+        race(&guest, 20);
+    }
     guest.vm.kill().unwrap();
     let (_, said) = guest.end();
     let counted = &said[2..];
-    assert!(counted.len() > 100);
     let wrong = counted.iter().enumerate().find(|(n, byte)| *n as u8 != **byte);
     assert_eq!(wrong, None, "of {} bytes", counted.len());
 }
