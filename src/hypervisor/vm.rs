@@ -18,13 +18,13 @@ pub(crate) struct KvmVm {
     /// the VM open too, and so holds all of this.
     fd: VmFd,
     memory: GuestMemoryMmap,
-    /// Files in the guest's address space, which must stay mapped as long.
-    files: Mutex<Vec<Arc<GuestRegionMmap>>>,
+    /// What else is in the guest's address space, and must stay mapped as long.
+    beside: Mutex<Vec<Arc<GuestRegionMmap>>>,
 }
 
 impl KvmVm {
     pub(super) fn new(fd: VmFd, memory: GuestMemoryMmap) -> Self {
-        Self { fd, memory, files: Mutex::default() }
+        Self { fd, memory, beside: Mutex::default() }
     }
 
     /// Gives the guest its memory. Takes some milliseconds.
@@ -38,12 +38,13 @@ impl KvmVm {
         })
     }
 
-    /// Gives the guest a mapped file in addition; with `read_only` it cannot write to it.
+    /// Gives the guest `region` beside its memory, a file or registers; with `read_only` it cannot write
+    /// to it: what it writes is an exit.
     ///
     /// # Errors
     /// [`HypervisorError::Missing`] when KVM cannot keep the guest from writing, or
     /// [`HypervisorError::Call`].
-    pub fn add_file(
+    pub fn add_region(
         &self,
         region: Arc<GuestRegionMmap>,
         read_only: bool,
@@ -51,11 +52,11 @@ impl KvmVm {
         if read_only && !self.fd.check_extension(Cap::ReadonlyMem) {
             return Err(HypervisorError::Missing("KVM_CAP_READONLY_MEM"));
         }
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        // Each file was mapped, so there are far fewer than 2^32.
-        let slot = (self.memory.num_regions() + files.len()) as u32;
-        files.push(region.clone());
-        // SAFETY: `self` holds the file's mapping from now on.
+        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each was mapped, so there are far fewer than 2^32.
+        let slot = (self.memory.num_regions() + beside.len()) as u32;
+        beside.push(region.clone());
+        // SAFETY: `self` holds the mapping from now on.
         unsafe { self.set_slot(slot, &region, if read_only { KVM_MEM_READONLY } else { 0 }) }
     }
 

@@ -18,9 +18,10 @@ use husk_devices::platform::{
 use husk_devices::serial::{Line, UART_LEN, Uart};
 use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
+use husk_devices::virtio::registers::Registers;
 use husk_devices::virtio::rng::Rng;
 use husk_devices::worker::{OnBroken, Worker, WorkerError};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::{Console, Source};
@@ -55,6 +56,8 @@ pub(super) fn watched(
 pub(super) struct Devices {
     pub buses: Buses,
     pub virtio: Vec<Placed>,
+    /// All their registers, for the guest to read; `None` without such devices.
+    pub registers: Option<Arc<GuestRegionMmap>>,
     pub uart: Arc<Uart>,
     /// What others than the guest want of some of them.
     pub handles: Handles,
@@ -123,13 +126,16 @@ impl Devices {
 
         let mut mmio = BusBuilder::default();
         let mut virtio = Vec::with_capacity(devices.len());
-        for ((name, device), n) in devices.into_iter().zip(0u32..) {
+        let pages = Registers::for_devices(devices.len(), GuestAddress(layout::VIRTIO_MMIO))
+            .map_err(host("registers"))?;
+        let registers = pages.first().map(|page| page.pages().clone());
+        for (((name, device), page), n) in devices.into_iter().zip(pages).zip(0u32..) {
             let slot = VirtioSlot {
                 base: layout::VIRTIO_MMIO as u32 + n * MMIO_WINDOW as u32,
                 gsi: layout::VIRTIO_GSI + n,
             };
             let transport =
-                MmioTransport::new(&name, device, reachable.clone()).map_err(host(&name))?;
+                MmioTransport::new(&name, device, reachable.clone(), page).map_err(host(&name))?;
             let transport = Arc::new(transport);
             mmio.add(name, slot.base.into(), MMIO_WINDOW, transport.clone())?;
             virtio.push(Placed { slot, transport });
@@ -137,6 +143,7 @@ impl Devices {
         Ok(Self {
             buses: Buses { pio: Arc::new(pio.build()), mmio: Arc::new(mmio.build()) },
             virtio,
+            registers,
             uart,
             handles,
             power_button: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)

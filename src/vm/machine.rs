@@ -12,6 +12,7 @@ use husk_devices::virtio::mmio::{ACK_USED, INTERRUPT_ACK, QUEUE_NOTIFY};
 use kvm_bindings::CpuId;
 use vm_memory::GuestMemoryMmap;
 
+use super::background::Background;
 use super::devices::Devices;
 use super::ending;
 use super::error::{VmError, host};
@@ -43,6 +44,8 @@ pub(super) struct Machine {
     threads: Vec<JoinHandle<()>>,
     /// Closed by the end of the last of them.
     running: Receiver<()>,
+    /// Gives the guest its devices' registers to read.
+    registers: Option<Background<()>>,
 }
 
 impl Machine {
@@ -70,7 +73,7 @@ impl Machine {
             vm.add_timer()?;
         }
         for file in &parts.devices.handles.pmem {
-            vm.add_file(file.region.clone(), file.file.read_only())?;
+            vm.add_region(file.region.clone(), file.file.read_only())?;
         }
         connect(&vm, parts.devices)?;
         parts.timeline.mark(Phase::KvmVmReady);
@@ -78,7 +81,8 @@ impl Machine {
         let gate = Arc::new(Gate::new().map_err(host("vCPU thread"))?);
         let (alive, running) = channel();
         let threads = Vec::with_capacity(vcpus.len());
-        let mut machine = Self { gate: gate.clone(), threads, running };
+        let registers = give_registers(&vm, parts.devices)?;
+        let mut machine = Self { gate: gate.clone(), threads, running, registers };
         // After the machine, so that it is gone before when the machine is dropped here.
         let around = Surroundings {
             buses: parts.devices.buses.clone(),
@@ -108,6 +112,7 @@ impl Machine {
 
     fn end(&mut self, limit: Duration) -> bool {
         self.gate.stop();
+        drop(self.registers.take());
         let threads = std::mem::take(&mut self.threads);
         if let Err(RecvTimeoutError::Timeout) = self.running.recv_timeout(limit) {
             log::error!(
@@ -138,7 +143,7 @@ impl Drop for Machine {
 }
 
 /// Connects every interrupt as an irqfd and every doorbell as an ioeventfd, and so the acknowledgement
-/// of used buffers alone: an interrupt costs one exit, for reading its cause.
+/// of used buffers alone.
 fn connect(vm: &KvmVm, devices: &Devices) -> Result<(), HypervisorError> {
     vm.connect_irq(devices.uart.irq_fd(), layout::COM1_GSI)?;
     vm.connect_irq(&devices.power_button, layout::POWER_BUTTON_GSI)?;
@@ -153,6 +158,20 @@ fn connect(vm: &KvmVm, devices: &Devices) -> Result<(), HypervisorError> {
         vm.connect_doorbell(&devices.acknowledged, acknowledgement, ACK_USED)?;
     }
     Ok(())
+}
+
+/// Gives the guest the pages of its devices' registers, so that it reads them, and above all the cause of
+/// an interrupt, without an exit. That takes KVM a grace period, like any memory: the guest runs meanwhile,
+/// and what it reads before is answered by an exit, as it is to the end where KVM has no read-only memory.
+fn give_registers(vm: &Arc<KvmVm>, devices: &Devices) -> Result<Option<Background<()>>, VmError> {
+    let Some(pages) = devices.registers.clone() else { return Ok(None) };
+    let vm = vm.clone();
+    let work = move || {
+        if let Err(e) = vm.add_region(pages, true) {
+            log::info!("reading a device's register costs the guest an exit: {e}");
+        }
+    };
+    Background::begin("husk-registers", "the thread that gives the guest registers", work).map(Some)
 }
 
 fn create_vcpus(parts: &Parts<'_>, vm: &Arc<KvmVm>) -> Result<Vec<Vcpu>, HypervisorError> {
@@ -181,7 +200,7 @@ mod tests {
             let _ = released.recv();
         });
         let gate = Arc::new(Gate::new().unwrap());
-        (Machine { gate, threads: vec![thread], running }, release)
+        (Machine { gate, threads: vec![thread], running, registers: None }, release)
     }
 
     #[test]

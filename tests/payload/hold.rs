@@ -193,7 +193,11 @@ fn a_hundred_pauses_and_resumes_of_a_guest_at_its_devices_lose_no_kick_and_no_by
     // On a slow or busy host the guest hardly runs between two pauses: on until its count has gone round.
     let begin = Instant::now();
     while guest.console.so_far().len() < 2 + 0x100 {
-        assert!(begin.elapsed() < crate::fixture::LIMIT, "it counts no further: {:?}", guest.console.so_far());
+        assert!(
+            begin.elapsed() < crate::fixture::LIMIT,
+            "it counts no further: {:?}",
+            guest.console.so_far()
+        );
         race(&guest, 20);
     }
     guest.vm.kill().unwrap();

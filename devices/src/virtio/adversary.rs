@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Interrupt;
 use super::queue::{Answer, Queue, QueueState, Round};
+use super::registers::Registers;
 use super::testing::subject::{INDIRECT_DESC, Kind, SIZE, Subject};
 use super::testing::{DATA, Desc, EVENT_IDX, MEMORY, MEMORY_END, Ring, guarded_memory};
 use crate::bus::BusDevice;
@@ -234,7 +235,7 @@ proptest! {
         hostile.put(&mut ring);
         let state = QueueState { event_idx, ..ring.state() };
         let mut queue = Queue::new(state, EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let line = Interrupt::new("hostile").unwrap();
+        let line = Interrupt::new("hostile", Registers::alone().unwrap()).unwrap();
         let mut chains = 0;
         let mut broken = false;
         if window {

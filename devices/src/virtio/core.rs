@@ -278,10 +278,9 @@ impl Core {
         }
     }
 
-    /// Reads the device's config space.
-    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        self.device.read_config(offset, data);
+    /// Puts the device's config space as it is now where its driver reads it.
+    pub fn show_config(&self) {
+        self.interrupt.set_config(0, || self.device.config());
     }
 
     /// Writes the device's config space.
@@ -351,6 +350,7 @@ impl Core {
         self.resizing = false;
         let resized = self.device.resized();
         self.go();
+        self.show_config();
         if resized.is_ok() && self.status() & DRIVER_OK != 0 {
             self.interrupt.signal_config();
         }

@@ -29,9 +29,12 @@ pub trait VirtioDevice: Send {
     /// number of queues. Constant for the life of the device.
     fn queue_sizes(&self) -> &[u16];
 
-    /// Reads the device-specific config space at `offset` (bytes). Bytes past its end read as zero.
-    /// Called at any time, started or not.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The device-specific config space as it is now, always of one length; past its end the driver
+    /// reads zeroes. Called at any time, started or not, and by nobody who waits for a lock
+    /// that a worker holds. What a worker changes of it, it tells by [`Interrupt::config_changed`].
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
 
     /// Writes the device-specific config space. Most devices have nothing writable and ignore it.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
@@ -169,13 +172,4 @@ pub enum SizeError {
 /// When it is some.
 pub(super) fn stateless(state: &Value) -> Result<(), String> {
     if state.is_null() { Ok(()) } else { Err("it has a state, and this device none".to_owned()) }
-}
-
-/// Answers a read at `offset` from a config space that is kept as bytes; zeroes past its end.
-pub(super) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
-    data.fill(0);
-    let rest = usize::try_from(offset).ok().and_then(|at| config.get(at..)).unwrap_or_default();
-    for (to, from) in data.iter_mut().zip(rest) {
-        *to = *from;
-    }
 }

@@ -1,29 +1,40 @@
 //! The device's interrupt line and the status words it shares with its driver.
 //!
-//! [`Interrupt`] is what a device's worker and the transport have in common: three words the guest
-//! reads and writes through registers, without any lock, and the event descriptor that the machine
-//! floor turns into an irqfd. Nothing here knows a register's offset.
+//! [`Interrupt`] is what a device's worker and the transport have in common: three of its registers, which
+//! the guest reads while they change, what changes of its config space, and the event descriptor that
+//! the machine floor turns into an irqfd.
+//!
+//! In one thing it departs from the specification, on purpose: used buffers stay a cause of interrupt from
+//! the first on until the device is reset, and acknowledging them (virtio 1.3 §4.2.2 `InterruptACK`) does
+//! nothing. A driver's handler reads the causes and then looks at its rings, always (Linux `vm_interrupt`,
+//! and the BSDs'); one that looks for used buffers in vain has only looked. So nobody need hear of the
+//! acknowledgement, and whoever raises the line without setting a cause, as the host's kernel does, has
+//! one. A change of configuration is rare, and is pending until it is acknowledged.
 
 use std::fmt::Display;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::complaints::Complaints;
 use crate::counters::Counters;
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
-use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_bindings::bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
+    VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS,
+};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::registers::Registers;
 
 struct Shared {
     name: Arc<str>,
-    interrupt_status: AtomicU32,
-    /// Causes that count as pending all the time.
-    assumed: AtomicU32,
-    device_status: AtomicU32,
-    config_generation: AtomicU32,
+    registers: Registers,
+    /// Held while the config space is read from the device and put into the registers: of two who do,
+    /// the last finds what is so now.
+    config: Mutex<()>,
     event: EventFd,
     complaints: Complaints,
     counters: Arc<Counters>,
@@ -36,18 +47,16 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// A line nobody listens to yet, for the device called `name`.
+    /// A line nobody listens to yet, for the device called `name`, which has these `registers`.
     ///
     /// # Errors
     /// When the host has no event descriptor left.
-    pub fn new(name: &str) -> io::Result<Interrupt> {
+    pub fn new(name: &str, registers: Registers) -> io::Result<Interrupt> {
         Ok(Interrupt {
             shared: Arc::new(Shared {
                 name: name.into(),
-                interrupt_status: AtomicU32::new(0),
-                assumed: AtomicU32::new(0),
-                device_status: AtomicU32::new(0),
-                config_generation: AtomicU32::new(0),
+                registers,
+                config: Mutex::new(()),
                 event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
                 complaints: Complaints::default(),
                 counters: Arc::default(),
@@ -75,10 +84,30 @@ impl Interrupt {
         self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
-    /// A configuration change notification (virtio 1.3 §2.3, §4.2.2 `InterruptStatus` bit 1): the
-    /// config generation goes up by one.
-    pub fn signal_config(&self) {
-        self.shared.config_generation.fetch_add(1, Ordering::AcqRel);
+    /// Used buffers are a cause of interrupt from now on, though the line is raised by somebody else,
+    /// through [`Interrupt::event`].
+    pub fn expect_queue(&self) {
+        self.interrupt_word().fetch_or(VIRTIO_MMIO_INT_VRING, Ordering::AcqRel);
+    }
+
+    /// The config space has what `now` gives from its byte `at` on, one field. Tells the driver of it: a
+    /// configuration change notification (virtio 1.3 §2.3, §4.2.2 `InterruptStatus` bit 1); the config
+    /// generation goes up by one.
+    pub fn config_changed<B: AsRef<[u8]>>(&self, at: u64, now: impl FnOnce() -> B) {
+        self.set_config(at, now);
+        self.signal_config();
+    }
+
+    /// The same without a notification, for a driver that has yet to look.
+    pub(super) fn set_config<B: AsRef<[u8]>>(&self, at: u64, now: impl FnOnce() -> B) {
+        // Nothing is half done when somebody panics with it.
+        let _turn = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.registers.set_config(at, now().as_ref());
+    }
+
+    /// A change that the registers show already.
+    pub(super) fn signal_config(&self) {
+        self.word(VIRTIO_MMIO_CONFIG_GENERATION).fetch_add(1, Ordering::AcqRel);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
@@ -86,8 +115,7 @@ impl Interrupt {
     /// (virtio 1.3 §2.1.2). The reason is logged the first time after each reset, and at most once a
     /// second: a guest may break and reset its device as often as it likes.
     pub fn needs_reset(&self, why: &dyn Display) {
-        let before =
-            self.shared.device_status.fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::AcqRel);
+        let before = self.status_word().fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::AcqRel);
         if before & VIRTIO_CONFIG_S_NEEDS_RESET != 0 {
             return;
         }
@@ -103,46 +131,33 @@ impl Interrupt {
 
     /// The device status (virtio 1.3 §2.1).
     pub fn device_status(&self) -> u32 {
-        self.shared.device_status.load(Ordering::Acquire)
+        self.status_word().load(Ordering::Acquire)
     }
 
     /// The pending causes of interrupt: bit 0 used buffers, bit 1 configuration.
     pub fn interrupt_status(&self) -> u32 {
-        let status = &self.shared.interrupt_status;
-        status.load(Ordering::Acquire) | self.shared.assumed.load(Ordering::Acquire)
-    }
-
-    /// The same for the driver, who has heard of used buffers by that; of the configuration not before
-    /// it says so. Why is said in [`super::mmio`].
-    pub(super) fn read_interrupt_status(&self) -> u32 {
-        let status = &self.shared.interrupt_status;
-        let pending = status.fetch_and(!VIRTIO_MMIO_INT_VRING, Ordering::AcqRel);
-        pending | self.shared.assumed.load(Ordering::Acquire)
-    }
-
-    /// Whether used buffers count as a cause of every interrupt: for as long as somebody raises the
-    /// line through [`Interrupt::event`] who cannot set the cause, such as the host's kernel. A driver
-    /// that looks for used buffers in vain has only looked.
-    pub fn assume_queue(&self, on: bool) {
-        let causes = if on { VIRTIO_MMIO_INT_VRING } else { 0 };
-        self.shared.assumed.store(causes, Ordering::Release);
+        self.interrupt_word().load(Ordering::Acquire)
     }
 
     /// The config space's generation (virtio 1.3 §2.5).
     pub fn config_generation(&self) -> u32 {
-        self.shared.config_generation.load(Ordering::Acquire)
+        self.word(VIRTIO_MMIO_CONFIG_GENERATION).load(Ordering::Acquire)
     }
 
-    /// The driver has seen these causes (virtio 1.3 §4.2.2 `InterruptACK`). That of used buffers went
-    /// when it was read; one that has come since is to be read.
+    /// The registers of the device.
+    pub(super) fn registers(&self) -> &Registers {
+        &self.shared.registers
+    }
+
+    /// The driver has seen these causes (virtio 1.3 §4.2.2 `InterruptACK`), see the top.
     pub(super) fn acknowledge(&self, causes: u32) {
         let causes = causes & !VIRTIO_MMIO_INT_VRING;
-        self.shared.interrupt_status.fetch_and(!causes, Ordering::AcqRel);
+        self.interrupt_word().fetch_and(!causes, Ordering::AcqRel);
     }
 
     /// Adds bits to the device status; only a reset clears any.
     pub(super) fn add_status(&self, bits: u32) {
-        self.shared.device_status.fetch_or(bits, Ordering::AcqRel);
+        self.status_word().fetch_or(bits, Ordering::AcqRel);
     }
 
     /// As after power-on. The device is stopped: nothing raises the line meanwhile.
@@ -154,9 +169,9 @@ impl Interrupt {
 
     /// Puts saved words back.
     pub(super) fn set(&self, device_status: u32, interrupt_status: u32, config_generation: u32) {
-        self.shared.device_status.store(device_status, Ordering::Release);
-        self.shared.interrupt_status.store(interrupt_status, Ordering::Release);
-        self.shared.config_generation.store(config_generation, Ordering::Release);
+        self.status_word().store(device_status, Ordering::Release);
+        self.interrupt_word().store(interrupt_status, Ordering::Release);
+        self.word(VIRTIO_MMIO_CONFIG_GENERATION).store(config_generation, Ordering::Release);
     }
 
     /// Raises the line again when a cause is pending, after a restore: an edge may have been lost.
@@ -168,9 +183,21 @@ impl Interrupt {
 
     fn raise(&self, cause: u32) {
         self.shared.counters.add_interrupt();
-        self.shared.interrupt_status.fetch_or(cause, Ordering::AcqRel);
+        self.interrupt_word().fetch_or(cause, Ordering::AcqRel);
         // Fails only when 2^64 - 2 edges are pending: then the line is raised already.
         let _ = self.shared.event.write(1);
+    }
+
+    fn interrupt_word(&self) -> &AtomicU32 {
+        self.word(VIRTIO_MMIO_INTERRUPT_STATUS)
+    }
+
+    fn status_word(&self) -> &AtomicU32 {
+        self.word(VIRTIO_MMIO_STATUS)
+    }
+
+    fn word(&self, register: u32) -> &AtomicU32 {
+        self.shared.registers.word(register)
     }
 }
 
@@ -178,40 +205,50 @@ impl Interrupt {
 mod tests {
     use super::*;
 
-    #[test]
-    fn used_buffers_are_pending_until_they_are_read_of_and_a_change_until_it_is_acknowledged() {
-        let line = Interrupt::new("d").unwrap();
-        line.signal_queue();
-        line.signal_config();
-        assert_eq!(line.interrupt_status(), 3);
-        assert_eq!(line.event().read().unwrap(), 2);
-        assert_eq!((line.read_interrupt_status(), line.interrupt_status()), (3, 2));
-        // More used buffers before the driver acknowledges what it has read.
-        line.signal_queue();
-        line.acknowledge(3);
-        assert_eq!((line.read_interrupt_status(), line.read_interrupt_status()), (1, 0));
-        line.signal_config();
-        line.acknowledge(1);
-        assert_eq!((line.read_interrupt_status(), line.read_interrupt_status()), (2, 2));
-        line.acknowledge(2);
-        assert_eq!(line.interrupt_status(), 0);
-        assert_eq!(line.config_generation(), 2);
+    fn line() -> Interrupt {
+        Interrupt::new("d", Registers::alone().unwrap()).unwrap()
     }
 
     #[test]
-    fn whoever_raises_the_line_from_outside_has_a_cause_all_the_time() {
-        let line = Interrupt::new("d").unwrap();
-        line.assume_queue(true);
-        line.signal_config();
+    fn used_buffers_are_pending_from_the_first_on_and_a_change_until_it_is_acknowledged() {
+        let line = line();
+        line.config_changed(0, || [1]);
+        assert_eq!(line.interrupt_status(), 2);
+        line.signal_queue();
+        assert_eq!(line.interrupt_status(), 3);
+        assert_eq!(line.event().read().unwrap(), 2);
+        line.acknowledge(1);
+        assert_eq!(line.interrupt_status(), 3);
         line.acknowledge(3);
-        assert_eq!((line.read_interrupt_status(), line.interrupt_status()), (1, 1));
-        line.assume_queue(false);
+        assert_eq!(line.interrupt_status(), 1);
+        line.config_changed(0, || [2]);
+        assert_eq!((line.interrupt_status(), line.config_generation()), (3, 2));
+        line.reset();
+        assert_eq!((line.interrupt_status(), line.config_generation()), (0, 0));
+        assert!(line.event().read().is_err());
+        // Whoever raises the line from outside has a cause, too.
+        line.expect_queue();
+        assert_eq!(line.interrupt_status(), 1);
+        assert!(line.event().read().is_err());
+    }
+
+    #[test]
+    fn a_driver_finds_what_has_changed_in_its_registers() {
+        let line = line();
+        line.set_config(1, || [7, 8]);
         assert_eq!(line.interrupt_status(), 0);
+        line.config_changed(2, || [9]);
+        let mut config = [0xaa; 4];
+        line.registers().read(0x100, &mut config);
+        assert_eq!(config, [0, 7, 9, 0]);
+        let mut words = [0; 0x10];
+        line.registers().read(0x60, &mut words);
+        assert_eq!(words[..4], [2, 0, 0, 0]);
     }
 
     #[test]
     fn a_broken_device_tells_a_running_driver_once_and_a_sleeping_one_never() {
-        let line = Interrupt::new("d").unwrap();
+        let line = line();
         line.needs_reset(&"early");
         assert_eq!((line.device_status(), line.interrupt_status()), (0x40, 0));
         line.reset();

@@ -10,17 +10,14 @@
 //! 0fc ConfigGeneration                      100 the device's config space
 //! ```
 //!
-//! [`MmioTransport`] translates these to the operations of [`Core`] and knows nothing else. What a
-//! guest does while it runs — ring, read and acknowledge interrupts — takes no lock.
-//!
-//! In one thing it departs from the specification, on purpose: reading InterruptStatus takes notice of
-//! used buffers, which §4.2.2 leaves to InterruptACK. A driver's handler does both, always and in this
-//! order (Linux `vm_interrupt`, and the BSDs'), and looks at its rings after it; so the acknowledgement
-//! of [`ACK_USED`] alone, which is nearly every one, has nothing left to do and can be taken by whoever
-//! calls for it without the guest being left. Used buffers that come between the two are, if anything,
-//! told better. A change of configuration is rare and its acknowledgement is as the specification has it.
+//! [`MmioTransport`] translates writes to the operations of [`Core`], and keeps what is read of it in
+//! [`Registers`]. What a guest does while it runs — ring, read and acknowledge interrupts — takes no
+//! lock; and where the guest has the registers' page, and the doorbells and acknowledgements
+//! ([`ACK_USED`]: used buffers alone, which is nearly every one) are taken by the host's kernel, it is
+//! not left for it either. Why nobody need hear of an acknowledgement stands in [`super::interrupt`].
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_bindings::bindings::virtio_mmio as reg;
@@ -30,12 +27,13 @@ use vmm_sys_util::eventfd::EventFd;
 use super::core::{Area, Core, CoreState, RestoreError};
 use super::device::{SizeError, VirtioDevice};
 use super::interrupt::Interrupt;
+use super::registers::{REGISTERS_LEN, Registers};
 use super::resize;
 use crate::bus::BusDevice;
 use crate::counters::Counters;
 
 /// Bytes of address space a transport takes.
-pub const MMIO_WINDOW: u64 = 0x1000;
+pub const MMIO_WINDOW: u64 = REGISTERS_LEN;
 
 /// Where in the window a driver rings a doorbell: a 32-bit write of the queue's index.
 pub const QUEUE_NOTIFY: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
@@ -62,7 +60,7 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Puts registers in front of `device`, which the user knows as `name`.
+    /// Puts `registers` in front of `device`, which the user knows as `name`.
     ///
     /// # Errors
     /// When the host has no event descriptor left.
@@ -70,14 +68,54 @@ impl MmioTransport {
         name: &str,
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
+        registers: Registers,
     ) -> io::Result<MmioTransport> {
-        let interrupt = Interrupt::new(name)?;
+        let interrupt = Interrupt::new(name, registers)?;
         let core = Core::new(device, memory, interrupt.clone())?;
         let doorbells =
             core.doorbells().iter().map(EventFd::try_clone).collect::<io::Result<_>>()?;
         let device_type = core.device_type();
         let core = Arc::new(Mutex::new(core));
-        Ok(MmioTransport { interrupt, doorbells, device_type, core })
+        let transport = MmioTransport { interrupt, doorbells, device_type, core };
+        transport.fill();
+        Ok(transport)
+    }
+
+    /// What never changes, and the rest as it is after power-on.
+    fn fill(&self) {
+        // No shared memory regions: all ones (virtio 1.3 §4.2.2.1).
+        let no_region = (reg::VIRTIO_MMIO_SHM_LEN_LOW..=reg::VIRTIO_MMIO_SHM_BASE_HIGH).step_by(4);
+        let constant = [
+            (reg::VIRTIO_MMIO_MAGIC_VALUE, MAGIC),
+            (reg::VIRTIO_MMIO_VERSION, VERSION),
+            (reg::VIRTIO_MMIO_DEVICE_ID, self.device_type),
+            (reg::VIRTIO_MMIO_VENDOR_ID, VENDOR),
+        ];
+        for (register, value) in constant.into_iter().chain(no_region.map(|at| (at, u32::MAX))) {
+            self.put(register, value);
+        }
+        self.show(&self.core());
+    }
+
+    /// What `core` has to show of itself: the registers that follow what the driver selects, and the
+    /// config space. The status words are in their registers anyway.
+    fn show(&self, core: &Core) {
+        self.put(reg::VIRTIO_MMIO_DEVICE_FEATURES, core.device_features());
+        self.put(reg::VIRTIO_MMIO_QUEUE_NUM_MAX, core.queue_max().into());
+        self.put(reg::VIRTIO_MMIO_QUEUE_READY, core.queue_ready().into());
+        core.show_config();
+    }
+
+    fn put(&self, register: u32, value: u32) {
+        self.interrupt.registers().word(register).store(value, Ordering::Release);
+    }
+
+    /// Does what changes the core, and shows what came of it.
+    fn change<T>(&self, how: impl FnOnce(&mut Core) -> T) -> T {
+        let mut core = self.core();
+        let done = how(&mut core);
+        self.show(&core);
+        done
     }
 
     /// What the user calls the device.
@@ -133,7 +171,7 @@ impl MmioTransport {
 
     /// As if the driver had written status 0: for a reboot in place.
     pub fn reset(&self) {
-        self.core().reset();
+        self.change(Core::reset);
     }
 
     /// Whether the host may still touch guest memory for a device that is stopped.
@@ -151,29 +189,11 @@ impl MmioTransport {
     /// # Errors
     /// When the state is of another kind of device; nothing has changed then.
     pub fn restore(&self, state: &CoreState) -> Result<(), RestoreError> {
-        self.core().restore(state)
+        self.change(|core| core.restore(state))
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
         resize::lock(&self.core)
-    }
-
-    fn read_register(&self, offset: u32) -> u32 {
-        match offset {
-            reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            reg::VIRTIO_MMIO_VERSION => VERSION,
-            reg::VIRTIO_MMIO_DEVICE_ID => self.device_type,
-            reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            reg::VIRTIO_MMIO_DEVICE_FEATURES => self.core().device_features(),
-            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self.core().queue_max().into(),
-            reg::VIRTIO_MMIO_QUEUE_READY => self.core().queue_ready().into(),
-            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.read_interrupt_status(),
-            reg::VIRTIO_MMIO_STATUS => self.interrupt.device_status(),
-            // No shared memory regions: all ones (virtio 1.3 §4.2.2.1).
-            reg::VIRTIO_MMIO_SHM_LEN_LOW..=reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.config_generation(),
-            _ => 0,
-        }
     }
 
     fn write_register(&self, offset: u32, value: u32) {
@@ -185,45 +205,42 @@ impl MmioTransport {
                 }
             }
             reg::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
-            reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.core().select_device_features(value),
-            reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.core().select_driver_features(value),
-            reg::VIRTIO_MMIO_DRIVER_FEATURES => self.core().write_driver_features(value),
-            reg::VIRTIO_MMIO_QUEUE_SEL => self.core().select_queue(value),
-            reg::VIRTIO_MMIO_QUEUE_NUM => self.core().set_queue_size(value),
-            reg::VIRTIO_MMIO_QUEUE_READY => self.core().set_queue_ready(value & 1 != 0),
-            reg::VIRTIO_MMIO_STATUS => self.core().write_status(value),
-            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => self.address(Area::Desc, false, value),
-            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => self.address(Area::Desc, true, value),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => self.address(Area::Avail, false, value),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => self.address(Area::Avail, true, value),
-            reg::VIRTIO_MMIO_QUEUE_USED_LOW => self.address(Area::Used, false, value),
-            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => self.address(Area::Used, true, value),
-            _ => {}
+            _ => self.change(|core| write_core(core, offset, value)),
         }
     }
+}
 
-    fn address(&self, area: Area, high: bool, value: u32) {
-        self.core().set_queue_address(area, high, value);
+/// The registers that are the core's.
+fn write_core(core: &mut Core, offset: u32, value: u32) {
+    let mut address = |area, high| core.set_queue_address(area, high, value);
+    match offset {
+        reg::VIRTIO_MMIO_QUEUE_DESC_LOW => address(Area::Desc, false),
+        reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => address(Area::Desc, true),
+        reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => address(Area::Avail, false),
+        reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => address(Area::Avail, true),
+        reg::VIRTIO_MMIO_QUEUE_USED_LOW => address(Area::Used, false),
+        reg::VIRTIO_MMIO_QUEUE_USED_HIGH => address(Area::Used, true),
+        reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => core.select_device_features(value),
+        reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => core.select_driver_features(value),
+        reg::VIRTIO_MMIO_DRIVER_FEATURES => core.write_driver_features(value),
+        reg::VIRTIO_MMIO_QUEUE_SEL => core.select_queue(value),
+        reg::VIRTIO_MMIO_QUEUE_NUM => core.set_queue_size(value),
+        reg::VIRTIO_MMIO_QUEUE_READY => core.set_queue_ready(value & 1 != 0),
+        reg::VIRTIO_MMIO_STATUS => core.write_status(value),
+        _ => {}
     }
 }
 
 impl BusDevice for MmioTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
         self.counters().add_exit();
-        if let Some(offset) = offset.checked_sub(CONFIG) {
-            self.core().read_config(offset, data);
-            return;
-        }
-        data.fill(0);
-        if let (Ok(offset), [_, _, _, _]) = (u32::try_from(offset), &data) {
-            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
-        }
+        self.interrupt.registers().read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         self.counters().add_exit();
         if let Some(offset) = offset.checked_sub(CONFIG) {
-            self.core().write_config(offset, data);
+            self.change(|core| core.write_config(offset, data));
         } else if let (Ok(offset), Ok(value)) = (u32::try_from(offset), data.try_into()) {
             self.write_register(offset, u32::from_le_bytes(value));
         }

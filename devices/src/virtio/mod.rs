@@ -1,6 +1,7 @@
 //! virtio 1.3: the device contract, the queues, the status machine, the MMIO transport, the devices.
 //!
-//! Arrows: `mmio` → `core` → `device` ← each device; `queue` is below them all.
+//! Arrows: `mmio` → `core` → `device` ← each device; `queue` is below them all, and
+//! so are the words of `registers` that `interrupt` keeps.
 
 #[cfg(test)]
 mod adversary;
@@ -15,6 +16,7 @@ pub mod mmio;
 pub mod net;
 pub mod pmem;
 pub mod queue;
+pub mod registers;
 mod resize;
 pub mod rng;
 mod seat;

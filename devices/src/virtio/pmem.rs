@@ -13,7 +13,7 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
-use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
+use super::device::{Activation, StartError, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{Answer, Chain, Queue, QueueState};
 use super::seat::Seat;
@@ -180,8 +180,8 @@ impl VirtioDevice for Pmem {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.config.to_vec()
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {

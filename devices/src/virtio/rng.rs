@@ -45,10 +45,6 @@ impl VirtioDevice for Rng {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
-    }
-
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
         let Activation { queues, memory, interrupt, .. } = activation;
         if let Some(queue) = queues.into_iter().flatten().next() {

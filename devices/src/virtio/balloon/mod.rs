@@ -26,7 +26,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::device::{Activation, StartError, VirtioDevice, read_config_bytes};
+use super::device::{Activation, StartError, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{Answer, Chain, Queue, QueueState};
 use super::seat::Seat;
@@ -45,7 +45,8 @@ const STATS_VQ: u64 = 1 << 1;
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 const PAGE_POISON: u64 = 1 << 4;
 const PAGE_REPORTING: u64 = 1 << 5;
-/// Where in the config space the driver writes (virtio 1.3 §5.5.4).
+/// Where in the config space what is (virtio 1.3 §5.5.4); the driver writes the last two.
+const WANTED: u64 = 0;
 const ACTUAL: u64 = 4;
 const POISON: u64 = 12;
 /// Page numbers of one chain. Drivers send 256 or 1,024.
@@ -176,11 +177,10 @@ impl VirtioDevice for BalloonDevice {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn config(&self) -> Vec<u8> {
         let now = |word: &AtomicU32| word.load(Ordering::Acquire).to_le_bytes();
         let Balloon { wanted, actual, poison, .. } = &*self.balloon;
-        let config = [now(wanted), now(actual), [0; 4], now(poison)].concat();
-        read_config_bytes(&config, offset, data);
+        [now(wanted), now(actual), [0; 4], now(poison)].concat()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -440,7 +440,8 @@ impl MutEventSubscriber for Serve {
                 let _ = self.balloon.wake.read();
                 let Balloon { wanted, actual, .. } = &*self.balloon;
                 if wanted.load(Ordering::Acquire) != actual.load(Ordering::Acquire) {
-                    self.interrupt.signal_config();
+                    let wanted = || wanted.load(Ordering::Acquire).to_le_bytes();
+                    self.interrupt.config_changed(WANTED, wanted);
                 }
                 if let Some(n) = statistics {
                     self.queue(n, false);

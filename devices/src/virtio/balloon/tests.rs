@@ -1,7 +1,6 @@
 use super::*;
-use crate::virtio::mmio::MmioTransport;
 use crate::virtio::testing::{
-    DATA, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, VERSION_1, wait_until,
+    DATA, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, VERSION_1, transport, wait_until,
 };
 use crate::worker::Worker;
 
@@ -22,7 +21,7 @@ fn rig(features: u64) -> Rig {
     let memory = crate::virtio::testing::guarded_memory(&[MEMORY]);
     let plain = Plain::new(memory.clone(), Vec::new());
     let device = BalloonDevice::new(balloon.clone(), plain, worker.handle());
-    let transport = MmioTransport::new("test", Box::new(device), memory.clone()).unwrap();
+    let transport = transport("test", Box::new(device), memory.clone());
     let mut driver = Driver { transport, memory, rings: Vec::new() };
     driver.bring_up(features, 16);
     Rig { driver, balloon, worker }
@@ -189,7 +188,7 @@ fn a_saved_balloon_goes_on_in_another() {
     let balloon = Balloon::new(0).unwrap();
     let plain = Plain::new(rig.driver.memory.clone(), Vec::new());
     let device = Box::new(BalloonDevice::new(balloon.clone(), plain, rig.worker.handle()));
-    let other = MmioTransport::new("o", device, rig.driver.memory.clone()).unwrap();
+    let other = transport("o", device, rig.driver.memory.clone());
     other.restore(&state).unwrap();
     assert_eq!((balloon.wanted(), balloon.actual()), (5 * PAGE, 4 * PAGE));
     assert_eq!(other.save(), state);

@@ -250,8 +250,8 @@ impl VirtioDevice for Blk {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        super::device::read_config_bytes(&self.config, offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.config.to_vec()
     }
 
     fn resize(&mut self, size: Option<u64>) -> Result<SizeWork, SizeError> {

@@ -294,7 +294,7 @@ fn a_pending_request_is_made_again_by_whoever_takes_over() {
         let heir = Blk::new("heir", open(other.path(), false).unwrap(), BlkOptions::default());
         let heir = Box::new(heir.unwrap());
         let memory = rig.driver.memory.clone();
-        let heir = crate::virtio::mmio::MmioTransport::new("heir", heir, memory).unwrap();
+        let heir = crate::virtio::testing::transport("heir", heir, memory);
         heir.restore(&state).unwrap();
         heir.resume();
         assert_eq!(rig.driver.wait_used(0, 1), [(head.into(), 513)]);

@@ -24,7 +24,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::control::{self, FromDriver};
 use super::endpoint::Endpoint;
 use super::{DEVICE_TYPE, QUEUE_SIZE, VIRTIO_CONSOLE_F_MULTIPORT};
-use crate::virtio::device::{Activation, StartError, VirtioDevice, read_config_bytes};
+use crate::virtio::device::{Activation, StartError, VirtioDevice};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Queue, QueueState};
 use crate::virtio::seat::Seat;
@@ -98,8 +98,8 @@ impl VirtioDevice for Ports {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.config.to_vec()
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {

@@ -26,7 +26,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{DEVICE_TYPE, QUEUE_SIZE, VIRTIO_CONSOLE_F_SIZE};
 use crate::serial::{Line, Output, Uart};
-use crate::virtio::device::{Activation, StartError, VirtioDevice, read_config_bytes};
+use crate::virtio::device::{Activation, StartError, VirtioDevice};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, Queue, QueueState};
 use crate::virtio::seat::Seat;
@@ -96,6 +96,13 @@ impl Tty {
 
     fn size(&self) -> WindowSize {
         WindowSize::from_word(self.size.load(Ordering::Acquire))
+    }
+
+    /// The fields of `virtio_console_config` that a console without ports has (virtio 1.3 §5.3.4).
+    fn config(&self) -> [u8; 4] {
+        let WindowSize { columns, rows } = self.size();
+        let ([a, b], [c, d]) = (columns.to_le_bytes(), rows.to_le_bytes());
+        [a, b, c, d]
     }
 
     fn typed(&self) -> MutexGuard<'_, VecDeque<u8>> {
@@ -195,10 +202,8 @@ impl VirtioDevice for TtyDevice {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let WindowSize { columns, rows } = self.tty.size();
-        let ([a, b], [c, d]) = (columns.to_le_bytes(), rows.to_le_bytes());
-        read_config_bytes(&[a, b, c, d], offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.tty.config().to_vec()
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
@@ -313,7 +318,7 @@ impl Serve {
         let now = Some(self.tty.size());
         if now != self.told.size {
             self.told.size = now;
-            self.interrupt.signal_config();
+            self.interrupt.config_changed(0, || self.tty.config());
         }
     }
 }

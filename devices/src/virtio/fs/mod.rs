@@ -21,7 +21,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::device::{Activation, StartError, VirtioDevice, read_config_bytes, stateless};
+use super::device::{Activation, StartError, VirtioDevice, stateless};
 use super::queue::QueueState;
 use super::seat::Seat;
 use crate::fs::{Session, Share, own_umask};
@@ -87,8 +87,8 @@ impl VirtioDevice for Fs {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.config.to_vec()
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {

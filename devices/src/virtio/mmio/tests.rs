@@ -1,9 +1,13 @@
 use std::sync::Arc;
 
+use vm_memory::Bytes;
+
 use super::*;
 use crate::virtio::device::{Activation, StartError};
 use crate::virtio::queue::{Answer, Queue, QueueState, Round};
-use crate::virtio::testing::{DATA, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, VERSION_1};
+use crate::virtio::testing::{
+    DATA, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, Ring, VERSION_1, transport,
+};
 
 /// A device without a worker: it processes its queues when it is told to.
 #[derive(Default)]
@@ -32,10 +36,8 @@ impl VirtioDevice for Probe {
     fn queue_sizes(&self) -> &[u16] {
         &[16, 8]
     }
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            *byte = if at < 6 { at as u8 + 1 } else { 0 };
-        }
+    fn config(&self) -> Vec<u8> {
+        vec![1, 2, 3, 4, 5, 6 + self.seen.lock().unwrap().written.len() as u8]
     }
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         self.seen.lock().unwrap().written.push((offset, data.to_vec()));
@@ -264,7 +266,7 @@ fn a_saved_state_goes_on_in_another_device() {
 
     let device = Probe { features: 0b101, ..Probe::default() };
     let other_seen = device.seen.clone();
-    let other = MmioTransport::new("other", Box::new(device), driver.memory.clone()).unwrap();
+    let other = transport("other", Box::new(device), driver.memory.clone());
     other.restore(&state).unwrap();
     assert_eq!(other.save(), state);
     assert_eq!(other.irq_fd().read().unwrap(), 1, "a pending cause is raised again");
@@ -273,7 +275,7 @@ fn a_saved_state_goes_on_in_another_device() {
     process(&other_seen, 0);
     assert_eq!(driver.rings[0].used(), [(0, 1), (1, 1)]);
 
-    let poorer = MmioTransport::new("p", Box::<Probe>::default(), driver.memory.clone()).unwrap();
+    let poorer = transport("p", Box::<Probe>::default(), driver.memory.clone());
     assert_eq!(
         poorer.restore(&state),
         Err(RestoreError::Features { name: "p".into(), missing: 0b100 })
@@ -317,7 +319,7 @@ fn running_guests_take_no_lock() {
     let held = driver.transport.core.lock().unwrap();
     let exits = driver.transport.counters().counts().exits;
     assert_eq!(driver.get(0x60), 1);
-    assert_eq!(driver.get(0x60), 0, "used buffers are taken notice of by reading");
+    assert_eq!(driver.config(0, 1), [1]);
     driver.set(INTERRUPT_ACK, ACK_USED);
     assert_eq!(driver.transport.counters().counts().exits, exits + 3);
     driver.ring(0);
@@ -341,35 +343,47 @@ fn a_handler_as_drivers_have_it_hears_of_every_cause() {
     };
     let interrupt = seen.lock().unwrap().active.as_ref().unwrap().interrupt.clone();
     let edges = || driver.transport.irq_fd().read().unwrap_or(0);
+    interrupt.config_changed(0, || [9]);
+    assert_eq!((edges(), handler(&driver, &|| ())), (1, 2));
+    assert_eq!(driver.config(0, 1), [9]);
     interrupt.signal_queue();
     assert_eq!((edges(), handler(&driver, &|| ())), (1, 1));
-    interrupt.signal_config();
+    interrupt.config_changed(0, || [10]);
     interrupt.signal_queue();
     assert_eq!((edges(), handler(&driver, &|| ())), (2, 3));
     // What comes in the middle of the handler has an edge of its own, and finds its cause.
     interrupt.signal_queue();
     assert_eq!((edges(), handler(&driver, &|| interrupt.signal_queue())), (1, 1));
     assert_eq!((edges(), handler(&driver, &|| ())), (1, 1));
-    interrupt.signal_config();
-    assert_eq!((edges(), handler(&driver, &|| interrupt.signal_queue())), (1, 2));
-    assert_eq!((edges(), handler(&driver, &|| ())), (1, 1));
-    assert_eq!((edges(), handler(&driver, &|| ())), (0, 0));
 }
 
 #[test]
-fn the_config_space_takes_any_width_and_the_registers_only_32_bits() {
+fn reads_are_of_memory_at_any_width_and_registers_are_written_as_whole_words_only() {
     let (driver, seen) = probe();
     assert_eq!(driver.config(4, 8), [5, 6, 0, 0, 0, 0, 0, 0]);
     assert_eq!(driver.config(1, 1), [2]);
     driver.transport.write(0x102, &[7]);
     assert_eq!(seen.lock().unwrap().written, [(2, vec![7])]);
-    for width in [1, 2, 3, 8] {
+    assert_eq!(driver.config(5, 1), [7], "what the device makes of it");
+    let read = |offset, width| {
         let mut data = vec![0xaa; width];
-        driver.transport.read(0, &mut data);
-        assert_eq!(data, vec![0; width]);
+        driver.transport.read(offset, &mut data);
+        data
+    };
+    assert_eq!((read(0, 1), read(1, 2)), (b"v".to_vec(), b"ir".to_vec()));
+    assert_eq!(read(2, 8), b"rt\x02\0\0\0\x2a\0");
+    for width in [1, 2, 3, 8] {
         driver.transport.write(0x70, &vec![1; width]);
         assert_eq!(driver.status(), 0);
     }
+    // Whatever answers, its driver or the page itself, it is the same.
+    driver.set(0x30, 1);
+    driver.set(0x34, 3);
+    let mut whole = vec![0; 0x1000];
+    let pages = driver.transport.interrupt.registers().pages();
+    pages.read_slice(&mut whole, vm_memory::MemoryRegionAddress(0)).unwrap();
+    assert_eq!(read(0, 0x1000), whole);
+    assert_eq!(whole[0x34..0x36], [8, 0]);
 }
 
 #[test]

@@ -37,8 +37,7 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
-use super::device::{Activation, StartError, VirtioDevice, read_config_bytes, stateless};
-use super::interrupt::Interrupt;
+use super::device::{Activation, StartError, VirtioDevice, stateless};
 use super::queue::{Queue, QueueState};
 use super::seat::Seat;
 use crate::worker::WorkerHandle;
@@ -56,6 +55,8 @@ use vhost::{Vhost, Watch};
 
 /// Device type 1, virtio 1.3 §5.
 const DEVICE_TYPE: u32 = 1;
+/// Where in the config space the link's status is (virtio 1.3 §5.1.4).
+const CONFIG_STATUS: u64 = 6;
 const QUEUE_SIZE: u16 = 256;
 /// Commands are few, and each is answered before the driver goes on.
 const CONTROL_SIZE: u16 = 64;
@@ -109,8 +110,6 @@ pub struct Net {
     control_at: usize,
     /// Queues that mean nothing with the features the driver accepted, and their places.
     unserved: Vec<(usize, QueueState)>,
-    /// The interrupt line, while the host's kernel raises it.
-    vhost_line: Option<Interrupt>,
     workers: Vec<WorkerHandle>,
 }
 
@@ -202,20 +201,8 @@ impl Net {
             control: Seat::default(),
             control_at: 0,
             unserved: Vec::new(),
-            vhost_line: None,
             workers,
         }
-    }
-
-    /// `virtio_net_config` (virtio 1.3 §5.1.4): the MAC address, the status, the number of pairs,
-    /// the MTU.
-    fn config(&self) -> [u8; 12] {
-        let [a, b, c, d, e, f] = self.mac;
-        let [s0, s1] = self.status.load(Ordering::Acquire).to_le_bytes();
-        // At most MAX_PAIRS, so the cast keeps the number.
-        let [p0, p1] = (self.pairs.len() as u16).to_le_bytes();
-        let [m0, m1] = self.mtu.to_le_bytes();
-        [a, b, c, d, e, f, s0, s1, p0, p1, m0, m1]
     }
 
     /// Where the control queue is (virtio 1.3 §5.1.2): behind the pairs the driver knows of.
@@ -276,8 +263,7 @@ impl Net {
             if let (Some((vhost, watch)), Some(tap)) = (&mut home.vhost, taps.next()) {
                 let new = Watch::new(vhost, interrupt.clone()).map_err(host("eventfd"))?;
                 watch.start(worker, |_| new)?;
-                interrupt.assume_queue(true);
-                self.vhost_line = Some(interrupt.clone());
+                interrupt.expect_queue();
                 vhost.start(features, [rx, tx], tap, &memory, &interrupt)?;
                 continue;
             }
@@ -337,8 +323,14 @@ impl VirtioDevice for Net {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config(), offset, data);
+    /// `virtio_net_config` (virtio 1.3 §5.1.4): the MAC address, the status, the number of pairs,
+    /// the MTU.
+    fn config(&self) -> Vec<u8> {
+        let status = self.status.load(Ordering::Acquire);
+        // At most MAX_PAIRS, so the cast keeps the number.
+        let pairs = self.pairs.len() as u16;
+        [&self.mac[..], &status.to_le_bytes(), &pairs.to_le_bytes(), &self.mtu.to_le_bytes()]
+            .concat()
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {
@@ -372,9 +364,6 @@ impl VirtioDevice for Net {
             let (backend, limits, queues) = pair.dissolve();
             home.idle = Some((backend, limits));
             keep(queues);
-        }
-        if let Some(line) = self.vhost_line.take() {
-            line.assume_queue(false);
         }
         states.sort_by_key(|(at, _)| *at);
         states.into_iter().map(|(_, state)| state).collect()

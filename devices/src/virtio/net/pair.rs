@@ -175,7 +175,8 @@ impl Pair {
         } else {
             log::info!("{name}: {backend} is {}", if up { "up" } else { "down" });
         }
-        self.interrupt.signal_config();
+        let status = || self.status.load(Ordering::Acquire).to_le_bytes();
+        self.interrupt.config_changed(super::CONFIG_STATUS, status);
     }
 
     /// Sets the timer, unless it rings earlier anyway.

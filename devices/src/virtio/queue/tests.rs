@@ -1,4 +1,5 @@
 use super::*;
+use crate::virtio::registers::Registers;
 use crate::virtio::testing::{Desc, INDIRECT, NEXT, Piece, Ring, WRITE, guarded_memory};
 
 const BASE: u64 = 0x1_0000;
@@ -23,7 +24,12 @@ impl Rig {
         let ring = Ring::new(&memory, BASE, size);
         let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let queue = Queue::new(QueueState { event_idx, ..ring.state() }, doorbell);
-        Rig { ring, queue, line: Interrupt::new("test").unwrap(), memory }
+        Rig {
+            ring,
+            queue,
+            line: Interrupt::new("test", Registers::alone().unwrap()).unwrap(),
+            memory,
+        }
     }
 
     fn process(&mut self, f: impl FnMut(&mut Chain<'_>) -> Answer) -> Round {
@@ -304,7 +310,8 @@ fn a_chain_of_more_than_four_gib_is_malformed() {
     ring.publish();
     let doorbell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let queue = Queue::new(ring.state(), doorbell);
-    Rig { ring, queue, line: Interrupt::new("test").unwrap(), memory }.assert_malformed();
+    Rig { ring, queue, line: Interrupt::new("test", Registers::alone().unwrap()).unwrap(), memory }
+        .assert_malformed();
 }
 
 #[test]

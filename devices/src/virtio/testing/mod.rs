@@ -17,6 +17,7 @@ use crate::bus::BusDevice;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::queue::QueueState;
+use crate::virtio::registers::Registers;
 
 /// `VIRTQ_DESC_F_NEXT`, `_WRITE`, `_INDIRECT` (virtio 1.3 §2.7.5).
 pub const NEXT: u16 = 1;
@@ -244,11 +245,20 @@ pub const MEMORY_END: u64 = MEMORY.0 + MEMORY.1 as u64;
 pub const VERSION_1: u64 = 1 << 32;
 pub const EVENT_IDX: u64 = 1 << 29;
 
+/// A transport in front of `device` whose registers no guest has.
+pub fn transport(
+    name: &str,
+    device: Box<dyn VirtioDevice>,
+    memory: GuestMemoryMmap,
+) -> MmioTransport {
+    MmioTransport::new(name, device, memory, Registers::alone().unwrap()).unwrap()
+}
+
 impl Driver {
     /// A device that nobody has touched yet, over fresh guarded memory.
     pub fn idle(device: Box<dyn VirtioDevice>) -> Driver {
         let memory = guarded_memory(&[MEMORY]);
-        let transport = MmioTransport::new("test", device, memory.clone()).unwrap();
+        let transport = transport("test", device, memory.clone());
         Driver { transport, memory, rings: Vec::new() }
     }
 

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 
-use super::{DATA, Driver, MEMORY, Piece, guarded_memory, release, wait_until};
+use super::{DATA, Driver, MEMORY, Piece, guarded_memory, release, transport, wait_until};
 use crate::block::{Disk, DiskOptions};
 use crate::fs::{Share, ShareOptions};
 use crate::serial::{Line, Uart};
@@ -19,7 +19,6 @@ use crate::virtio::console::ports::Ports;
 use crate::virtio::console::tty::{Tty, TtyDevice};
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::Fs;
-use crate::virtio::mmio::MmioTransport;
 use crate::virtio::net::{Card, Net, Plain as PlainWire, Stream};
 use crate::virtio::pmem::{ALIGNMENT, Pmem, PmemFile};
 use crate::virtio::rng::Rng;
@@ -149,7 +148,7 @@ impl Subject {
                 Box::new(Fs::new("share", share, worker.handle()).unwrap())
             }
         };
-        let transport = MmioTransport::new("subject", device, memory.clone()).unwrap();
+        let transport = transport("subject", device, memory.clone());
         let driver = Driver { transport, memory, rings: Vec::new() };
         Subject { driver, kind, wire, worker, _image: image, _dir: dir, door }
     }

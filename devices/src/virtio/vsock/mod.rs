@@ -36,7 +36,7 @@ use std::time::Duration;
 use serde_json::Value;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::device::{Activation, StartError, VirtioDevice, read_config_bytes, stateless};
+use super::device::{Activation, StartError, VirtioDevice, stateless};
 use super::queue::QueueState;
 use super::seat::Seat;
 use crate::worker::WorkerHandle;
@@ -159,8 +159,8 @@ impl VirtioDevice for Vsock {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.config.to_vec()
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), StartError> {

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
-use crate::virtio::mmio::MmioTransport;
-use crate::virtio::testing::{DATA, Driver, EVENT_IDX, Piece, wait_until};
+use crate::virtio::testing::{DATA, Driver, EVENT_IDX, Piece, transport, wait_until};
 use crate::worker::Worker;
 
 const MULTIPORT: u64 = 1 << VIRTIO_CONSOLE_F_MULTIPORT;
@@ -274,7 +273,7 @@ fn a_saved_device_knows_its_ports_in_another_and_that_its_clients_are_gone() {
 
     let dir = tempfile::tempdir().unwrap();
     let device = Box::new(Ports::new(endpoints(&dir), rig.worker.handle()));
-    let other = MmioTransport::new("o", device, rig.driver.memory.clone()).unwrap();
+    let other = transport("o", device, rig.driver.memory.clone());
     other.restore(&state).unwrap();
     assert_eq!(other.save(), state);
     other.resume();
@@ -288,7 +287,7 @@ fn a_saved_device_knows_its_ports_in_another_and_that_its_clients_are_gone() {
 
     let (dir, handle) = (tempfile::tempdir().unwrap(), rig.worker.handle());
     let one = Box::new(Ports::new(endpoints(&dir).into_iter().rev().collect(), handle));
-    let other = MmioTransport::new("o", one, rig.driver.memory.clone()).unwrap();
+    let other = transport("o", one, rig.driver.memory.clone());
     let refused = other.restore(&state).unwrap_err().to_string();
     assert!(refused.contains("log, sock"), "{refused}");
 }

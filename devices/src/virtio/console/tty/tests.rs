@@ -130,7 +130,7 @@ fn a_saved_console_goes_on_in_another_with_what_was_typed() {
     let tty = Tty::beside(Uart::new().unwrap()).unwrap();
     let device = TtyDevice::new(tty.clone(), rig.worker.handle());
     let memory = rig.driver.memory.clone();
-    let other = crate::virtio::mmio::MmioTransport::new("o", Box::new(device), memory).unwrap();
+    let other = crate::virtio::testing::transport("o", Box::new(device), memory);
     other.restore(&state).unwrap();
     assert_eq!(other.save(), state);
     other.resume();
