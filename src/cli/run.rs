@@ -63,7 +63,7 @@ pub struct Run {
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<MemoryConfig>,
     /// A disk: path=FILE [,ro] [,id=NAME] [,format=raw|qcow2] [,backing] [,overlay]
-    /// [,overlay_dir=DIR] [,cache=writeback|direct|unsafe] [,engine=auto|io_uring|threads]
+    /// [,overlay_dir=DIR] [,cache=writeback|direct|unsafe] [,engine=auto|io_uring|threads|sync]
     /// [,queues=N] [,bps=SIZE] [,iops=N]; may be repeated: a VM has at most 18 virtio devices, of
     /// whatever kind. At SIGUSR2 husk looks again how large the
     /// disks are, and tells the guest

@@ -108,6 +108,12 @@ impl Disk {
         }
     }
 
+    /// All of them: the image, and the overlay's.
+    pub(super) fn files(&self) -> impl Iterator<Item = &File> {
+        let layer = self.overlay.as_ref().map(|overlay| &**overlay.layer());
+        std::iter::once(&*self.file).chain(layer)
+    }
+
     /// What takes the writes instead of the image.
     pub(super) fn overlay(&self) -> Option<&Arc<Overlay>> {
         self.overlay.as_ref()

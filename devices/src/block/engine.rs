@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::at_once::AtOnce;
 use super::disk::Disk;
 use super::job::Job;
+use super::overlay::file_system;
 use super::threads::Threads;
 use super::uring::Uring;
 
@@ -60,13 +62,16 @@ pub trait Engine: Send {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineChoice {
-    /// `io_uring` where the host has all of it that is needed, else `threads`.
+    /// `sync` for a file in RAM; else `io_uring` where the host has all of it that is needed; else
+    /// `threads`.
     #[default]
     Auto,
     /// io_uring.
     IoUring,
     /// System calls in a few threads.
     Threads,
+    /// System calls in the queue's own thread: for what is in RAM.
+    Sync,
 }
 
 /// An engine that cannot be made.
@@ -90,15 +95,24 @@ impl From<io::Error> for EngineError {
 }
 
 impl EngineChoice {
+    /// What it comes to for `disk`, as far as that depends on the disk.
+    pub(super) fn for_disk(self, disk: &Disk) -> EngineChoice {
+        match self {
+            EngineChoice::Auto if disk.is_formatted() => EngineChoice::Threads,
+            EngineChoice::Auto if is_in_ram(disk) => EngineChoice::Sync,
+            chosen => chosen,
+        }
+    }
+
     /// An engine for `disk` with at most `depth` jobs at once.
     ///
     /// # Errors
     /// See [`EngineError`].
     pub fn open(self, disk: &Disk, depth: u16) -> Result<Box<dyn Engine>, EngineError> {
-        match self {
+        match self.for_disk(disk) {
             EngineChoice::IoUring if disk.is_formatted() => Err(EngineError::Formatted),
-            EngineChoice::Auto if disk.is_formatted() => Ok(Box::new(Threads::new(disk)?)),
             EngineChoice::Threads => Ok(Box::new(Threads::new(disk)?)),
+            EngineChoice::Sync => Ok(Box::new(AtOnce::new(disk)?)),
             EngineChoice::IoUring => {
                 Ok(Box::new(Uring::new(disk, depth).map_err(EngineError::IoUring)?))
             }
@@ -111,6 +125,13 @@ impl EngineChoice {
             },
         }
     }
+}
+
+/// Whether all of the disk is in RAM, or in swap.
+fn is_in_ram(disk: &Disk) -> bool {
+    /// Linux `include/uapi/linux/magic.h`.
+    const TMPFS_MAGIC: u32 = 0x0102_1994;
+    disk.files().all(|file| file_system(file) == Some(TMPFS_MAGIC))
 }
 
 /// What has been given to [`Engine::protect`].

@@ -5,11 +5,13 @@
 //! a small state machine that says which system call comes next and takes its answer, so that every
 //! [`Engine`] means the same by a read, a short read, a cut file or a range of zeroes. An engine
 //! only carries steps to the kernel and back: [`threads`] by system calls in a few threads,
-//! [`uring`] by io_uring. Neither makes who submits wait for the host, as far as that is in our
-//! hands: see [`uring`].
+//! [`uring`] by io_uring, neither of which makes who submits wait for the host, as far as that is in our
+//! hands; and [`at_once`], for files that need no waiting.
 
 #![allow(clippy::vec_box, reason = "a job stays where it is while the kernel reads its list")]
 
+mod at_once;
+mod call;
 mod disk;
 mod engine;
 mod error;

@@ -1,4 +1,4 @@
-//! What both engines do with files of every kind, and with hosts that fail or hang.
+//! What all engines do with files of every kind, and with hosts that fail or hang.
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,8 +16,13 @@ use crate::iovec::Segment;
 use crate::skipped::skipped;
 use hanging::HangingFile;
 
-/// Both engines; io_uring only where there is one.
+/// All engines.
 fn engines() -> Vec<EngineChoice> {
+    [patient(), vec![EngineChoice::Sync]].concat()
+}
+
+/// Those that do not wait for a host that hangs; io_uring only where there is one.
+fn patient() -> Vec<EngineChoice> {
     let file = tempfile::NamedTempFile::new().unwrap();
     let disk = Disk::open(file.path(), DiskOptions::default()).unwrap();
     let mut engines = vec![EngineChoice::Threads];
@@ -400,7 +405,7 @@ fn an_unsafe_cache_flushes_nothing_and_loses_nothing_else() {
 
 #[test]
 fn jobs_at_a_host_that_hangs_hold_up_nobody() {
-    for choice in engines() {
+    for choice in patient() {
         let Some(hanging) = HangingFile::mount() else { return };
         let mut rig = Rig::new(hanging.path(), choice, UNREAD);
         let mut data = [0; 4096];
@@ -420,8 +425,39 @@ fn jobs_at_a_host_that_hangs_hold_up_nobody() {
 }
 
 #[test]
+fn what_is_in_ram_is_moved_at_once_and_a_batch_of_it_answered_before_the_next() {
+    let mut file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    file.write_all(&vec![7; 4 << 20]).unwrap();
+    let mut rig = Rig::writable(file.path(), EngineChoice::Auto);
+    assert_eq!(EngineChoice::Auto.for_disk(&rig.disk), EngineChoice::Sync);
+    let mut data = vec![0; 4 << 20];
+    let (first, rest) = data.split_at_mut(2 << 20);
+    let (second, third) = rest.split_at_mut(1 << 20);
+    for piece in [first, second, third] {
+        rig.submit(Operation::Read, 0, 0, &mut [piece]);
+    }
+    let mut done = Vec::new();
+    let mut reap = |rig: &mut Rig| {
+        rig.engine.reap(&mut done);
+        rig.engine.kick().unwrap();
+        done.drain(..).map(|job| (job.tag(), job.is_finished())).collect::<Vec<_>>()
+    };
+    // Half of the first is moved, and there is more to do, which needs nobody to wait.
+    assert!(rig.wait(0) && rig.engine.in_flight() == 3);
+    assert_eq!(reap(&mut rig), []);
+    assert!(rig.wait(0));
+    assert_eq!(reap(&mut rig), [(1, true)]);
+    assert!(rig.wait(0));
+    rig.engine.hold(true);
+    assert_eq!(reap(&mut rig), [(2, true), (3, false)]);
+    assert!(!rig.wait(0) && rig.engine.in_flight() == 0);
+    assert!(data[..3 << 20].iter().all(|byte| *byte == 7));
+    assert!(data[3 << 20..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
 fn an_engine_that_is_dropped_keeps_memory_and_lock_until_the_host_is_done() {
-    for choice in engines() {
+    for choice in patient() {
         let Some(hanging) = HangingFile::mount() else { return };
         let mut rig = Rig::new(hanging.path(), choice, UNREAD);
         let mut memory = Box::new([0u8; 4096]);

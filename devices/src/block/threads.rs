@@ -6,17 +6,16 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::call;
 use super::disk::Disk;
 use super::engine::{Engine, Keep, Kept};
 use super::job::Job;
-use super::types::{Part, Step};
-use crate::iovec::Segment;
 
 /// As many requests of a queue as are at the host at once.
 const MAX_THREADS: usize = 4;
@@ -184,7 +183,7 @@ impl Shared {
                 drop(state);
                 let more = match job.step() {
                     Some(step) => {
-                        let returned = make(&self.disk, step);
+                        let returned = call::make(&self.disk, step);
                         job.answer(returned);
                         !job.is_finished()
                     }
@@ -199,48 +198,4 @@ impl Shared {
             self.ring();
         }
     }
-}
-
-/// Makes the system call; an image that is no plain file has its own idea of it.
-fn make(disk: &Disk, step: Step<'_>) -> i32 {
-    let part = match step {
-        Step::Read { part, .. } | Step::Write { part, .. } | Step::Allocate { part, .. } => part,
-        Step::Sync => Part::Image,
-    };
-    if part == Part::Image
-        && let Some(image) = disk.formatted()
-    {
-        return image.make(step);
-    }
-    let fd = disk.part(part).as_fd().as_raw_fd();
-    let returned = match step {
-        Step::Read { to, offset, .. } => {
-            let (list, count) = raw(to);
-            // SAFETY: `list` points to `count` pieces, which are mapped: who submitted the job
-            // vouches for that.
-            unsafe { libc::preadv(fd, list, count, offset) }
-        }
-        Step::Write { from, offset, .. } => {
-            let (list, count) = raw(from);
-            // SAFETY: as above.
-            unsafe { libc::pwritev(fd, list, count, offset) }
-        }
-        // SAFETY: takes no pointers.
-        Step::Allocate { mode, offset, len, .. } => unsafe {
-            libc::fallocate(fd, mode, offset, len) as isize
-        },
-        // SAFETY: takes no pointers.
-        Step::Sync => unsafe { libc::fdatasync(fd) as isize },
-    };
-    if returned < 0 {
-        return -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-    }
-    // One call moves at most 2 GiB - 4 KiB (`MAX_RW_COUNT`), so the cast keeps the number.
-    returned as i32
-}
-
-/// A [`Segment`] is a transparent `iovec`.
-fn raw(pieces: &[Segment]) -> (*const libc::iovec, libc::c_int) {
-    // At most IOV_MAX, so the cast keeps the number.
-    (pieces.as_ptr().cast(), pieces.len() as libc::c_int)
 }

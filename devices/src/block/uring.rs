@@ -70,8 +70,7 @@ impl Uring {
         {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let files = [Some(disk.part(Part::Image)), disk.overlay().map(|o| &**o.layer())];
-        let fds: Vec<_> = files.into_iter().flatten().map(File::as_raw_fd).collect();
+        let fds: Vec<_> = disk.files().map(File::as_raw_fd).collect();
         ring.submitter().register_files(&fds)?;
         let depth = usize::from(depth);
         let ring = Ring {
@@ -80,7 +79,7 @@ impl Uring {
             free: (0..depth).rev().collect(),
             ready: Vec::new(),
             kept: Kept::default(),
-            aside: files.into_iter().flatten().any(is_remote),
+            aside: disk.files().any(is_remote),
             _disk: disk.clone(),
         };
         Ok(Uring { ring: Some(ring), held: false })

@@ -109,7 +109,7 @@ fn mistyped_values_are_refused_with_the_way_out() {
         (["--memory", "lots"], "512M"),
         (["--disk", "ro"], "path=FILE"),
         (["--disk", "x,readonly"], "the keys are path, ro, id"),
-        (["--disk", "x,engine=magic"], "expected one of `auto`, `io_uring`, `threads`"),
+        (["--disk", "x,engine=magic"], "expected one of `auto`, `io_uring`, `threads`, `sync`"),
         (["--disk", "x,format=vmdk"], "expected `raw` or `qcow2`"),
         (["--disk", "x,overlay=/dir"], "neither on nor off"),
         (["--disk", "x,queues=many"], "queues=many"),
