@@ -8,7 +8,10 @@ use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{
+    ByteValued, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress,
+};
 
 use super::Malformed;
 use super::ring::{Rings, descriptor};
@@ -44,6 +47,7 @@ pub(super) fn walk(
     let mut inside = false;
     let mut steps = 0;
     let mut total = 0u32;
+    let mut places = Places { memory, last: None };
     loop {
         if index >= entries {
             return Err(Malformed::DescriptorIndex { index, entries });
@@ -78,7 +82,7 @@ pub(super) fn walk(
             return Err(Malformed::ReadableAfterWritable);
         }
         let before = segments.len();
-        append(memory, &found, segments)?;
+        places.append(&found, segments)?;
         let added = segments.len() - before;
         if extent.readable + extent.writable + added > MAX_SEGMENTS {
             return Err(Malformed::TooManySegments);
@@ -97,19 +101,41 @@ pub(super) fn walk(
     }
 }
 
-/// One descriptor is one segment, or two where guest memory is made of adjoining regions. An empty
-/// one is none, whatever its address.
-fn append(
-    memory: &GuestMemoryMmap,
-    found: &Descriptor,
-    segments: &mut Vec<Segment>,
-) -> Result<(), Malformed> {
-    let outside = Malformed::Outside { address: found.addr().0, len: found.len() };
-    for piece in memory.get_slices(found.addr(), found.len() as usize) {
-        let Ok(piece) = piece else { return Err(outside) };
-        segments.push(Segment::new(piece.ptr_guard_mut().as_ptr(), piece.len()));
+/// Where buffers are in this process' memory.
+struct Places<'m> {
+    memory: &'m GuestMemoryMmap,
+    /// The region of the last one, where the next is likely to be, too.
+    last: Option<&'m GuestRegionMmap>,
+}
+
+impl Places<'_> {
+    /// One descriptor is one segment, or two where guest memory is made of adjoining regions. An empty
+    /// one is none, whatever its address.
+    fn append(&mut self, found: &Descriptor, segments: &mut Vec<Segment>) -> Result<(), Malformed> {
+        let (address, len) = (found.addr(), found.len() as usize);
+        if let Some(piece) = self.last.and_then(|region| within(region, address, len)) {
+            segments.push(piece);
+            return Ok(());
+        }
+        let outside = Malformed::Outside { address: address.0, len: found.len() };
+        for piece in self.memory.get_slices(address, len) {
+            let Ok(piece) = piece else { return Err(outside) };
+            segments.push(Segment::new(piece.ptr_guard_mut().as_ptr(), piece.len()));
+        }
+        self.last = self.memory.find_region(address);
+        Ok(())
     }
-    Ok(())
+}
+
+/// The `len` bytes at `address`, if there are any and all are in `region`.
+fn within(region: &GuestRegionMmap, address: GuestAddress, len: usize) -> Option<Segment> {
+    let offset = address.0.checked_sub(region.start_addr().0)?;
+    let rest = region.len().checked_sub(offset)?;
+    if len == 0 || len as u64 > rest {
+        return None;
+    }
+    let base = region.get_host_address(MemoryRegionAddress(offset)).ok()?;
+    Some(Segment::new(base, len))
 }
 
 /// Bytes were asked for that the chain does not have.
