@@ -132,10 +132,11 @@ impl Core {
     /// # Errors
     /// When the host has no event descriptor left.
     pub fn new(
-        device: Box<dyn VirtioDevice>,
+        mut device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
         interrupt: Interrupt,
     ) -> io::Result<Core> {
+        device.connect(&interrupt);
         let sizes = device.queue_sizes();
         let doorbells = sizes
             .iter()

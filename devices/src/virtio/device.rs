@@ -25,13 +25,17 @@ pub trait VirtioDevice: Send {
     /// `VIRTIO_F_INDIRECT_DESC` and `VIRTIO_F_EVENT_IDX`. Constant for the life of the device.
     fn features(&self) -> u64;
 
+    /// Hands over the device's interrupt line, once, before anything else: for devices whose config space
+    /// changes without their driver's doing, also when they are not started. They put it there for the
+    /// driver to find ([`Interrupt::set_config`]) or tell it as well ([`Interrupt::config_changed`]).
+    fn connect(&mut self, _interrupt: &Interrupt) {}
+
     /// The largest size of each queue, in descriptors, each a power of two. Its length is the
     /// number of queues. Constant for the life of the device.
     fn queue_sizes(&self) -> &[u16];
 
     /// The device-specific config space as it is now, always of one length; past its end the driver
-    /// reads zeroes. Called at any time, started or not, and by nobody who waits for a lock
-    /// that a worker holds. What a worker changes of it, it tells by [`Interrupt::config_changed`].
+    /// reads zeroes. Called whenever the driver has written to a register.
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }

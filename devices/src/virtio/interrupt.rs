@@ -99,7 +99,7 @@ impl Interrupt {
     }
 
     /// The same without a notification, for a driver that has yet to look.
-    pub(super) fn set_config<B: AsRef<[u8]>>(&self, at: u64, now: impl FnOnce() -> B) {
+    pub fn set_config<B: AsRef<[u8]>>(&self, at: u64, now: impl FnOnce() -> B) {
         // Nothing is half done when somebody panics with it.
         let _turn = self.shared.config.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.registers.set_config(at, now().as_ref());

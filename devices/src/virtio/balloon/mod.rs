@@ -16,7 +16,7 @@ pub mod stats;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -66,6 +66,8 @@ pub struct Balloon {
     answered: Condvar,
     /// Rung for the device when something is wanted of it.
     wake: EventFd,
+    /// Where the guest finds what is wanted, once there is a device.
+    line: OnceLock<Interrupt>,
 }
 
 #[derive(Default)]
@@ -89,6 +91,7 @@ impl Balloon {
             statistics: Mutex::default(),
             answered: Condvar::new(),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            line: OnceLock::new(),
         };
         balloon.set(bytes);
         Ok(Arc::new(balloon))
@@ -99,7 +102,15 @@ impl Balloon {
     pub fn set(&self, bytes: u64) {
         let pages = u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
         self.wanted.store(pages, Ordering::Release);
+        if let Some(line) = self.line.get() {
+            line.set_config(WANTED, || self.wanted_pages());
+        }
         self.ring();
+    }
+
+    /// `num_pages` of the config space (virtio 1.3 §5.5.4).
+    fn wanted_pages(&self) -> [u8; 4] {
+        self.wanted.load(Ordering::Acquire).to_le_bytes()
     }
 
     /// Bytes the guest is asked for.
@@ -171,6 +182,11 @@ impl VirtioDevice for BalloonDevice {
 
     fn features(&self) -> u64 {
         STATS_VQ | DEFLATE_ON_OOM | PAGE_POISON | PAGE_REPORTING
+    }
+
+    fn connect(&mut self, interrupt: &Interrupt) {
+        // A balloon has one device.
+        let _ = self.balloon.line.set(interrupt.clone());
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -440,8 +456,7 @@ impl MutEventSubscriber for Serve {
                 let _ = self.balloon.wake.read();
                 let Balloon { wanted, actual, .. } = &*self.balloon;
                 if wanted.load(Ordering::Acquire) != actual.load(Ordering::Acquire) {
-                    let wanted = || wanted.load(Ordering::Acquire).to_le_bytes();
-                    self.interrupt.config_changed(WANTED, wanted);
+                    self.interrupt.config_changed(WANTED, || self.balloon.wanted_pages());
                 }
                 if let Some(n) = statistics {
                     self.queue(n, false);

@@ -139,6 +139,9 @@ fn what_is_wanted_is_told_and_what_the_guest_says_it_gave_is_heard() {
     // A reboot forgets what the guest gave, and not what is wanted.
     rig.driver.transport.reset();
     assert_eq!((rig.balloon.wanted(), rig.balloon.actual()), (3 * PAGE, 0));
+    // Nobody serves it, and what is wanted is to be found all the same.
+    rig.balloon.set(4 * PAGE);
+    assert_eq!(rig.driver.config(0, 8), [4, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]

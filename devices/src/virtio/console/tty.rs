@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use serde::{Deserialize, Serialize};
@@ -71,6 +71,8 @@ pub struct Tty {
     up: AtomicBool,
     /// Rung for the device when there is input, or another size.
     wake: EventFd,
+    /// Where the guest finds the size, once there is a device.
+    line: OnceLock<Interrupt>,
 }
 
 impl Tty {
@@ -85,12 +87,16 @@ impl Tty {
             size: AtomicU32::new(WindowSize::DEFAULT.to_word()),
             up: AtomicBool::new(false),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            line: OnceLock::new(),
         }))
     }
 
     /// The window has another size now; the guest is told.
     pub fn resize(&self, size: WindowSize) {
         self.size.store(size.to_word(), Ordering::Release);
+        if let Some(line) = self.line.get() {
+            line.set_config(0, || self.config());
+        }
         self.ring();
     }
 
@@ -196,6 +202,11 @@ impl VirtioDevice for TtyDevice {
 
     fn features(&self) -> u64 {
         1 << VIRTIO_CONSOLE_F_SIZE
+    }
+
+    fn connect(&mut self, interrupt: &Interrupt) {
+        // A console has one device.
+        let _ = self.tty.line.set(interrupt.clone());
     }
 
     fn queue_sizes(&self) -> &[u16] {

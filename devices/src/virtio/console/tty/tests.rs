@@ -115,6 +115,7 @@ fn the_window_s_size_is_in_the_config_space_and_a_new_one_is_told() {
     rig.driver.transport.pause();
     assert_eq!(rig.driver.get(0x60) & 2, 0);
     rig.tty.resize(WindowSize::DEFAULT);
+    assert_eq!(rig.driver.config(0, 4), [80, 0, 24, 0], "also while nobody serves it");
     rig.driver.transport.resume();
     wait_until("a configuration change", || rig.driver.get(0x60) & 2 != 0);
 }
