@@ -23,7 +23,7 @@ pub use crate::boot::params::ParamsError;
 pub use crate::boot::unpack::{Compression, UnpackError};
 pub use crate::boot::{CmdlineError, InitrdError, KernelError};
 pub use crate::config::ConfigError;
-pub use crate::guest::error::{ExecError, ImageError};
+pub use crate::guest::error::{EndedBy, ExecError, ImageError};
 pub use crate::hypervisor::HypervisorError;
 pub use crate::memory::MemoryError;
 pub use crate::named::NameError;

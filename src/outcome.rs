@@ -31,3 +31,13 @@ pub enum Outcome {
         why: String,
     },
 }
+
+impl Outcome {
+    /// What the console of a guest that died has said last; nothing of another.
+    pub(crate) fn console(&self) -> &str {
+        match self {
+            Outcome::Panic { console } | Outcome::Crash { console, .. } => console,
+            _ => "",
+        }
+    }
+}

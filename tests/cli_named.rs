@@ -119,6 +119,34 @@ fn a_command_whose_vm_is_killed_by_its_name_is_no_success() {
     assert!(finished.stderr.contains("it was killed"), "{finished:?}");
 }
 
+/// Whether a process waits for a VM's agent: it holds a socket for the answer, and one for the VM's end.
+fn waits_for_the_agent(pid: u32) -> bool {
+    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    let links = open.flatten().filter_map(|entry| entry.path().read_link().ok());
+    links.filter(|link| link.to_string_lossy().starts_with("socket:")).count() >= 2
+}
+
+#[test]
+fn a_command_in_a_vm_that_is_killed_by_its_name_or_with_its_husk_has_the_status_of_a_kill() {
+    needs_kvm!();
+    let sandbox = sandbox();
+    for with_its_husk in [false, true] {
+        let args = ["run", "--kernel", "kernel", "--memory", "32M", "--name", "one", "--", "true"];
+        let running = Running::start(&mut husk(&sandbox, &args));
+        wait_until(|| call(&sandbox, &["ps"]).stdout.contains("one "));
+        let inside = Running::start(&mut husk(&sandbox, &["exec", "one", "--", "true"]));
+        wait_until(|| waits_for_the_agent(inside.child.id()));
+        match with_its_husk {
+            false => assert_eq!(call(&sandbox, &["kill", "one"]).status, 0),
+            true => running.signal(libc::SIGKILL),
+        }
+        let finished = inside.finish();
+        assert_eq!(finished.status, 137, "{finished:?}");
+        assert!(finished.stderr.contains("killed"), "{finished:?}");
+        running.finish();
+    }
+}
+
 #[test]
 fn a_name_that_nobody_has_or_that_is_none_is_refused_with_the_way_out() {
     let sandbox = sandbox();

@@ -345,8 +345,8 @@ fn husk_run_passes_a_signal_on_ends_after_the_grace_and_is_reached_by_name() {
     assert_eq!(runtime.join("husk").read_dir().unwrap().count(), 0, "its name is still there");
     let output = other.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(125), "{stderr}");
-    assert!(stderr.contains("the VM has ended"), "{stderr}");
+    assert_eq!(output.status.code(), Some(137), "{stderr}");
+    assert!(stderr.contains("the VM has ended: it was killed"), "{stderr}");
 }
 
 /// `husk ps`, `exec` and `cp` for the VM called `one`, in which there is busybox.
@@ -376,6 +376,17 @@ fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
     let stderr = String::from_utf8_lossy(&cut.stderr);
     assert_eq!(guest::process::status(cut.status), 125, "{stderr}");
     assert!(stderr.contains("No space left on device"), "{stderr}");
+    // Who reads no more ends the command as in a pipe of a shell, and the next one writes to the end.
+    for (script, wanted) in [("exec /bin/busybox yes", 128 + libc::SIGPIPE), ("echo y; exit 7", 7)] {
+        let mut cut = Command::new(husk());
+        guest::process::with_ordinary_signals(&mut cut);
+        cut.env("XDG_RUNTIME_DIR", runtime).args(["exec", "one", "--", "/bin/busybox", "sh", "-c"]);
+        let mut cut = cut.arg(script).stdout(Stdio::piped()).spawn().unwrap();
+        let mut read = [0; 2];
+        std::io::Read::read_exact(&mut cut.stdout.take().unwrap(), &mut read).unwrap();
+        assert_eq!(&read, b"y\n");
+        assert_eq!(guest::process::status(cut.wait().unwrap()), wanted, "{script}");
+    }
     let (status, _, stderr) = call(&["exec", "one", "--", "there-is-none"]);
     assert_eq!(status, 127, "{stderr}");
     let (from, back) = (lab.path("cp-from"), lab.path("cp-back"));

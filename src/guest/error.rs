@@ -159,8 +159,8 @@ pub enum ExecError {
     VmGone {
         /// How, if that is known.
         how: Option<String>,
-        /// Its guest died, by a panic of its kernel or otherwise.
-        died: bool,
+        /// Whose doing that was.
+        by: EndedBy,
         /// The console's last lines.
         console: String,
     },
@@ -175,6 +175,17 @@ pub enum ExecError {
         /// Why.
         r#source: io::Error,
     },
+}
+
+/// Whose doing the end of a VM of another process was, as far as that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndedBy {
+    /// Its guest died, by a panic of its kernel or otherwise.
+    Death,
+    /// The host ended it.
+    Kill,
+    /// The guest turned itself off, or husk could not go on; or nobody has said.
+    Other,
 }
 
 fn told_how(how: &Option<String>) -> String {

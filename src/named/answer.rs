@@ -15,6 +15,7 @@ use super::remote::{Info, Why};
 use super::terminal::{self, Terminal};
 use super::waiting::Waiting;
 use super::{LINE_MAX, PATIENCE, STACK, TOO_MANY, fds, request};
+use crate::guest::error::ExecError;
 use crate::runtime::user;
 use crate::vm::RunningVm;
 
@@ -190,6 +191,12 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
             drop((place, vm));
             match dialler.and_then(|dialler| dialler.dial(None)) {
                 Ok(agent) => fds::send(client, b"OK\n", agent.as_raw_fd()),
+                Err(ExecError::Ended(outcome)) => {
+                    let why = serde_json::to_string(&Why::of(Some(&outcome)));
+                    let why = why.map_err(io::Error::other)?;
+                    writing.write_all(format!("GONE {why}\n").as_bytes())?;
+                    writing.write_all(outcome.console().as_bytes())
+                }
                 Err(e) => {
                     let words = e.to_string().replace('\n', " ");
                     writing.write_all(format!("ERROR {words}\n").as_bytes())

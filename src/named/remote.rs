@@ -4,6 +4,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use husk_devices::virtio::console::tty::WindowSize;
@@ -14,7 +15,7 @@ use super::error::{NameError, host};
 use super::inspection::Inspection;
 use super::record;
 use super::{LINE_MAX, PATIENCE, fds, request};
-use crate::guest::error::{ExecError, told};
+use crate::guest::error::{EndedBy, ExecError, told};
 use crate::guest::{self, GuestChild, GuestCommand};
 use crate::outcome::Outcome;
 use crate::runtime::user;
@@ -58,22 +59,43 @@ pub(super) struct Why {
     pub ended: Option<String>,
     /// The guest died.
     pub died: bool,
+    /// The host ended it. An older husk does not say.
+    #[serde(default)]
+    pub killed: bool,
 }
 
 impl Why {
     pub fn of(outcome: Option<&Outcome>) -> Why {
         let died = matches!(outcome, Some(Outcome::Panic { .. } | Outcome::Crash { .. }));
-        Why { ended: outcome.map(|outcome| told(outcome).to_owned()), died }
+        let killed = matches!(outcome, Some(Outcome::Killed));
+        Why { ended: outcome.map(|outcome| told(outcome).to_owned()), died, killed }
+    }
+
+    /// Of a VM whose husk has gone without a word, as nothing goes that is not killed.
+    fn unsaid() -> Why {
+        Why { ended: Some("its husk was killed".to_owned()), died: false, killed: true }
     }
 
     /// In an error's words.
     pub fn error(self, console: String) -> ExecError {
+        let by = self.by();
         match self.ended {
-            Some(_) => ExecError::VmGone { how: self.ended, died: self.died, console },
+            Some(_) => ExecError::VmGone { how: self.ended, by, console },
             None => ExecError::AgentLost { console },
         }
     }
+
+    fn by(&self) -> EndedBy {
+        match (self.died, self.killed) {
+            (true, _) => EndedBy::Death,
+            (false, true) => EndedBy::Kill,
+            (false, false) => EndedBy::Other,
+        }
+    }
 }
+
+/// Tells why a guest does not answer any more.
+type Explain = Arc<dyn Fn() -> ExecError + Send + Sync>;
 
 /// A named VM.
 #[derive(Debug, Clone)]
@@ -165,6 +187,21 @@ impl End {
             _ => Err(NameError::Nonsense(self.name)),
         }
     }
+
+    /// Waits for it, at most for `patience`, and gives the reason; `None` when it is not told.
+    fn why(&self, patience: Duration) -> Option<Why> {
+        self.socket.set_read_timeout(Some(patience)).ok()?;
+        let mut lines = BufReader::new((&self.socket).take(LINE_MAX)).lines();
+        let told = match (lines.next(), lines.next()) {
+            (None, _) => return Some(Why::unsaid()),
+            (Some(Err(e)), _) if e.kind() == io::ErrorKind::ConnectionReset => {
+                return Some(Why::unsaid());
+            }
+            // An older husk says nothing but the status.
+            (_, told) => told?.ok()?,
+        };
+        serde_json::from_str(&told).ok()
+    }
 }
 
 impl AsFd for End {
@@ -228,6 +265,9 @@ impl Remote {
         let line = line.trim_end();
         if let Some(why) = line.strip_prefix("ERROR ") {
             return Err(NameError::Refused { name: self.name.clone(), why: why.to_owned() });
+        }
+        if let Some(why) = line.strip_prefix("GONE ") {
+            return Err(NameError::Exec(self.reason(why, socket)?));
         }
         if line == "NONE" {
             return Err(NameError::NoTerminal(self.name.clone()));
@@ -343,27 +383,53 @@ impl Remote {
         }
     }
 
-    fn agent(&self) -> Result<UnixStream, NameError> {
-        let (_, passed, _) = self.ask(request::CONNECT, DIAL_PATIENCE)?;
+    /// A connection to its agent; `explain` tells why there is none when its husk goes meanwhile.
+    fn agent(&self, explain: &Explain) -> Result<UnixStream, NameError> {
+        let gone = |e: NameError| match e {
+            NameError::Unknown(_) | NameError::Nonsense(_)
+                if self.is_gone_within(Duration::ZERO) =>
+            {
+                NameError::Exec(explain())
+            }
+            other => other,
+        };
+        let (_, passed, _) = self.ask(request::CONNECT, DIAL_PATIENCE).map_err(gone)?;
         passed.ok_or_else(|| NameError::Nonsense(self.name.clone()))
     }
 
     fn why(&self) -> Result<ExecError, NameError> {
         let (answer, _, socket) = self.ask(request::WHY, WHY_PATIENCE)?;
+        self.reason(&answer, socket)
+    }
+
+    /// Why the guest does not answer, of which the console's last lines still come.
+    fn reason(&self, why: &str, socket: UnixStream) -> Result<ExecError, NameError> {
         let why: Why =
-            serde_json::from_str(&answer).map_err(|_| NameError::Nonsense(self.name.clone()))?;
+            serde_json::from_str(why).map_err(|_| NameError::Nonsense(self.name.clone()))?;
         let mut console = Vec::new();
         // What has come of it is told even if the rest does not.
         let _ = socket.take(CONSOLE_MAX).read_to_end(&mut console);
         Ok(why.error(String::from_utf8_lossy(&console).into_owned()))
     }
 
-    pub(super) fn explain(&self) -> std::sync::Arc<dyn Fn() -> ExecError + Send + Sync> {
+    /// Tells why the guest does not answer any more. From now on it hears of the VM's end, so that it knows
+    /// that also when the VM's husk is gone before it can be asked.
+    pub(super) fn explain(&self) -> Explain {
         let this = self.clone();
-        std::sync::Arc::new(move || {
+        // Where too many wait for it already it goes without.
+        let end = self.end().ok();
+        let told = OnceLock::new();
+        Arc::new(move || {
+            let gone = || {
+                let why = end.as_ref().and_then(|end| end.why(PATIENCE));
+                why.map_or((None, EndedBy::Other), |why| (why.ended.clone(), why.by()))
+            };
             this.why().unwrap_or_else(|_| match this.is_gone_within(PATIENCE) {
                 // Its husk has ended with it, or while it was asked.
-                true => ExecError::VmGone { how: None, died: false, console: String::new() },
+                true => {
+                    let (how, by) = told.get_or_init(gone).clone();
+                    ExecError::VmGone { how, by, console: String::new() }
+                }
                 false => ExecError::AgentLost { console: String::new() },
             })
         })
@@ -374,8 +440,9 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn spawn(&self, command: &GuestCommand) -> Result<GuestChild, NameError> {
-        let agent = self.agent()?;
-        Ok(command.spawn_on(agent, self.explain(), Instant::now() + guest::PATIENCE)?)
+        let explain = self.explain();
+        let agent = self.agent(&explain)?;
+        Ok(command.spawn_on(agent, explain, Instant::now() + guest::PATIENCE)?)
     }
 
     /// As [`crate::RunningVm::copy_in`].
@@ -383,7 +450,8 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn copy_in(&self, from: &std::path::Path, to: &std::path::Path) -> Result<(), NameError> {
-        Ok(guest::put(self.agent()?, &self.explain(), from, to)?)
+        let explain = self.explain();
+        Ok(guest::put(self.agent(&explain)?, &explain, from, to)?)
     }
 
     /// As [`crate::RunningVm::copy_out`].
@@ -391,6 +459,8 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn copy_out(&self, from: &std::path::Path, to: &std::path::Path) -> Result<(), NameError> {
-        Ok(guest::get(self.agent()?, &self.explain(), from, to, guest::Limits::default())?)
+        let explain = self.explain();
+        let limits = guest::Limits::default();
+        Ok(guest::get(self.agent(&explain)?, &explain, from, to, limits)?)
     }
 }

@@ -18,7 +18,7 @@ use super::error::{NameError, host};
 use super::inspection::About;
 use super::log::{HALF, Log};
 use super::record;
-use super::remote::Info;
+use super::remote::{Info, Why};
 use super::terminal::Terminal;
 use crate::vm::RunningVm;
 
@@ -36,6 +36,7 @@ pub struct Named {
     given_up: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     info: Info,
+    vm: Weak<RunningVm>,
     given: Arc<Given>,
     /// Where what stays of the VM is kept.
     kept: Option<Directory>,
@@ -98,7 +99,7 @@ pub(super) fn serve_in(
     let listener = Arc::new(listener);
     let given_up = Arc::new(AtomicBool::new(false));
     let given = Arc::<Given>::default();
-    let clients = Arc::new(Clients::new(info.clone(), about, vm, given.clone()));
+    let clients = Arc::new(Clients::new(info.clone(), about, vm.clone(), given.clone()));
     let (accepting, leaving) = (listener.clone(), given_up.clone());
     let thread = std::thread::Builder::new()
         .name("husk-name".to_owned())
@@ -116,6 +117,7 @@ pub(super) fn serve_in(
         given_up,
         thread: Some(thread),
         info,
+        vm,
         given,
         kept: None,
         stays: AtomicBool::new(false),
@@ -191,7 +193,10 @@ impl Drop for Named {
             // What stays is cleaned by the next who wants the name.
             let _ = fs::remove_file(&self.path);
         }
-        self.given.waiting().end();
+        let outcome = self.vm.upgrade().and_then(|vm| vm.wait_timeout(Duration::ZERO));
+        // Of words and switches.
+        let why = serde_json::to_string(&Why::of(outcome.as_ref())).unwrap_or_default();
+        self.given.waiting().end(why);
         if let Some(terminal) = self.given.terminal.get() {
             terminal.end();
         }

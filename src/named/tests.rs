@@ -13,7 +13,7 @@ use super::directory::Directory;
 use super::remote::{Why, find_in, list_in, wait_in};
 use super::serve::serve_in;
 use super::*;
-use crate::guest::error::ExecError;
+use crate::guest::error::{EndedBy, ExecError};
 use crate::outcome::Outcome;
 
 fn directory(at: &Path) -> Directory {
@@ -173,7 +173,7 @@ fn an_end_is_told_in_words_with_the_last_of_the_console() {
     let error = serde_json::from_str::<Why>(&line).unwrap().error("last".to_owned());
     let words = "the VM has ended: the guest's kernel panicked; its console said last:\nlast";
     assert_eq!(error.to_string(), words);
-    assert!(matches!(error, ExecError::VmGone { died: true, .. }));
+    assert!(matches!(error, ExecError::VmGone { by: EndedBy::Death, .. }));
     let error = Why::of(None).error(String::new());
     assert_eq!(error.to_string(), "the agent in the guest has gone");
 }
@@ -184,8 +184,60 @@ fn a_name_that_has_gone_is_a_vm_that_has_ended() {
     let names = directory(dir.path());
     let named = named(&names, "one").unwrap();
     let explain = find_in(&names, "one").unwrap().explain();
+    named.conclude(137);
     drop(named);
-    assert_eq!(explain().to_string(), "the VM has ended");
+    // Its place is empty: nobody knows how.
+    for _ in 0..2 {
+        let error = explain();
+        assert_eq!(error.to_string(), "the VM has ended");
+        assert!(matches!(error, ExecError::VmGone { by: EndedBy::Other, .. }), "{error:?}");
+    }
+}
+
+/// A husk that answers who waits for its end with `last` when everybody else has gone from it.
+fn ends_with(names: &Directory, last: &'static [u8]) -> ExecError {
+    let path = names.socket("one").unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let explain = std::thread::scope(|scope| {
+        let explain = scope.spawn(|| Remote::explain(&find_in(names, "one").unwrap()));
+        let mut line = [0; request::WAIT.len() + 1];
+        let mut waiting = loop {
+            let (mut client, _) = listener.accept().unwrap();
+            // Who only looks whether it is there says nothing.
+            if client.read_exact(&mut line).is_ok() {
+                break client;
+            }
+        };
+        waiting.write_all(b"OK\n").unwrap();
+        let explain = explain.join().unwrap();
+        drop(listener);
+        waiting.write_all(last).unwrap();
+        explain
+    });
+    explain()
+}
+
+#[test]
+fn how_a_vm_ended_is_known_also_when_its_husk_has_gone_before_it_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let by = |error: ExecError| match error {
+        ExecError::VmGone { by, how, .. } => (by, how.unwrap_or_default()),
+        other => panic!("{other}"),
+    };
+    let told = |last| {
+        let told = by(ends_with(&names, last));
+        std::fs::remove_file(names.socket("one").unwrap()).unwrap();
+        told
+    };
+    let killed = b"137\n{\"ended\":\"it was killed\",\"died\":false,\"killed\":true}\n";
+    assert_eq!(told(killed), (EndedBy::Kill, "it was killed".to_owned()));
+    let died = b"\n{\"ended\":\"the guest died\",\"died\":true}\n";
+    assert_eq!(told(died), (EndedBy::Death, "the guest died".to_owned()));
+    // As SIGKILL has it.
+    assert_eq!(told(b""), (EndedBy::Kill, "its husk was killed".to_owned()));
+    // An older one.
+    assert_eq!(told(b"0\n"), (EndedBy::Other, String::new()));
 }
 
 #[test]

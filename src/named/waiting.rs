@@ -15,8 +15,8 @@ pub(super) struct Waiting {
     clients: Vec<UnixStream>,
     /// The exit status, once it is known.
     pub status: Option<u8>,
-    /// They have been told.
-    over: bool,
+    /// Why it ended, in a line, once they have been told.
+    over: Option<String>,
 }
 
 impl Waiting {
@@ -31,8 +31,8 @@ impl Waiting {
         }
         // So it knows that it will hear of the end. Answers fit into any socket's buffer: nobody is waited for.
         client.write_all(b"OK\n")?;
-        if self.over {
-            return self.tell(client);
+        if let Some(why) = &self.over {
+            return self.tell(client, why);
         }
         let client = client.try_clone()?;
         client.set_nonblocking(true)?;
@@ -40,21 +40,19 @@ impl Waiting {
         Ok(())
     }
 
-    /// Of an end without a status nothing is said.
-    fn tell(&self, mut client: &UnixStream) -> io::Result<()> {
-        match self.status {
-            Some(status) => client.write_all(format!("{status}\n").as_bytes()),
-            None => Ok(()),
-        }
+    /// A line with the status, empty when there is none, and one with the reason.
+    fn tell(&self, mut client: &UnixStream, why: &str) -> io::Result<()> {
+        let status = self.status.map(|status| status.to_string()).unwrap_or_default();
+        client.write_all(format!("{status}\n{why}\n").as_bytes())
     }
 
-    /// It is over.
-    pub fn end(&mut self) {
-        self.over = true;
+    /// It is over, for that reason.
+    pub fn end(&mut self, why: String) {
         for client in std::mem::take(&mut self.clients) {
             // Whoever has gone need not be told.
-            let _ = self.tell(&client);
+            let _ = self.tell(&client, &why);
         }
+        self.over = Some(why);
     }
 }
 

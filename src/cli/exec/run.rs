@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use husk::error::ExecError;
+use husk::error::{EndedBy, ExecError};
 use husk::{Escape, GuestChild, GuestCommand, Outcome, RunningVm, Status};
 
 use super::attach::{self, End};
@@ -160,7 +160,8 @@ pub fn status_of_error(error: &ExecError) -> u8 {
     match error {
         ExecError::NotFound(_) => NOT_FOUND,
         ExecError::NotExecutable { .. } => NOT_EXECUTABLE,
-        ExecError::VmGone { died: true, .. } => GUEST_DIED,
+        ExecError::VmGone { by: EndedBy::Death, .. } => GUEST_DIED,
+        ExecError::VmGone { by: EndedBy::Kill, .. } => KILLED,
         _ => CANNOT,
     }
 }
