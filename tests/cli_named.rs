@@ -11,7 +11,7 @@ mod fixture;
 
 use std::process::Command;
 
-use fixture::husk::{Finished, Running, Sandbox, wait_for_text};
+use fixture::husk::{Finished, Running, Sandbox, broken_pipe, wait_for_text};
 use fixture::kernel::image;
 use fixture::{Emit, LIMIT};
 
@@ -254,6 +254,13 @@ fn a_detached_vm_goes_on_and_its_output_and_status_are_there_after_its_end() {
 
     // Those who follow and wait hear of the end, and of what was written meanwhile.
     wait_until(|| call(&sandbox, &["logs", &one.name]).stdout == "up");
+    // Who reads no more has seen enough.
+    for args in [["attach", &one.name], ["logs", &one.name]] {
+        let mut unread = husk(&sandbox, &args);
+        let unread = unread.stdout(broken_pipe()).stdin(std::process::Stdio::null());
+        let unread = Running::start(unread).finish();
+        assert_eq!((unread.status, unread.stderr.as_str()), (0, ""), "{args:?}");
+    }
     let follower = Running::start(&mut husk(&sandbox, &["logs", "--follow", &one.name]));
     let waiter = Running::start(&mut husk(&sandbox, &["wait", &one.name]));
     assert_eq!(call(&sandbox, &["kill", &one.name]).status, 0);

@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::inspection::{About, Inspection};
@@ -58,12 +58,48 @@ impl Drop for Place {
     }
 }
 
+/// Answers that are on their way.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    count: Mutex<usize>,
+    fewer: Condvar,
+}
+
+/// One of them, until it is dropped.
+struct Answer<'a>(&'a Answers);
+
+impl Answers {
+    fn count(&self) -> MutexGuard<'_, usize> {
+        // A number is whole whenever the lock is free.
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> Answer<'_> {
+        *self.count() += 1;
+        Answer(self)
+    }
+
+    /// Waits for them, at most for `patience`: whoever goes takes with it what has not been said.
+    pub fn settle(&self, patience: Duration) {
+        let waited = self.fewer.wait_timeout_while(self.count(), patience, |count| *count > 0);
+        drop(waited);
+    }
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        *self.0.count() -= 1;
+        self.0.fewer.notify_all();
+    }
+}
+
 /// What the VM's husk makes known to those who ask, as it comes about.
 #[derive(Debug, Default)]
 pub(super) struct Given {
     waiting: Mutex<Waiting>,
     pub terminal: OnceLock<Terminal>,
     pub stop: OnceLock<Stop>,
+    pub answers: Answers,
 }
 
 impl Given {
@@ -144,6 +180,7 @@ fn answer(client: &UnixStream, clients: &Clients, place: Place) -> io::Result<()
         return writing.write_all(b"ERROR you are somebody else\n");
     }
     let line = line(client, PATIENCE)?;
+    let _answer = clients.given.answers.begin();
     // Also of one that ends just now.
     if line.trim_end() == request::WAIT {
         return clients.given.waiting().join(client);
@@ -256,6 +293,20 @@ mod tests {
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(b"info\n").unwrap();
         assert_eq!(line(&near, Duration::from_secs(60)).unwrap(), "info\n");
+    }
+
+    #[test]
+    fn answers_are_waited_for_but_not_for_ever() {
+        let answers = Answers::default();
+        answers.settle(Duration::from_secs(60));
+        let answer = answers.begin();
+        answers.settle(Duration::from_millis(1));
+        std::thread::scope(|scope| {
+            let settled = scope.spawn(|| answers.settle(Duration::from_secs(60)));
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!settled.is_finished());
+            drop(answer);
+        });
     }
 
     #[test]

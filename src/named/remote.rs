@@ -387,7 +387,7 @@ impl Remote {
     fn agent(&self, explain: &Explain) -> Result<UnixStream, NameError> {
         let gone = |e: NameError| match e {
             NameError::Unknown(_) | NameError::Nonsense(_)
-                if self.is_gone_within(Duration::ZERO) =>
+                if self.is_gone_within(PATIENCE) =>
             {
                 NameError::Exec(explain())
             }

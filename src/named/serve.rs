@@ -26,6 +26,9 @@ use crate::vm::RunningVm;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often it is told that it fails.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// How long answers may take that are on their way when the name is given up.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A name that is taken. Dropping it gives it up.
 #[derive(Debug)]
 pub struct Named {
@@ -207,6 +210,8 @@ impl Drop for Named {
             // A panic in it was told when it happened.
             let _ = thread.join();
         }
+        // Whoever asked for the end, or for its reason, is to hear of it.
+        self.given.answers.settle(LAST_WORDS);
     }
 }
 
