@@ -214,3 +214,48 @@ fn a_kernel_is_not_built_of_a_directory_that_holds_no_linux() {
     let command = sandbox.husk(&["kernel", "build", "--variant", "quick"]);
     refuses(&sandbox, command, &["quick", "fast", "full"]);
 }
+
+/// A kernel that turns the machine off, and has what every Linux has that was built without an initial RAM file
+/// system of its own (`usr/default_cpio_list`).
+fn linux_without_initramfs() -> Vec<u8> {
+    const PROGRAM_HEADER: usize = 64;
+    const CODE_AT: usize = 0x1000;
+    let mut file = image(32, |a| {
+        a.say("started")?;
+        a.power_off()
+    });
+    for name in ["dev", "dev/console", "root", "TRAILER!!!"] {
+        file.resize(file.len().next_multiple_of(4), 0);
+        let len = format!("{:08X}", name.len() + 1);
+        let zeros = "0".repeat(8 * 11);
+        file.extend(format!("070701{zeros}{len}00000000{name}\0").bytes());
+    }
+    let len = (file.len() - CODE_AT) as u64;
+    // In the file, and in memory.
+    for (at, len) in [(32, len), (40, len + 0x1800)] {
+        file[PROGRAM_HEADER + at..][..8].copy_from_slice(&len.to_le_bytes());
+    }
+    file
+}
+
+#[test]
+fn a_linux_with_nothing_to_run_is_refused_before_it_is_started_and_one_with_something_is_not() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    sandbox.file("kernel", linux_without_initramfs());
+    sandbox.file("file", vec![0; 2 << 20]);
+    let nothing = ["--kernel", "kernel"];
+    refuses_run(&sandbox, &nothing, &["kernel", "nothing for it to run", "--initrd", "-- CMD"]);
+    let mine = ["--kernel", "kernel", "--cmdline", "console=ttyS0", "--disk", "path=file"];
+    refuses_run(&sandbox, &mine, &["nothing for it to run"]);
+    for args in [
+        &["--initrd", "file"][..],
+        &["--disk", "path=file"],
+        &["--pmem", "path=file"],
+        &["--append", "root=/dev/nfs"],
+        &["--append", "nfsroot=10.0.0.1:/"],
+    ] {
+        let started = sandbox.run(&[&["run", "--kernel", "kernel"], args].concat());
+        assert_eq!((started.status, &started.stdout[..]), (0, "started"), "{args:?}: {started:?}");
+    }
+}

@@ -18,6 +18,8 @@ pub const HEAD_SIZE: usize = 0x302;
 pub const MAX_LEN: u64 = super::unpack::MAX_UNPACKED;
 /// Where the header begins, in the file and in the zero page.
 pub(super) const HEADER_AT: usize = 0x1f1;
+/// Where the number of the root's device is.
+const ROOT_DEV_AT: usize = 0x1fc;
 /// Where the zero page has room for it to end (`edd_mbr_sig_buffer` follows).
 const HEADER_END_MAX: usize = 0x290;
 /// The 64-bit entry point, in bytes from the start of the protected-mode code.
@@ -91,6 +93,11 @@ pub struct SetupHeader {
 }
 
 impl SetupHeader {
+    /// Whether it names a device for the root, by number (`root_dev`, boot.rst).
+    pub(super) fn has_root_device(&self) -> bool {
+        u16_at(&self.raw, ROOT_DEV_AT - HEADER_AT).is_some_and(|device| device != 0)
+    }
+
     /// Whether `head` carries a setup header at all.
     pub fn is_present(head: &[u8]) -> bool {
         bytes_at(head, 0x202) == Some(*b"HdrS") && u16_at(head, 0x1fe) == Some(0xaa55)

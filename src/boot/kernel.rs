@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::GuestMemoryMmap;
 
+use super::brought;
 use super::bzimage::{self, SetupHeader};
 use super::cache::Cache;
 use super::elf::Segment;
@@ -82,6 +83,13 @@ impl Kernel {
     /// Whether it is a `bzImage` that carries no Linux husk could see: memtest86+, say.
     pub fn is_opaque(&self) -> bool {
         matches!(self.body, Body::Code(_))
+    }
+
+    /// Whether it is a Linux that has nothing of its own that could be its root. Takes a while: all of it is
+    /// looked at. False also when it cannot be told.
+    pub fn brings_nothing(&self) -> bool {
+        let has_device = self.header.as_ref().is_some_and(SetupHeader::has_root_device);
+        !has_device && !self.is_opaque() && brought::nothing(&self.image).unwrap_or(false)
     }
 
     /// The guest addresses it is put at: where its file may be mapped over the guest's memory.

@@ -13,6 +13,7 @@
 //!                              cache ◄── relayout┘  (so the next start unpacks nothing)
 //! ```
 
+mod brought;
 pub mod bzimage;
 pub mod cache;
 pub(crate) mod carried;

@@ -17,7 +17,7 @@ mod copy;
 mod drivers;
 pub mod error;
 pub mod image;
-mod modules;
+pub(crate) mod modules;
 mod pipe;
 mod session;
 #[cfg(test)]

@@ -120,6 +120,12 @@ impl Modules {
         self.files.contains_key(&name) || self.builtin.contains(&name)
     }
 
+    /// Whether the kernel has `name` as a module, and not built in.
+    pub fn is_loadable(&self, name: &str) -> bool {
+        let name = name_of(name);
+        self.files.contains_key(&name) && !self.builtin.contains(&name)
+    }
+
     /// `wanted`, as far as it is there, and all that it needs, in an order in which it can be loaded:
     /// name and path. What is built in needs no file.
     pub fn closure(&self, wanted: &[&str]) -> Vec<(String, &str)> {

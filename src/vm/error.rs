@@ -24,6 +24,25 @@ pub enum VmError {
     Memory(#[from] memory::MemoryError),
     #[error(transparent)]
     Kernel(#[from] crate::boot::KernelError),
+    #[error(
+        "kernel {kernel}: there is nothing for it to run: it has no initial RAM file system of its own, and \
+         the VM has neither an initrd nor a root file system. Give it one (--initrd FILE, --disk path=FILE, \
+         or root= with --append), or a command, which finds the host's files: `husk run -- CMD`",
+        kernel = .kernel.display()
+    )]
+    NothingToBoot { kernel: std::path::PathBuf },
+    #[error(
+        "kernel {kernel}: its root is to be {root}, for which it needs {module}, and has that only as a \
+         module, which nothing loads: give it an initrd with it (--initrd FILE), a command, for which husk \
+         brings modules (--root IMAGE -- CMD), or take a kernel that has {option} built in",
+        kernel = .kernel.display()
+    )]
+    RootIsModule {
+        kernel: std::path::PathBuf,
+        root: String,
+        module: &'static str,
+        option: &'static str,
+    },
     #[error(transparent)]
     Initrd(#[from] crate::boot::InitrdError),
     #[error(transparent)]

@@ -141,35 +141,12 @@ impl Firmware<'_> {
         Ok(loaded)
     }
 
-    /// The kernel's command line: the user's, and what this machine needs.
+    /// The kernel's command line, with what tells it of the devices.
     ///
     /// # Errors
     /// What is wrong with the user's.
     fn cmdline(&self) -> Result<Cmdline, VmError> {
-        let default = default_cmdline(self.config.console_device);
-        let mut cmdline = Cmdline::new(self.config.cmdline.as_deref().unwrap_or(default))?;
-        cmdline.append(&self.config.append)?;
-        if self.config.guest.is_some() {
-            cmdline.append(&format!("rdinit={}", guest::INIT))?;
-            // What is said on the console before a failure is of no use to anybody, and costs.
-            if !cmdline.has("loglevel=") {
-                cmdline.append("quiet")?;
-            }
-        }
-        // A panic must end the VM, not stop it: the reset is how we learn of it.
-        if !cmdline.has("panic=") {
-            cmdline.append("panic=-1")?;
-        }
-        let disk = self.config.disks.first().map(|disk| ("vda", disk.readonly));
-        let pmem = self.config.pmem.first().map(|pmem| ("pmem0", pmem.readonly));
-        if let Some((root, readonly)) = disk.or(pmem)
-            && self.config.cmdline.is_none()
-            && self.config.guest.is_none()
-            && !cmdline.has("root=")
-        {
-            let how = if readonly { "ro" } else { "rw" };
-            cmdline.append(&format!("root=/dev/{root} {how}"))?;
-        }
+        let mut cmdline = cmdline(self.config)?;
         if !self.config.acpi {
             cmdline.append("acpi=off")?;
             for slot in self.slots {
@@ -179,6 +156,38 @@ impl Firmware<'_> {
         }
         Ok(cmdline)
     }
+}
+
+/// The kernel's command line: the user's, and what any machine of `config` needs.
+///
+/// # Errors
+/// What is wrong with the user's.
+pub(super) fn cmdline(config: &VmConfig) -> Result<Cmdline, VmError> {
+    let default = default_cmdline(config.console_device);
+    let mut cmdline = Cmdline::new(config.cmdline.as_deref().unwrap_or(default))?;
+    cmdline.append(&config.append)?;
+    if config.guest.is_some() {
+        cmdline.append(&format!("rdinit={}", guest::INIT))?;
+        // What is said on the console before a failure is of no use to anybody, and costs.
+        if !cmdline.has("loglevel=") {
+            cmdline.append("quiet")?;
+        }
+    }
+    // A panic must end the VM, not stop it: the reset is how we learn of it.
+    if !cmdline.has("panic=") {
+        cmdline.append("panic=-1")?;
+    }
+    let disk = config.disks.first().map(|disk| ("vda", disk.readonly));
+    let pmem = config.pmem.first().map(|pmem| ("pmem0", pmem.readonly));
+    if let Some((root, readonly)) = disk.or(pmem)
+        && config.cmdline.is_none()
+        && config.guest.is_none()
+        && !cmdline.has("root=")
+    {
+        let how = if readonly { "ro" } else { "rw" };
+        cmdline.append(&format!("root=/dev/{root} {how}"))?;
+    }
+    Ok(cmdline)
 }
 
 /// RAM as the guest may use it: all of it but the legacy areas below 1 MiB.

@@ -29,6 +29,7 @@ pub(crate) mod overdue;
 mod panic;
 mod pmem;
 mod reboots;
+mod root;
 mod running;
 mod volumes;
 
@@ -130,6 +131,7 @@ impl Vm {
         let making = Making::begin(&hypervisor, &memory)?;
         // What takes its time is done while KVM takes the memory, and the kernel's loading goes first.
         let kernel = Arc::new(Kernel::open(&config.kernel, cache)?);
+        root::check(&kernel, &config, &firmware::cmdline(&config)?)?;
         let loading = Loading::begin(&kernel, &config, &memory)?;
         timeline.mark(Phase::KernelOpened);
         let cpuid = hypervisor.supported_cpuid()?;

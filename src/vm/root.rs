@@ -1,0 +1,78 @@
+//! Whether the kernel of a VM has anything to run: an initial RAM file system, or a root that it can reach. What
+//! is certain to end in a panic is refused before it is started; what may do is left to it.
+
+use super::VmError;
+use crate::boot::{Cmdline, Kernel};
+use crate::config::VmConfig;
+use crate::guest::modules::{Modules, directory_of};
+
+/// Parameters that name a root, or an initial RAM file system, without `root=`
+/// (`Documentation/admin-guide/kernel-parameters.txt`).
+const OTHERS: [&str; 3] = ["nfsroot=", "cifsroot=", "initrdmem="];
+
+/// Disks by the beginning of their names in `root=`, and the drivers that they take, with the options that
+/// build these in.
+const DISKS: [(&str, &[(&str, &str)]); 2] = [
+    ("/dev/vd", &[("virtio_mmio", "CONFIG_VIRTIO_MMIO"), ("virtio_blk", "CONFIG_VIRTIO_BLK")]),
+    (
+        "/dev/pmem",
+        &[
+            ("virtio_mmio", "CONFIG_VIRTIO_MMIO"),
+            ("virtio_pmem", "CONFIG_VIRTIO_PMEM"),
+            ("nd_pmem", "CONFIG_BLK_DEV_PMEM"),
+        ],
+    ),
+];
+
+/// Refuses a `kernel` that must panic with this command line, for want of a root.
+///
+/// # Errors
+/// What it lacks, and where that comes from.
+pub(super) fn check(kernel: &Kernel, config: &VmConfig, line: &Cmdline) -> Result<(), VmError> {
+    if config.initrd.is_some() || config.guest.is_some() || OTHERS.iter().any(|name| line.has(name))
+    {
+        return Ok(());
+    }
+    let path = || config.kernel.clone();
+    let lacks = match line.value("root").filter(|root| !root.is_empty()) {
+        None => VmError::NothingToBoot { kernel: path() },
+        Some(root) => match module_of(config, root) {
+            Some((module, option)) => {
+                VmError::RootIsModule { kernel: path(), root: root.to_owned(), module, option }
+            }
+            None => return Ok(()),
+        },
+    };
+    if kernel.brings_nothing() { Err(lacks) } else { Ok(()) }
+}
+
+/// The driver of the root `root` that the kernel has, as far as its modules are there to tell, only as a module,
+/// which nothing loads; and the option that builds it in.
+fn module_of(config: &VmConfig, root: &str) -> Option<(&'static str, &'static str)> {
+    let (_, drivers) = DISKS.iter().find(|(prefix, _)| root.starts_with(prefix))?;
+    let modules = Modules::open(&directory_of(&config.kernel)?).ok()?;
+    drivers.iter().find(|(module, _)| modules.is_loadable(module)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_whose_driver_is_a_module_is_no_root_without_an_initrd() {
+        let dir = tempfile::tempdir().unwrap();
+        let modules = dir.path().join("lib/modules/1.2");
+        std::fs::create_dir_all(&modules).unwrap();
+        std::fs::write(modules.join("modules.dep"), "k/virtio_blk.ko:\nk/virtio_mmio.ko:\n")
+            .unwrap();
+        let config = VmConfig::new(dir.path().join("vmlinux-1.2"));
+        let module = |root| module_of(&config, root).map(|(module, _)| module);
+        assert_eq!(module("/dev/vda1"), Some("virtio_mmio"));
+        std::fs::write(modules.join("modules.builtin"), "k/virtio_mmio.ko\n").unwrap();
+        assert_eq!(module("/dev/vda1"), Some("virtio_blk"));
+        // Not a module, and perhaps built in under another name; and what is no disk.
+        assert_eq!((module("/dev/pmem0"), module("/dev/nfs")), (None, None));
+        // Nobody knows what it has.
+        assert_eq!(module_of(&VmConfig::new(dir.path().join("vmlinux-3")), "/dev/vda"), None);
+    }
+}
