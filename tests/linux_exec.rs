@@ -377,7 +377,8 @@ fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
     assert_eq!(guest::process::status(cut.status), 125, "{stderr}");
     assert!(stderr.contains("No space left on device"), "{stderr}");
     // Who reads no more ends the command as in a pipe of a shell, and the next one writes to the end.
-    for (script, wanted) in [("exec /bin/busybox yes", 128 + libc::SIGPIPE), ("echo y; exit 7", 7)] {
+    for (script, wanted) in [("exec /bin/busybox yes", 128 + libc::SIGPIPE), ("echo y; exit 7", 7)]
+    {
         let mut cut = Command::new(husk());
         guest::process::with_ordinary_signals(&mut cut);
         cut.env("XDG_RUNTIME_DIR", runtime).args(["exec", "one", "--", "/bin/busybox", "sh", "-c"]);

@@ -57,11 +57,13 @@ impl Attach {
         log.skip(BEFORE)?;
         let mut goes_on = true;
         while goes_on {
-            log.carry(show)?;
-            goes_on = log.wait(&connection)?;
+            goes_on = log
+                .carry(show)
+                .and_then(|()| log.wait(&connection))
+                .or_else(super::stdout::nobody_reads)?;
         }
         if !left.load(Ordering::Acquire) {
-            log.carry(show)?;
+            log.carry(show).map(|()| false).or_else(super::stdout::nobody_reads)?;
         }
         terminal::restore();
         Ok(0)

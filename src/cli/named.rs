@@ -16,7 +16,7 @@ use super::awaited::Awaited;
 use super::exec::{self, Surroundings, attach, for_terminal, status_of, status_of_error};
 use super::life::watch;
 use super::signals::Signals;
-use super::stdout::print;
+use super::stdout::{nobody_reads, print};
 use super::values::parse_seconds;
 use super::{Error, terminal};
 
@@ -246,11 +246,6 @@ fn show(bytes: &[u8]) -> io::Result<()> {
         stdout.write_all(bytes)?;
     }
     stdout.flush()
-}
-
-/// Whoever closed the output has read enough, and that is the end of it.
-fn nobody_reads(error: io::Error) -> io::Result<bool> {
-    if error.kind() == io::ErrorKind::BrokenPipe { Ok(false) } else { Err(error) }
 }
 
 /// Wait for the end of a VM that has a name, and print its exit status

@@ -13,3 +13,11 @@ pub fn print(text: &str) -> io::Result<()> {
         other => other,
     }
 }
+
+/// Whoever closed the output has read enough, and nothing more is written: that is the end of it, and no error.
+///
+/// # Errors
+/// Any other.
+pub fn nobody_reads(error: io::Error) -> io::Result<bool> {
+    if error.kind() == ErrorKind::BrokenPipe { Ok(false) } else { Err(error) }
+}
