@@ -13,7 +13,7 @@ mod fixture;
 use std::process::Command;
 
 use fixture::assembly::Assembled;
-use fixture::husk::{Finished, Running, Sandbox, refuses_run};
+use fixture::husk::{Finished, Running, Sandbox, refuses, refuses_run};
 use fixture::kernel::image;
 use fixture::{Code, Emit};
 
@@ -89,6 +89,7 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
     std::fs::create_dir(sandbox.path().join("dir")).unwrap();
     sandbox.file("image", "an image");
     sandbox.file("squashfs", "hsqs");
+    sandbox.file("nul.json", r#"{"guest": {"tmpfs": ["/a\u0000b"]}}"#);
     sandbox.file("qcow2", b"QFI\xfb");
     let no_command: [(&[&str], &str); 7] = [
         (&["--env", "A=B"], "--env"),
@@ -116,7 +117,15 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
         (&["--root", "/:rw"], "--rw DIR"),
         (&["--rw", "image"], "not a directory"),
         (&["--rw", "missing"], "--rw missing"),
+        (&["--rw", "/proc"], "--rw /proc"),
+        (&["--rw", "/"], "--rw /"),
         (&["--tmpfs", "tmp"], "begin with `/`"),
+        (&["--tmpfs", "/a/../proc"], "/a/../proc"),
+        (&["--tmpfs", "/dev"], "/dev"),
+        (&["--volume", "dir:/proc"], "/proc"),
+        (&["--volume", "dir:/sys/fs"], "/sys/fs"),
+        (&["--volume", "dir:rel/ative"], "begins with `/`"),
+        (&["--config", "nul.json"], "NUL"),
         (&["--cwd", "--workdir", "/"], "--workdir"),
         (&["--volume", "dir:tag:cow"], "tag"),
         (&["--volume", "dir:/", "--root", "none"], "root"),
@@ -131,6 +140,19 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
     ] {
         let all = [&["--kernel", "kernel"], args, &["--", "true"]].concat();
         refuses_run(&sandbox, &all, &[words]);
+    }
+}
+
+#[test]
+fn a_directory_that_the_guest_has_itself_is_none_to_run_a_command_in() {
+    let sandbox = Sandbox::with_kernel();
+    let kernel = sandbox.path().join("kernel");
+    let args =
+        ["run", "--kernel", kernel.to_str().unwrap(), "--root", "none", "--cwd", "--", "true"];
+    for directory in ["/", "/proc", "/sys/kernel", "/dev"] {
+        let mut command = sandbox.husk(&args);
+        command.current_dir(directory);
+        refuses(&sandbox, command, &[&format!("--cwd {directory}: ")]);
     }
 }
 

@@ -94,7 +94,7 @@ impl VmConfig {
         }
         for mount in &guest.tmpfs {
             let refused = |why| ConfigError::Tmpfs { mount: mount.clone(), why };
-            super::volume::check_mount(mount).map_err(refused)?;
+            super::check_mount(mount).map_err(refused)?;
         }
         match &guest.root {
             Some(root) => self.validate_root(root),

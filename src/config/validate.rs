@@ -139,7 +139,10 @@ pub enum ConfigError {
     #[error("{0} ports, but a VM has at most {PORTS_MAX}")]
     TooManyPorts(usize),
     /// A volume's tag that cannot be used.
-    #[error("`{0}` is no tag for a volume: 1 to {TAG_MAX} letters, digits, `-`, `_` or `.`")]
+    #[error(
+        "`{0}` is no tag for a volume: 1 to {TAG_MAX} letters, digits, `-`, `_` or `.` (a directory of the \
+         guest's begins with `/`)"
+    )]
     VolumeTag(String),
     /// A volume cannot be mounted there.
     #[error("a volume at {mount:?} in the guest: {why}")]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use husk_devices::virtio::fs::TAG_MAX;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, is_default, is_false};
+use super::{ConfigError, check_mount, is_default, is_false};
 
 pub use husk_devices::fs::Cache as VolumeCache;
 
@@ -38,9 +38,6 @@ pub struct VolumeConfig {
     pub cache: VolumeCache,
 }
 
-/// The longest directory that one is mounted at, in bytes: all of them fit into one message for the agent.
-const MOUNT_MAX: usize = 255;
-
 /// Gives every volume without an id one, and every one that the guest finds mounted a tag.
 pub(super) fn name(volumes: &mut [VolumeConfig]) {
     for (n, volume) in volumes.iter_mut().enumerate() {
@@ -50,19 +47,6 @@ pub(super) fn name(volumes: &mut [VolumeConfig]) {
         if volume.tag.is_empty() && volume.mount.is_some() {
             volume.tag = format!("vol{n}");
         }
-    }
-}
-
-/// Whether something can be mounted at `mount` in a guest; the error is why not.
-pub(super) fn check_mount(mount: &str) -> Result<(), &'static str> {
-    match () {
-        () if !mount.starts_with('/') => Err("it does not begin with `/`"),
-        () if mount.trim_matches('/').is_empty() => {
-            Err("that is the guest's root, not a directory in it")
-        }
-        () if mount.len() > MOUNT_MAX => Err("it is longer than 255 bytes"),
-        () if mount.contains('\0') => Err("there is a NUL byte in it"),
-        () => Ok(()),
     }
 }
 

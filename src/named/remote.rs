@@ -386,9 +386,7 @@ impl Remote {
     /// A connection to its agent; `explain` tells why there is none when its husk goes meanwhile.
     fn agent(&self, explain: &Explain) -> Result<UnixStream, NameError> {
         let gone = |e: NameError| match e {
-            NameError::Unknown(_) | NameError::Nonsense(_)
-                if self.is_gone_within(PATIENCE) =>
-            {
+            NameError::Unknown(_) | NameError::Nonsense(_) if self.is_gone_within(PATIENCE) => {
                 NameError::Exec(explain())
             }
             other => other,

@@ -6,7 +6,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use husk::config::{DiskConfig, GuestConfig, RootConfig, VmConfig, VolumeCache, VolumeConfig};
+use husk::config::{
+    DiskConfig, GuestConfig, RootConfig, VmConfig, VolumeCache, VolumeConfig, check_mount,
+};
 
 use crate::cli::Error;
 use crate::cli::values::{parse_cache, parse_image};
@@ -108,6 +110,8 @@ fn same_place(option: &str, path: &Path) -> Result<VolumeConfig, Error> {
         ));
     }
     let mount = path.to_str().ok_or_else(|| refused("it is not UTF-8"))?.to_owned();
+    check_mount(&mount)
+        .map_err(|why| refused(&format!("it would be at {mount} in the guest: {why}")))?;
     Ok(VolumeConfig { mount: Some(mount), path, ..VolumeConfig::default() })
 }
 
