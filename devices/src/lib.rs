@@ -10,6 +10,7 @@ mod complaints;
 pub mod counters;
 pub mod fs;
 mod iovec;
+pub mod lock;
 pub mod panics;
 pub mod platform;
 pub mod rate;

@@ -38,6 +38,6 @@ pub use disk::Disk;
 pub use engine::{Engine, EngineChoice, EngineError, Keep};
 pub use error::DiskError;
 pub use job::{Job, Operation};
-pub(crate) use open::{lock, remedy};
+pub(crate) use open::{lock_image, remedy};
 pub use resize::ResizeError;
 pub use types::{Cache, DiskFormat, DiskOptions, SECTOR};

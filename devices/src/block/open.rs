@@ -5,12 +5,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::error::DiskError;
+use crate::lock::{self, Part, Sharing};
 
 /// How long a lock that somebody else has is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_millis(250);
@@ -44,49 +44,30 @@ pub(super) fn open_locked(path: &Path, read_only: bool) -> Result<(File, u64), D
         return Err(DiskError::Kind { path, kind });
     }
     match lock_soon(&file, read_only) {
-        Ok(()) => {}
-        Err(e) if is_taken(&e) => return Err(DiskError::InUse { path, read_only }),
+        Ok(true) => {}
+        Ok(false) => return Err(DiskError::InUse { path, read_only }),
         Err(e) => return Err(host("lock", e)),
     }
     let size = file.seek(SeekFrom::End(0)).map_err(|e| host("measure", e))?;
     Ok((file, size))
 }
 
-/// [`lock`], with some patience: when a process that used io_uring is killed, the kernel closes its
-/// files when it gets round to it.
-fn lock_soon(file: &File, read_only: bool) -> io::Result<()> {
+/// Locks `file` as one of its readers or as its only writer, with some patience: when a process that used
+/// io_uring is killed, the kernel closes its files when it gets round to it. False when somebody else has it.
+fn lock_soon(file: &File, read_only: bool) -> io::Result<bool> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        match lock(file, read_only) {
-            Err(e) if is_taken(&e) && Instant::now() < deadline => {
-                std::thread::sleep(LOCK_PATIENCE / 50);
-            }
-            done => return done,
+        let locked = lock_image(file, read_only)?;
+        if locked || Instant::now() >= deadline {
+            return Ok(locked);
         }
+        std::thread::sleep(LOCK_PATIENCE / 50);
     }
 }
 
-/// Somebody else has the lock.
-fn is_taken(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
-}
-
-/// An open file description lock over the whole file: it belongs to this opening of the file, not
-/// to the process, so that two disks of one process exclude each other too.
-pub(crate) fn lock(file: &File, read_only: bool) -> io::Result<()> {
-    let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
-    let range = libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // SAFETY: the third argument of F_OFD_SETLK is a flock, which lives through the call.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &range) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+/// Locks all of `file`, as one of its readers or as its only writer; false when somebody else has it.
+pub(crate) fn lock_image(file: &File, read_only: bool) -> io::Result<bool> {
+    lock::take(file, Part::Whole, if read_only { Sharing::Readers } else { Sharing::Nobody })
 }
 
 pub(crate) fn remedy(error: &io::Error, read_only: bool) -> &'static str {

@@ -203,8 +203,7 @@ pub(super) fn flock(fd: BorrowedFd<'_>, operation: i32) -> Result<()> {
 
 /// `F_OFD_SETLK` or `F_OFD_GETLK` (fcntl(2)); it does not wait.
 pub(super) fn ofd_lock(fd: BorrowedFd<'_>, command: i32, lock: &mut libc::flock) -> Result<()> {
-    // SAFETY: a lock that lives through the call.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), command, std::ptr::from_mut(lock)) }).map(drop)
+    Ok(crate::lock::call(fd, command, lock)?)
 }
 
 /// Gives the calling thread a `umask` of its own, of 0: the guest's kernel has applied the guest's.

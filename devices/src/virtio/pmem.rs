@@ -17,7 +17,7 @@ use super::device::{Activation, StartError, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{Answer, Chain, Queue, QueueState};
 use super::seat::Seat;
-use crate::block::{lock, remedy};
+use crate::block::{lock_image, remedy};
 use crate::complaints::Complaints;
 use crate::worker::{Lease, WorkerHandle};
 
@@ -112,12 +112,8 @@ impl PmemFile {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(PmemError::Kind(path));
         }
-        match lock(&file, read_only) {
-            Ok(()) => {}
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-                return Err(PmemError::InUse(path));
-            }
-            Err(e) => return Err(host("lock", e)),
+        if !lock_image(&file, read_only).map_err(|e| host("lock", e))? {
+            return Err(PmemError::InUse(path));
         }
         let size = file.seek(SeekFrom::End(0)).map_err(|e| host("measure", e))?;
         if size == 0 || !size.is_multiple_of(ALIGNMENT) {

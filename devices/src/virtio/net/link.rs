@@ -33,6 +33,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::backend::{Backend, Received, widen};
 use super::mac_of;
+use crate::lock::{self, Part, Sharing};
 use crate::virtio::queue::Iovecs;
 
 mod wire;
@@ -332,23 +333,12 @@ fn try_lock(file: &File) -> bool {
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 }
 }
 
-/// Takes the side that nobody has, if there is one: an open file description lock (`man 2 fcntl`), which
-/// has nothing to do with that of [`try_lock`].
+/// Takes the side that nobody has, if there is one: a [byte](crate::lock) of the file each, which has nothing to
+/// do with the lock of [`try_lock`].
 fn take_side(file: &File) -> io::Result<Option<Side>> {
     for (byte, side) in [(0, Side::First), (1, Side::Second)] {
-        // SAFETY: flock is plain numbers, for which zeros are values.
-        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-        // Both constants are small.
-        lock.l_type = libc::F_WRLCK as libc::c_short;
-        lock.l_whence = libc::SEEK_SET as libc::c_short;
-        (lock.l_start, lock.l_len) = (byte, 1);
-        // SAFETY: fcntl reads a flock there, which lives through the call.
-        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        if lock::take(file, Part::Byte(byte), Sharing::Nobody)? {
             return Ok(Some(side));
-        }
-        let error = io::Error::last_os_error();
-        if !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
-            return Err(error);
         }
     }
     Ok(None)
