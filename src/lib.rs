@@ -82,7 +82,7 @@ struct LibraryPage;
 pub use fixture::{Budget, TestError, TestVm, VmBuilder};
 pub use guest::{ChildInput, ChildOutput, GuestChild, GuestCommand, Output, Status};
 pub use husk_devices::counters::Counts;
-pub use husk_devices::serial::{ConsoleStreams, Escape, EscapeFilter};
+pub use husk_devices::serial::{ConsoleStreams, EscapeFilter, Escapes};
 pub use husk_devices::virtio::balloon::stats::MemoryStatistics;
 pub use husk_devices::virtio::console::tty::WindowSize;
 #[cfg(feature = "macros")]

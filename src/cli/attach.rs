@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
+use husk::EscapeFilter;
 use husk::named::{self, LogReader, Remote};
-use husk::{Escape, EscapeFilter};
 
 use super::awaited::Awaited;
+use super::escape::{self, Escape};
 use super::life::watch;
 use super::signals::Signals;
 use super::{Error, terminal};
@@ -95,7 +96,7 @@ fn type_in(connection: UnixStream, vm: Remote, left: Arc<AtomicBool>) -> io::Res
     let is_terminal = io::stdin().is_terminal();
     watch(move || {
         let (mut room, mut typed) = ([0; 4096], Vec::new());
-        let mut filter = EscapeFilter::that_detaches();
+        let mut filter = EscapeFilter::new(escape::VISITOR);
         let mut guest = Guest { connection, is_full: false };
         loop {
             let count = match io::stdin().lock().read(&mut room) {
@@ -117,14 +118,15 @@ fn type_in(connection: UnixStream, vm: Remote, left: Arc<AtomicBool>) -> io::Res
             let mut leaves = false;
             // One by one, for what comes after the escape is not the guest's.
             for byte in bytes.chunks(1) {
-                filter.filter(byte, &mut typed, |escape| match escape {
-                    Escape::Help => tell!("{HELP}"),
-                    Escape::Detach => leaves = true,
-                    Escape::End => {
+                filter.filter(byte, &mut typed, |key| match Escape::of(key) {
+                    Some(Escape::Help) => tell!("{HELP}"),
+                    Some(Escape::Leave) => leaves = true,
+                    Some(Escape::End) => {
                         if let Err(e) = vm.kill() {
                             tell!("\nhusk: {e}\n");
                         }
                     }
+                    None => {}
                 });
                 if leaves {
                     break;

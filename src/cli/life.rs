@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use husk::{Escape, Outcome, RunningVm};
+use husk::{Outcome, RunningVm};
 
 use super::awaited::Awaited;
+use super::escape::Escape;
 use super::{CANNOT, metrics, terminal};
 
 /// Exit status: the time given with --timeout ran out.
@@ -91,8 +92,8 @@ pub fn attend_escapes(escapes: Escapes, vm: Arc<RunningVm>) -> std::io::Result<A
                     "\nhusk: Ctrl-a x  end the VM\n      Ctrl-a h  this help\n      \
                      Ctrl-a a  send Ctrl-a\n"
                 ),
-                // For who sits in front of a VM that is not theirs.
-                Escape::Detach => {}
+                // A visitor's.
+                Escape::Leave => {}
                 Escape::End => {
                     ending.store(true, Ordering::Release);
                     end(&vm, 0);

@@ -15,6 +15,7 @@ mod awaited;
 mod compare;
 mod detach;
 mod doctor;
+mod escape;
 mod exec;
 mod footprint;
 mod inspect;

@@ -122,6 +122,6 @@ pub fn stdio_streams() -> io::Result<ConsoleStreams> {
     Ok(ConsoleStreams {
         input: Some(ConsoleStreams::private_input(input)?),
         output: Some(ConsoleStreams::private_output(output)?),
-        on_escape: None,
+        escapes: None,
     })
 }

@@ -464,7 +464,8 @@ fn a_worker_thread_that_panics_ends_the_vm_with_its_message() {
     needs_kvm!();
     // The embedder's own code is the one thing in a worker that can be made to panic from outside.
     let (mut console, mut streams) = Console::new();
-    streams.on_escape = Some(Box::new(|_| panic!("an embedder's bug")));
+    let handler = Box::new(|_| panic!("an embedder's bug"));
+    streams.escapes = Some(husk::Escapes { keys: b"x", handler });
     let kernel = spinning();
     let vm = Vm::with(config(&kernel), Some(streams), Arc::default()).unwrap().start().unwrap();
     console.wait_for("up", 1);

@@ -1,34 +1,34 @@
-//! The escape key of an interactive console: `Ctrl-a`, then a letter.
-
-/// What the user asked of the VMM, not of the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Escape {
-    /// `Ctrl-a x`: end the VM.
-    End,
-    /// `Ctrl-a h` or `Ctrl-a ?`: show the keys.
-    Help,
-    /// `Ctrl-a d`, where that is one: leave the VM, which goes on.
-    Detach,
-}
+//! The escape key of an interactive console: `Ctrl-a`, then a key of which whoever reads what is typed says what
+//! it means. Here it is only told from what the guest is typed.
 
 const CTRL_A: u8 = 0x01;
 
+/// Called in the worker with the key that was typed after `Ctrl-a`, a letter in lower case.
+pub type EscapeHandler = Box<dyn FnMut(u8) + Send>;
+
+/// Keys that are not the guest's after `Ctrl-a`, and whose they are.
+pub struct Escapes {
+    /// Letters in lower case, which stand for both, and signs. `a` is none: it sends a `Ctrl-a`.
+    pub keys: &'static [u8],
+    /// Who is told.
+    pub handler: EscapeHandler,
+}
+
 /// Takes escapes out of a stream of typed bytes.
-#[derive(Default)]
 pub struct EscapeFilter {
+    keys: &'static [u8],
     armed: bool,
-    detaches: bool,
 }
 
 impl EscapeFilter {
-    /// One for whom the VM goes on without: `Ctrl-a d` is an escape, too.
-    pub fn that_detaches() -> EscapeFilter {
-        EscapeFilter { detaches: true, ..EscapeFilter::default() }
+    /// Those of `keys`, as [`Escapes::keys`] has them.
+    pub fn new(keys: &'static [u8]) -> EscapeFilter {
+        EscapeFilter { keys, armed: false }
     }
 
-    /// Appends to `out` what of `typed` is meant for the guest, and reports escapes to `on_escape`.
-    /// `Ctrl-a a` and `Ctrl-a Ctrl-a` send one `Ctrl-a`; any other letter passes with its `Ctrl-a`.
-    pub fn filter(&mut self, typed: &[u8], out: &mut Vec<u8>, mut on_escape: impl FnMut(Escape)) {
+    /// Appends to `out` what of `typed` is meant for the guest, and calls `on_key` with the keys of escapes.
+    /// `Ctrl-a a` and `Ctrl-a Ctrl-a` send one `Ctrl-a`; any other key passes with its `Ctrl-a`.
+    pub fn filter(&mut self, typed: &[u8], out: &mut Vec<u8>, mut on_key: impl FnMut(u8)) {
         for &byte in typed {
             if !std::mem::take(&mut self.armed) {
                 if byte == CTRL_A {
@@ -38,12 +38,10 @@ impl EscapeFilter {
                 }
                 continue;
             }
-            match byte {
-                b'x' | b'X' => on_escape(Escape::End),
-                b'h' | b'H' | b'?' => on_escape(Escape::Help),
-                b'd' | b'D' if self.detaches => on_escape(Escape::Detach),
+            match byte.to_ascii_lowercase() {
                 CTRL_A | b'a' => out.push(CTRL_A),
-                other => out.extend([CTRL_A, other]),
+                key if self.keys.contains(&key) => on_key(key),
+                _ => out.extend([CTRL_A, byte]),
             }
         }
     }
@@ -53,32 +51,28 @@ impl EscapeFilter {
 mod tests {
     use super::*;
 
-    fn run(chunks: &[&[u8]]) -> (Vec<u8>, Vec<Escape>) {
-        let (mut filter, mut out, mut seen) = (EscapeFilter::default(), Vec::new(), Vec::new());
+    fn run(keys: &'static [u8], chunks: &[&[u8]]) -> (Vec<u8>, Vec<u8>) {
+        let (mut filter, mut out, mut seen) = (EscapeFilter::new(keys), Vec::new(), Vec::new());
         for chunk in chunks {
-            filter.filter(chunk, &mut out, |e| seen.push(e));
+            filter.filter(chunk, &mut out, |key| seen.push(key));
         }
         (out, seen)
     }
 
     #[test]
     fn escapes_are_taken_out_even_across_reads() {
-        assert_eq!(
-            run(&[b"ab\x01", b"xc\x01h"]),
-            (b"abc".to_vec(), vec![Escape::End, Escape::Help])
-        );
+        assert_eq!(run(b"xh?", &[b"ab\x01", b"xc\x01H\x01?"]), (b"abc".to_vec(), b"xh?".to_vec()));
     }
 
     #[test]
-    fn only_who_can_leave_has_an_escape_for_it() {
-        let (mut filter, mut out, mut seen) = (EscapeFilter::that_detaches(), Vec::new(), vec![]);
-        filter.filter(b"a\x01db", &mut out, |e| seen.push(e));
-        assert_eq!((&out[..], &seen[..]), (&b"ab"[..], &[Escape::Detach][..]));
-        assert_eq!(run(&[b"\x01d"]), (b"\x01d".to_vec(), vec![]));
+    fn a_key_that_nobody_wants_is_the_guests() {
+        assert_eq!(run(b"x", &[b"a\x01Db"]), (b"a\x01Db".to_vec(), vec![]));
+        assert_eq!(run(b"xd", &[b"a\x01Db"]), (b"ab".to_vec(), b"d".to_vec()));
     }
 
     #[test]
     fn a_doubled_ctrl_a_reaches_the_guest_once() {
-        assert_eq!(run(&[b"\x01\x01-\x01a-\x01z"]), (b"\x01-\x01-\x01z".to_vec(), vec![]));
+        let typed: &[&[u8]] = &[b"\x01\x01-\x01A-\x01z"];
+        assert_eq!(run(b"ax", typed), (b"\x01-\x01-\x01z".to_vec(), vec![]));
     }
 }

@@ -25,11 +25,11 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 use crate::counters::Counters;
 
-pub use escape::{Escape, EscapeFilter};
+pub use escape::{EscapeFilter, EscapeHandler, Escapes};
 pub use line::Line;
 pub use output::Output;
 pub use state::{UartRestoreError, UartState};
-pub use streams::{ConsoleStreams, EscapeHandler, open_pty};
+pub use streams::{ConsoleStreams, open_pty};
 pub use task::ConsoleTask;
 
 /// Length of the register file in bytes.

@@ -6,10 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 
-use super::Escape;
-
-/// Called in the worker when the user types an escape.
-pub type EscapeHandler = Box<dyn FnMut(Escape) + Send>;
+use super::Escapes;
 
 /// What the console is connected to.
 #[derive(Default)]
@@ -19,7 +16,7 @@ pub struct ConsoleStreams {
     /// Where the guest's bytes go.
     pub output: Option<File>,
     /// When set, `Ctrl-a` is an escape key.
-    pub on_escape: Option<EscapeHandler>,
+    pub escapes: Option<Escapes>,
 }
 
 impl ConsoleStreams {
@@ -153,7 +150,7 @@ pub fn open_pty() -> io::Result<(ConsoleStreams, PathBuf, OwnedFd)> {
     let streams = ConsoleStreams {
         input: Some(main.as_fd().try_clone_to_owned()?.into()),
         output: Some(main),
-        on_escape: None,
+        escapes: None,
     };
     Ok((streams, path, other.into()))
 }

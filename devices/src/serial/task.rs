@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
-use super::streams::{ConsoleStreams, EscapeHandler, Sink};
-use super::{EscapeFilter, Line};
+use super::streams::{ConsoleStreams, Sink};
+use super::{EscapeFilter, EscapeHandler, Escapes, Line};
 
 /// How much is read or written at once.
 const CHUNK: usize = 512;
@@ -61,7 +61,9 @@ impl ConsoleTask {
             input,
             output: streams.output.map(Sink::new),
             watching_output: false,
-            escape: streams.on_escape.map(|handler| (EscapeFilter::default(), handler)),
+            escape: streams
+                .escapes
+                .map(|Escapes { keys, handler }| (EscapeFilter::new(keys), handler)),
             typed: Vec::new(),
         }
     }

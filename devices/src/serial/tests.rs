@@ -50,7 +50,7 @@ fn what_the_guest_writes_reaches_the_output_and_what_is_typed_reaches_the_guest(
     let streams = ConsoleStreams {
         input: Some(input),
         output: Some(ConsoleStreams::private_output(output.into()).unwrap()),
-        on_escape: None,
+        escapes: None,
     };
     let task = worker.handle().add(ConsoleTask::new(uart.clone(), streams)).unwrap();
 
@@ -236,12 +236,13 @@ fn an_escape_is_heard_when_the_guest_has_stopped_reading() {
     let worker = Worker::spawn("test").unwrap();
     let (input, mut typed) = pipe();
     let (tell, heard) = std::sync::mpsc::channel();
-    let on_escape: EscapeHandler = Box::new(move |escape| tell.send(escape).unwrap());
-    let streams = ConsoleStreams { input: Some(input), output: None, on_escape: Some(on_escape) };
+    let handler: EscapeHandler = Box::new(move |key| tell.send(key).unwrap());
+    let escapes = Some(Escapes { keys: b"x", handler });
+    let streams = ConsoleStreams { input: Some(input), output: None, escapes };
     let _task = worker.handle().add(ConsoleTask::new(uart, streams)).unwrap();
     typed.write_all(&[b'k'; 20_000]).unwrap();
     typed.write_all(b"\x01x").unwrap();
-    assert_eq!(heard.recv_timeout(Duration::from_secs(10)), Ok(Escape::End));
+    assert_eq!(heard.recv_timeout(Duration::from_secs(10)), Ok(b'x'));
 }
 
 #[test]

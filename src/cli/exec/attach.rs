@@ -6,10 +6,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use husk::error::ExecError;
-use husk::{Escape, GuestChild, GuestCommand, Status, WindowSize};
+use husk::{GuestChild, GuestCommand, Status, WindowSize};
 
 use super::streams::{self, Shown, To};
 use crate::cli::awaited::Awaited;
+use crate::cli::escape::Escape;
 use crate::cli::life::watch;
 use crate::cli::{Error, terminal};
 

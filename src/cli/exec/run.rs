@@ -6,11 +6,12 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use husk::error::{EndedBy, ExecError};
-use husk::{Escape, GuestChild, GuestCommand, Outcome, RunningVm, Status};
+use husk::{GuestChild, GuestCommand, Outcome, RunningVm, Status};
 
 use super::attach::{self, End};
 use super::forward::Forward;
 use crate::cli::awaited::Awaited;
+use crate::cli::escape::Escape;
 use crate::cli::life::{self, GUEST_DIED, TIMED_OUT, conclude, end, kill, report_console};
 use crate::cli::{CANNOT, Error, terminal};
 

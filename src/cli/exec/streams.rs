@@ -5,7 +5,9 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::mpsc::Sender;
 
-use husk::{ChildInput, ChildOutput, Escape, EscapeFilter};
+use husk::{ChildInput, ChildOutput, EscapeFilter};
+
+use crate::cli::escape::{self, Escape};
 
 /// Bytes that are carried at a time.
 const PIECE: usize = 32 << 10;
@@ -23,7 +25,7 @@ pub fn feed(mut to: ChildInput, on_escape: Option<Sender<Escape>>) -> io::Result
     let Ok(mut from) = own(io::stdin()) else { return Ok(()) };
     super::super::life::watch(move || {
         let mut room = vec![0; PIECE];
-        let mut filter = EscapeFilter::default();
+        let mut filter = EscapeFilter::new(escape::OWNER);
         let mut typed = Vec::new();
         loop {
             let count = match from.read(&mut room) {
@@ -41,9 +43,9 @@ pub fn feed(mut to: ChildInput, on_escape: Option<Sender<Escape>>) -> io::Result
                 None => bytes,
                 Some(escapes) => {
                     typed.clear();
-                    filter.filter(bytes, &mut typed, |escape| {
+                    filter.filter(bytes, &mut typed, |key| {
                         // Nobody listens any more when the VM is ending anyway.
-                        let _ = escapes.send(escape);
+                        let _ = Escape::of(key).map(|escape| escapes.send(escape));
                     });
                     &typed
                 }

@@ -16,6 +16,7 @@ use husk::{ConsoleStreams, GuestChild, GuestCommand, Outcome, RunningVm, Vm};
 use super::ending::Ending;
 use crate::cli::awaited::Awaited;
 use crate::cli::detach::Detached;
+use crate::cli::escape::{self, Escape};
 use crate::cli::exec::{self, Forward};
 use crate::cli::life::{
     Escapes, TIMED_OUT, attend_disks, attend_escapes, attend_metrics, attend_window, conclude,
@@ -260,9 +261,10 @@ fn console(config: &VmConfig) -> Result<(Option<ConsoleStreams>, Option<Escapes>
     }
     let (typed, escapes) = std::sync::mpsc::channel();
     let mut streams = husk::stdio_streams()?;
-    streams.on_escape = Some(Box::new(move |escape| {
+    let handler = Box::new(move |key| {
         // Nobody listens any more when the VM is ending anyway.
-        let _ = typed.send(escape);
-    }));
+        let _ = Escape::of(key).map(|escape| typed.send(escape));
+    });
+    streams.escapes = Some(husk::Escapes { keys: escape::OWNER, handler });
     Ok((Some(streams), Some(escapes)))
 }
