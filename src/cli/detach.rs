@@ -94,14 +94,21 @@ pub fn made_up() -> Result<String, Error> {
 
 /// This husk, when it is the second one.
 pub struct Detached {
-    /// Where whoever started it waits.
-    ready: Option<File>,
-    /// Where what is typed to the VM goes: its standard input.
+    stage: Stage,
+    /// Where what is typed to the VM goes: its standard input, until somebody else has it, or nobody.
     typed: Option<File>,
-    /// What is written to standard output, and later to standard error.
-    written: Option<PipeReader>,
-    /// All of it is in the log.
-    logged: Option<Receiver<()>>,
+}
+
+/// How far it is.
+enum Stage {
+    /// Whoever started it waits at `ready`; what is written to standard output waits, too.
+    Begun { ready: File, written: PipeReader },
+    /// What is written is kept. `logged` hears of its end.
+    Kept { ready: File, logged: Receiver<()> },
+    /// Whoever started it has gone, and standard error is kept as well.
+    Alone { logged: Receiver<()> },
+    /// It could not go on.
+    Failed,
 }
 
 impl Detached {
@@ -116,7 +123,7 @@ impl Detached {
         let (reader, typed) = io::pipe()?;
         redirect(reader.as_fd(), libc::STDIN_FILENO)?;
         let typed = Some(File::from(OwnedFd::from(typed)));
-        Ok(Detached { ready: Some(ready), typed, written: Some(written), logged: None })
+        Ok(Detached { stage: Stage::Begun { ready, written }, typed })
     }
 
     /// Nothing is ever typed: the input of what runs is at its end.
@@ -143,47 +150,57 @@ impl Detached {
     ///
     /// # Errors
     /// When there is no thread for it.
-    pub fn log_to(&mut self, mut log: Log) -> io::Result<()> {
-        let Some(mut written) = self.written.take() else { return Ok(()) };
-        let (done, logged) = channel();
-        self.logged = Some(logged);
-        watch(move || {
-            let mut room = vec![0; 32 << 10];
-            while let Ok(count @ 1..) = written.read(&mut room) {
-                // What the disk does not take is lost; the guest is not held up for it.
-                let _ = log.write_all(room.get(..count).unwrap_or_default());
-            }
-            // Nobody waits for it who does not end.
-            let _ = done.send(());
-        })
+    pub fn log_to(&mut self, log: Log) -> io::Result<()> {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Failed) {
+            Stage::Begun { ready, written } => Stage::Kept { ready, logged: keep(written, log)? },
+            further => further,
+        };
+        Ok(())
     }
 
-    /// Says that the VM called `name` runs: from now on whoever started it has gone.
+    /// Says that the VM called `name` runs, whose output is kept: from now on whoever started it has gone.
     ///
     /// # Errors
     /// When that one has gone before, and knows nothing of a VM.
     pub fn is_ready(&mut self, name: &str) -> io::Result<()> {
-        let Some(mut ready) = self.ready.take() else { return Ok(()) };
-        ready.write_all(format!("{name}\n").as_bytes())?;
-        redirect(io::stdout().as_fd(), libc::STDERR_FILENO)
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Failed) {
+            Stage::Kept { mut ready, logged } => {
+                ready.write_all(format!("{name}\n").as_bytes())?;
+                redirect(io::stdout().as_fd(), libc::STDERR_FILENO)?;
+                Stage::Alone { logged }
+            }
+            other => other,
+        };
+        Ok(())
     }
 
     /// Everything that was written is in the log when this returns; what comes now is lost. Does nothing
-    /// of a VM that never ran.
-    pub fn finish(&mut self) {
-        if self.ready.is_some() {
-            return;
-        }
+    /// of a VM that never ran: whoever started it reads that.
+    pub fn finish(self) {
+        let Stage::Alone { logged } = self.stage else { return };
         let Ok(null) = File::options().write(true).open("/dev/null") else { return };
         for fd in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
             // Then the log's end is not waited for, below.
             let _ = redirect(null.as_fd(), fd);
         }
-        if let Some(logged) = self.logged.take() {
-            // A copy of a stream that somebody has still keeps it open: what was written is there then.
-            let _ = logged.recv_timeout(LAST);
-        }
+        // A copy of a stream that somebody has still keeps it open: what was written is there then.
+        let _ = logged.recv_timeout(LAST);
     }
+}
+
+/// Writes what comes to `log`, in a thread, and sends word at its end.
+fn keep(mut written: PipeReader, mut log: Log) -> io::Result<Receiver<()>> {
+    let (done, logged) = channel();
+    watch(move || {
+        let mut room = vec![0; 32 << 10];
+        while let Ok(count @ 1..) = written.read(&mut room) {
+            // What the disk does not take is lost; the guest is not held up for it.
+            let _ = log.write_all(room.get(..count).unwrap_or_default());
+        }
+        // Nobody waits for it who does not end.
+        let _ = done.send(());
+    })?;
+    Ok(logged)
 }
 
 /// Makes the standard stream `to` the same as `from`.

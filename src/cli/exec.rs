@@ -2,7 +2,6 @@
 //! command of the library's.
 
 mod attach;
-mod forward;
 mod root;
 mod run;
 mod streams;
@@ -17,7 +16,6 @@ use husk::config::{ConsoleConfig, VmConfig};
 
 use super::Error;
 pub use attach::{attach, for_terminal};
-pub use forward::Forward;
 use root::Files;
 pub use root::Place;
 pub use run::{Job, Limits, run, status_of, status_of_error};

@@ -132,24 +132,24 @@ pub fn end(vm: &Arc<RunningVm>, status: i32) {
 }
 
 /// Says what has to be said about the end, and returns the exit status.
-pub fn conclude(outcome: &Outcome, signal: i32) -> u8 {
-    match outcome {
-        Outcome::PowerOff | Outcome::Reboot => 0,
-        Outcome::Exit(status) => *status,
+pub fn conclude(outcome: &Outcome, signal: Option<i32>) -> u8 {
+    match (outcome, signal) {
+        (Outcome::PowerOff | Outcome::Reboot, _) => 0,
+        (Outcome::Exit(status), _) => *status,
         // By a signal after the grace, or by Ctrl-a x.
-        Outcome::Killed if signal != 0 => 128u8.wrapping_add(signal as u8),
-        Outcome::Killed => 0,
-        Outcome::Panic { console } => {
+        (Outcome::Killed, Some(signal)) => 128u8.wrapping_add(signal as u8),
+        (Outcome::Killed, None) => 0,
+        (Outcome::Panic { console }, _) => {
             tell!("husk: the guest's kernel panicked\n");
             report_console(console);
             GUEST_DIED
         }
-        Outcome::Crash { report, console } => {
+        (Outcome::Crash { report, console }, _) => {
             tell!("husk: the guest died: {report}");
             report_console(console);
             GUEST_DIED
         }
-        Outcome::Failed { why } => {
+        (Outcome::Failed { why }, _) => {
             tell!("husk: {why}\n");
             CANNOT
         }

@@ -13,6 +13,7 @@ macro_rules! tell {
 mod attach;
 mod awaited;
 mod compare;
+mod course;
 mod detach;
 mod doctor;
 mod escape;

@@ -1,6 +1,6 @@
 //! `husk run`: boot a kernel, be its console, end with its status.
 
-mod ending;
+mod name;
 mod session;
 
 use std::os::unix::fs::MetadataExt;

@@ -9,8 +9,8 @@ use husk::error::{EndedBy, ExecError};
 use husk::{GuestChild, GuestCommand, Outcome, RunningVm, Status};
 
 use super::attach::{self, End};
-use super::forward::Forward;
 use crate::cli::awaited::Awaited;
+use crate::cli::course::Course;
 use crate::cli::escape::Escape;
 use crate::cli::life::{self, GUEST_DIED, TIMED_OUT, conclude, end, kill, report_console};
 use crate::cli::{CANNOT, Error, terminal};
@@ -60,7 +60,7 @@ pub struct Job<'a> {
 pub fn run(
     vm: &Arc<RunningVm>,
     job: Job<'_>,
-    signals: &Forward,
+    course: &Course,
     has_begun: impl FnOnce(&Arc<GuestChild>) -> Result<(), Error>,
 ) -> Result<u8, Error> {
     let Job { command, limits, resized, keep, tty } = job;
@@ -72,13 +72,13 @@ pub fn run(
     };
     let child = match started {
         Ok(child) => child,
-        Err(e) => return Ok(failed(&e, vm, signals, limits)),
+        Err(e) => return Ok(failed(&e, vm, course, limits)),
     };
     let escapes = interactive.then(|| attend_escapes(vm.clone())).transpose()?;
     let (typed, is_end) = escapes.unzip();
     let begun = |child: &Arc<GuestChild>| {
         // First, for whoever hears that it has begun may ask at once for its end.
-        signals.has_child(child.clone());
+        course.begins(child.clone());
         has_begun(child)
     };
     let attached = attach::attach(child, interactive.then_some(resized), typed, begun)?;
@@ -86,21 +86,21 @@ pub fn run(
     terminal::restore();
     let end = match (ended, keep) {
         (Ok(Some(end)), _) => end,
-        (Ok(None), Some(name)) => return Ok(stay(vm, name, signals, Kept::StillRuns)),
+        (Ok(None), Some(name)) => return Ok(stay(vm, name, course, Kept::StillRuns)),
         (Ok(None), None) => return Ok(timed_out(vm, limits)),
         // Ctrl-a x is how a user leaves, and no failure.
         (Err(ExecError::Ended(outcome)), _)
             if matches!(*outcome, Outcome::Killed)
                 && is_end.is_some_and(|is_end| is_end.load(Ordering::Acquire)) =>
         {
-            return Ok(conclude(&outcome, signals.signal()));
+            return Ok(conclude(&outcome, course.signal()));
         }
-        (Err(e), _) => return Ok(failed(&e, vm, signals, limits)),
+        (Err(e), _) => return Ok(failed(&e, vm, course, limits)),
     };
     let status = status_of(&end);
     // One that was told to end has not failed.
-    if let Some(name) = keep.filter(|_| status != 0 && !signals.has_passed_on()) {
-        return Ok(stay(vm, name, signals, Kept::Ended(status)));
+    if let Some(name) = keep.filter(|_| status != 0 && !course.is_end_wanted()) {
+        return Ok(stay(vm, name, course, Kept::Ended(status)));
     }
     conclude_vm(vm, limits.grace);
     Ok(status)
@@ -116,12 +116,12 @@ enum Kept {
 }
 
 /// Keeps the VM until somebody ends it, and gives the command's exit status.
-fn stay(vm: &Arc<RunningVm>, name: &str, signals: &Forward, kept: Kept) -> u8 {
+fn stay(vm: &Arc<RunningVm>, name: &str, course: &Course, kept: Kept) -> u8 {
     let (how, status) = match kept {
         Kept::Ended(status) => (format!("ended with status {status}"), status),
         Kept::StillRuns => ("still runs, and its time is up".to_owned(), TIMED_OUT),
     };
-    signals.keep();
+    course.stays();
     tell!(
         "husk: the command {how}, and the VM stays: `husk exec {name}` is a shell in it, and \
          `husk stop {name}` its end, as is Ctrl-C here\n"
@@ -129,7 +129,7 @@ fn stay(vm: &Arc<RunningVm>, name: &str, signals: &Forward, kept: Kept) -> u8 {
     match vm.wait() {
         Outcome::PowerOff | Outcome::Killed | Outcome::Reboot | Outcome::Exit(_) => {}
         outcome => {
-            conclude(&outcome, signals.signal());
+            conclude(&outcome, course.signal());
         }
     }
     status
@@ -175,17 +175,17 @@ fn timed_out(vm: &Arc<RunningVm>, limits: &Limits) -> u8 {
 }
 
 /// Says why the command did not run, or not to its end, and gives the exit status.
-fn failed(error: &ExecError, vm: &Arc<RunningVm>, signals: &Forward, limits: &Limits) -> u8 {
+fn failed(error: &ExecError, vm: &Arc<RunningVm>, course: &Course, limits: &Limits) -> u8 {
     terminal::restore();
     let status = match error {
         ExecError::Ended(outcome) => match &**outcome {
             Outcome::PowerOff | Outcome::Reboot | Outcome::Exit(_) => CANNOT,
             // By `husk kill`, or by `husk stop` after its grace.
-            Outcome::Killed if signals.signal() == 0 => {
+            Outcome::Killed if course.signal().is_none() => {
                 tell!("husk: {error}\n");
                 return KILLED;
             }
-            outcome => return conclude(outcome, signals.signal()),
+            outcome => return conclude(outcome, course.signal()),
         },
         ExecError::NotReady(_) | ExecError::NotStarted
             if limits.left().is_some_and(|left| left.is_zero()) =>

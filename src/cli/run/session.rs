@@ -5,19 +5,20 @@
 //! made for a command, whose streams are husk's. Both can have a name, and be detached.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use husk::config::{ConsoleConfig, VmConfig};
-use husk::named::{self, About, Named, Resize};
+use husk::named::About;
 use husk::timeline::Timeline;
 use husk::{ConsoleStreams, GuestChild, GuestCommand, Outcome, RunningVm, Vm};
 
-use super::ending::Ending;
+use super::name::Name;
 use crate::cli::awaited::Awaited;
+use crate::cli::course::{Course, Way};
 use crate::cli::detach::Detached;
 use crate::cli::escape::{self, Escape};
-use crate::cli::exec::{self, Forward};
+use crate::cli::exec;
 use crate::cli::life::{
     Escapes, TIMED_OUT, attend_disks, attend_escapes, attend_metrics, attend_window, conclude,
     kill, report,
@@ -62,7 +63,7 @@ impl Session {
     /// # Errors
     /// What husk itself could not do.
     pub fn run_command(mut self, command: GuestCommand) -> Result<u8, Error> {
-        let signals = Forward::attend(self.signals, self.grace)?;
+        let course = Course::begin(self.signals, self.grace, Way::Agent)?;
         if let Some(detached) = self.detached.as_mut().filter(|_| !self.tty) {
             detached.close_input()?;
         }
@@ -70,20 +71,16 @@ impl Session {
         let metrics = self.metrics_path.as_deref().map(metrics::File::make).transpose()?;
         let timeout = self.timeout.map(|limit| (limit, Instant::now()));
         let vm = Arc::new(vm.start()?);
-        signals.has_vm(vm.clone());
+        course.starts(vm.clone());
         attend(&vm, metrics.as_ref(), self.asked, self.larger)?;
         footprint::release();
         let words = command.arguments().iter().map(|word| word.to_string_lossy().into_owned());
         let about = About { command: Some(words.collect()), ..About::default() };
-        let named = take_name(self.name.as_deref(), &vm, about, self.detached.as_mut())?;
-        if let Some(named) = &named {
-            let signals = signals.clone();
-            named.on_stop(move || signals.stop());
-        }
-        // Whoever ends this first gives it up, and the other waits for that.
-        let named = Arc::new(Mutex::new(named));
-        let leaving = named.clone();
-        signals.at_last(move |status| conclude_name(taken(&leaving).take(), status, None));
+        let name = Name::take(self.name.clone(), &vm, about, self.detached.as_mut())?;
+        let stopped = course.clone();
+        name.on_stop(move || stopped.stop());
+        // Whoever ends this first gives it up.
+        course.at_last(name.giving_up());
         let job = exec::Job {
             command,
             limits: exec::Limits { timeout, grace: self.grace },
@@ -99,14 +96,12 @@ impl Session {
                     let _ = child.resize(size);
                 }
             };
-            let name = self.name.as_deref();
-            let named = taken(&named);
-            is_ready(named.as_ref(), name, self.detached.as_mut(), Box::new(resize))
+            name.is_ready(self.detached.as_mut(), Box::new(resize))
         };
-        let status = exec::run(&vm, job, &signals, has_begun);
+        let status = exec::run(&vm, job, &course, has_begun);
         let status = status.unwrap_or_else(|e| failed(&e));
         report(self.show, metrics.as_ref(), &vm);
-        conclude_name(taken(&named).take(), status, self.detached);
+        name.conclude(status, self.detached);
         Ok(status)
     }
 
@@ -115,7 +110,7 @@ impl Session {
     /// # Errors
     /// What husk itself could not do.
     pub fn run_console(mut self) -> Result<u8, Error> {
-        let ending = Ending::attend(self.signals, self.grace)?;
+        let course = Course::begin(self.signals, self.grace, Way::PowerButton)?;
         let reads_stdin = self.config.console == ConsoleConfig::Stdio;
         let (console, escapes) = console(&self.config)?;
         let vm = Vm::with(self.config, console, self.timeline)?;
@@ -132,9 +127,9 @@ impl Session {
         }
         let vm = Arc::new(vm.start()?);
         // Before anything that may wait: from now on a signal asks the guest.
-        ending.started(vm.clone());
-        let name = self.name.as_deref();
-        let named = take_name(name, &vm, About::default(), self.detached.as_mut())?;
+        course.starts_alone(vm.clone());
+        let name = Name::take(self.name, &vm, About::default(), self.detached.as_mut())?;
+        course.at_last(name.giving_up());
         if let Some(path) = vm.console_path() {
             tell!("husk: the console is at {}\n", path.display());
         }
@@ -152,13 +147,13 @@ impl Session {
                 vm.resize_console(size);
             }
         };
-        is_ready(named.as_ref(), name, self.detached.as_mut(), Box::new(resize))?;
+        name.is_ready(self.detached.as_mut(), Box::new(resize))?;
 
         let outcome = wait(&vm, self.timeout);
         let ended = outcome.is_some() || kill(&vm);
         terminal::restore();
         let status = match outcome {
-            Some(outcome) => conclude(&outcome, ending.signal()),
+            Some(outcome) => conclude(&outcome, course.signal()),
             None => {
                 let limit = self.timeout.unwrap_or_default();
                 tell!("husk: the VM still ran after {} s\n", limit.as_secs_f64());
@@ -166,57 +161,11 @@ impl Session {
             }
         };
         report(self.show, metrics.as_ref(), &vm);
-        conclude_name(named, status, self.detached);
+        name.conclude(status, self.detached);
         if !ended {
             std::process::exit(status.into());
         }
         Ok(status)
-    }
-}
-
-/// Takes the VM's name, if it is to have one. Of one that is detached all that is written goes to its log
-/// from now on.
-fn take_name(
-    name: Option<&str>,
-    vm: &Arc<RunningVm>,
-    about: About,
-    detached: Option<&mut Detached>,
-) -> Result<Option<Named>, Error> {
-    let Some(name) = name else { return Ok(None) };
-    let Some(detached) = detached else { return Ok(Some(named::serve(name, vm, about)?)) };
-    let (named, log) = named::serve_kept(name, vm, about)?;
-    detached.log_to(log)?;
-    Ok(Some(named))
-}
-
-/// Whoever detached the VM goes on from here.
-fn is_ready(
-    named: Option<&Named>,
-    name: Option<&str>,
-    detached: Option<&mut Detached>,
-    resize: Resize,
-) -> Result<(), Error> {
-    if let (Some(named), Some(name), Some(detached)) = (named, name, detached) {
-        detached.attach(named, resize)?;
-        detached.is_ready(name)?;
-        named.stay();
-    }
-    Ok(())
-}
-
-/// The name, which nobody else has meanwhile.
-fn taken(named: &Mutex<Option<Named>>) -> MutexGuard<'_, Option<Named>> {
-    // Whoever panicked left it as it was.
-    named.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The last of a VM: its log is whole when its name is free, and whoever waits is told.
-fn conclude_name(named: Option<Named>, status: u8, detached: Option<Detached>) {
-    if let Some(mut detached) = detached {
-        detached.finish();
-    }
-    if let Some(named) = named {
-        named.conclude(status);
     }
 }
 
