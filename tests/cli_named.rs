@@ -284,6 +284,11 @@ fn a_detached_vm_goes_on_and_its_output_and_status_are_there_after_its_end() {
     // SAFETY: kill touches no memory; the VM's husk runs, for it has just told its id.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
     assert_eq!(waiter.finish().status, 125);
+    let all = call(&sandbox, &["ps", "--all"]).stdout;
+    let its = all.lines().find(|line| line.starts_with(&other.name));
+    assert!(its.is_some_and(|line| line.ends_with("(its husk was killed)")), "{all}");
+    let waited = call(&sandbox, &["wait", &other.name]);
+    assert!(waited.status == 125 && waited.stderr.contains("was ended before"), "{waited:?}");
 }
 
 #[test]

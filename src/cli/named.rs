@@ -52,8 +52,13 @@ impl Ps {
             writeln!(text, "{:<20} {:>8} {age:>10}  {kernel}", vm.name, vm.pid)?;
         }
         for vm in if self.all { named::ended()? } else { Vec::new() } {
-            let (age, status) = (vm.ended.saturating_sub(vm.since), vm.status);
-            writeln!(text, "{:<20} {:>8} {age:>10}  (ended with {status})", vm.name, "-")?;
+            let age = vm.ended.map(|ended| ended.saturating_sub(vm.since).to_string());
+            let how = match vm.status {
+                Some(status) => format!("ended with {status}"),
+                None => "its husk was killed".to_owned(),
+            };
+            let age = age.as_deref().unwrap_or("-");
+            writeln!(text, "{:<20} {:>8} {age:>10}  ({how})", vm.name, "-")?;
         }
         print(&text)?;
         Ok(0)

@@ -47,7 +47,7 @@ pub enum NameError {
     )]
     NoTerminal(String),
     /// It has gone, and what became of it is not known.
-    #[error("the husk of the VM `{0}` was ended before it could tell its exit status")]
+    #[error("the husk of the VM `{0}` was ended before it could tell how the VM ended")]
     NoStatus(String),
     /// It says what no husk says.
     #[error("the VM `{0}` answers what no husk does; is it of another version?")]

@@ -5,7 +5,7 @@
 //! $XDG_RUNTIME_DIR/husk/   (or /run/user/UID/husk/, /tmp/husk-UID/)   0700, the user's own
 //!   NAME.sock              answers one request a connection: answer.rs, remote.rs
 //!   NAME.log, NAME.log.old what it writes, if it is kept: log.rs
-//!   NAME.end               how it ended, if it was kept: record.rs
+//!   NAME.end               what it was and how it ended, if it was kept: record.rs
 //! ```
 //!
 //! A name belongs to whoever listens at its socket. What a process that is gone has left there is
@@ -54,7 +54,7 @@ mod request {
     pub const ATTACH: &str = "attach";
     /// Columns and rows of the window follow.
     pub const RESIZE: &str = "resize ";
-    /// Its exit status, when it has ended.
+    /// What it was concluded with, when it has ended.
     pub const WAIT: &str = "wait";
     pub const LOG: &str = "log";
     /// Why the agent does not answer any more.

@@ -1,4 +1,5 @@
-//! What stays of a VM that was kept: how it ended, for who asks then.
+//! What stays of a VM that was kept: how it ended, for who asks then. It is written when the VM has come to run, so
+//! that one whose husk was killed is known, too, and once more at its end.
 
 use std::fs;
 use std::io::{self, Write};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::directory::Directory;
 use super::error::{NameError, host};
-use super::{Info, log};
+use super::{Info, fds, log};
 use crate::files;
 
 /// VMs of which that is kept; of more, those that ended first are forgotten.
@@ -18,7 +19,7 @@ pub(super) const LOGS_MAX: usize = 8;
 /// No record is longer, in bytes.
 const RECORD_MAX: u64 = 64 << 10;
 
-/// A VM that has ended.
+/// A VM that was kept and has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     /// What it was called.
@@ -27,10 +28,12 @@ pub struct Ended {
     pub kernel: String,
     /// When it got its name, in seconds since the epoch.
     pub since: u64,
-    /// When it ended, in seconds since the epoch.
-    pub ended: u64,
-    /// The exit status that `husk run` would have had.
-    pub status: u8,
+    /// When it ended, in seconds since the epoch; `None` when nobody has said, because its husk was killed.
+    #[serde(default)]
+    pub ended: Option<u64>,
+    /// What it was [concluded](super::Named::conclude) with; `None` when it was not.
+    #[serde(default)]
+    pub status: Option<u8>,
 }
 
 /// Those that have ended and are remembered, the last first.
@@ -43,10 +46,21 @@ pub fn ended() -> Result<Vec<Ended>, NameError> {
 
 pub(super) fn ended_in(directory: &Directory) -> Result<Vec<Ended>, NameError> {
     let names = directory.ended()?;
+    let known = names.into_iter().filter_map(|name| read(directory, &name).ok().flatten());
     let mut all: Vec<_> =
-        names.into_iter().filter_map(|name| read(directory, &name).ok().flatten()).collect();
-    all.sort_by(|a, b| (b.ended, &a.name).cmp(&(a.ended, &b.name)));
+        known.filter(|vm| vm.status.is_some() || !is_there(directory, &vm.name)).collect();
+    let last = |vm: &Ended| vm.ended.unwrap_or(vm.since);
+    all.sort_by(|a, b| (last(b), &a.name).cmp(&(last(a), &b.name)));
     Ok(all)
+}
+
+/// Whether somebody has that name, who may be too busy to answer.
+fn is_there(directory: &Directory, name: &str) -> bool {
+    let Ok(socket) = directory.socket(name) else { return false };
+    match fds::connect(&socket, None) {
+        Ok(_) => true,
+        Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+    }
 }
 
 /// How the VM called `name` ended, if that is remembered.
@@ -60,9 +74,10 @@ pub(super) fn read(directory: &Directory, name: &str) -> Result<Option<Ended>, N
     }
 }
 
-/// Remembers that the VM of `info` has ended with `status`.
-pub(super) fn write(directory: &Directory, info: &Info, status: u8) -> io::Result<()> {
-    let ended = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+/// Remembers that the VM of `info` runs, or has ended with `status`.
+pub(super) fn write(directory: &Directory, info: &Info, status: Option<u8>) -> io::Result<()> {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    let ended = status.map(|_| now);
     let Info { name, kernel, since, .. } = info.clone();
     let text = serde_json::to_vec(&Ended { name, kernel, since, ended, status })?;
     files::write_renamed(&directory.end(&info.name), Some(0o600), |file| file.write_all(&text))

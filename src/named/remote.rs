@@ -145,8 +145,8 @@ pub(super) fn list_in(directory: &Directory, patience: Duration) -> Result<Vec<I
     Ok(all)
 }
 
-/// Waits for the end of the VM called `name`, and gives the exit status that `husk run` has for it. Of one
-/// that was kept it is known after its end, too.
+/// Waits for the end of the VM called `name`, and gives the status that it was [concluded](super::Named::conclude)
+/// with. Of one that was kept it is known after its end, too.
 ///
 /// # Errors
 /// When there is none and none is remembered, or it ended without a word.
@@ -159,7 +159,8 @@ pub(super) fn wait_in(directory: &Directory, name: &str) -> Result<u8, NameError
     match told {
         // It has ended before it was asked, or while it was.
         Err(gone @ (NameError::Unknown(_) | NameError::NoStatus(_) | NameError::Nonsense(_))) => {
-            record::read(directory, name)?.map(|ended| ended.status).ok_or(gone)
+            let known = record::read(directory, name)?.ok_or(gone)?;
+            known.status.ok_or_else(|| NameError::NoStatus(name.to_owned()))
         }
         told => told,
     }
@@ -173,7 +174,7 @@ pub struct End {
 }
 
 impl End {
-    /// Waits for it, and gives the exit status.
+    /// Waits for it, and gives the status that the VM was concluded with.
     ///
     /// # Errors
     /// When its husk ends without a word.

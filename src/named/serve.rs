@@ -150,9 +150,12 @@ fn accept<T>(given_up: &AtomicBool, next: impl Fn() -> io::Result<T>, admit: imp
 }
 
 impl Named {
-    /// From now on something of a VM that was [kept](serve_kept) stays after its end.
+    /// From now on something of a VM that was [kept](serve_kept) stays after its end, however that comes about.
     pub fn stay(&self) {
         self.stays.store(true, Ordering::Release);
+        if let Some(directory) = &self.kept {
+            self.remember(directory, None);
+        }
     }
 
     /// When its end is asked for, in good order, `stop` is called instead of what is usual; it does not wait.
@@ -167,20 +170,25 @@ impl Named {
         let _ = self.given.terminal.set(terminal);
     }
 
-    /// It has ended with this exit status: whoever waits is told so when the name is given up.
+    /// It has ended with this status, of which whoever serves the VM knows what it means: who waits is told it when
+    /// the name is given up.
     pub fn conclude(&self, status: u8) {
         self.given.waiting().status = Some(status);
     }
 
     /// Remembers how it ended, or that it has never been.
     fn settle(&self, directory: &Directory) {
-        let info = &self.info;
+        let status = self.given.waiting().status;
         if !self.stays.load(Ordering::Acquire) {
-            record::forget(directory, &info.name);
-        } else if let Some(status) = self.given.waiting().status
-            && let Err(e) = record::write(directory, info, status)
-        {
-            log::warn!("the exit status of {} is not remembered: {e}", info.name);
+            record::forget(directory, &self.info.name);
+        } else if status.is_some() {
+            self.remember(directory, status);
+        }
+    }
+
+    fn remember(&self, directory: &Directory, status: Option<u8>) {
+        if let Err(e) = record::write(directory, &self.info, status) {
+            log::warn!("what becomes of {} is not remembered: {e}", self.info.name);
         }
     }
 }

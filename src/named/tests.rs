@@ -269,6 +269,24 @@ fn who_waits_is_told_the_status_when_the_name_is_given_up_or_that_there_is_none(
 }
 
 #[test]
+fn a_vm_whose_husk_was_killed_is_known_until_its_name_is_taken_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = directory(dir.path());
+    let socket = dir.path().join("husk/one.sock");
+    let its = Info { name: "one".to_owned(), pid: 1, kernel: "k".into(), since: 5, answers: true };
+    record::write(&names, &its, None).unwrap();
+    let listener = UnixListener::bind(&socket).unwrap();
+    assert_eq!(record::ended_in(&names).unwrap(), [], "it runs");
+    drop(listener);
+    let known = record::ended_in(&names).unwrap();
+    let [ended] = &known[..] else { panic!("{known:?}") };
+    assert_eq!((&ended.name[..], ended.since, ended.ended, ended.status), ("one", 5, None, None));
+    assert!(matches!(wait_in(&names, "one"), Err(NameError::NoStatus(_))));
+    drop(named(&names, "one").unwrap());
+    assert_eq!(record::ended_in(&names).unwrap(), []);
+}
+
+#[test]
 fn the_last_that_ended_are_remembered_and_what_is_left_of_others_goes() {
     let dir = tempfile::tempdir().unwrap();
     let names = directory(dir.path());
@@ -285,7 +303,7 @@ fn the_last_that_ended_are_remembered_and_what_is_left_of_others_goes() {
     let its = dir.path().join("husk/running.log");
     std::fs::write(&its, "it runs").unwrap();
     for n in 0..40 {
-        record::write(&names, &info(&format!("vm{n}")), 3).unwrap();
+        record::write(&names, &info(&format!("vm{n}")), Some(3)).unwrap();
         std::fs::write(names.log(&format!("vm{n}")), "said").unwrap();
     }
     let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
@@ -301,7 +319,8 @@ fn the_last_that_ended_are_remembered_and_what_is_left_of_others_goes() {
     assert!(!lost.exists() && its.exists());
     assert!(matches!(wait_in(&names, "vm7"), Err(NameError::Unknown(_))));
     let last = record::ended_in(&names).unwrap().remove(0);
-    assert_eq!((last.status, last.since), (3, 5));
+    assert_eq!((last.status, last.since), (Some(3), 5));
+    assert!(last.ended.is_some());
     assert_eq!(wait_in(&names, &last.name).unwrap(), 3);
     std::fs::write(names.end(&last.name), "{").unwrap();
     assert!(matches!(wait_in(&names, &last.name), Err(NameError::Unknown(_))));

@@ -13,7 +13,7 @@ const WAITING_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     clients: Vec<UnixStream>,
-    /// The exit status, once it is known.
+    /// What it was concluded with, once it was.
     pub status: Option<u8>,
     /// Why it ended, in a line, once they have been told.
     over: Option<String>,
