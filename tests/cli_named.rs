@@ -136,6 +136,10 @@ fn a_command_in_a_vm_that_is_killed_by_its_name_or_with_its_husk_has_the_status_
         wait_until(|| call(&sandbox, &["ps"]).stdout.contains("one "));
         let inside = Running::start(&mut husk(&sandbox, &["exec", "one", "--", "true"]));
         wait_until(|| waits_for_the_agent(inside.child.id()));
+        let facts = call(&sandbox, &["inspect", "one"]).stdout;
+        for fact in ["root       volume root (cow)", "volume     /: root (ro)", "tmpfs      /tmp"] {
+            assert!(facts.lines().any(|line| line == fact), "{facts}");
+        }
         match with_its_husk {
             false => assert_eq!(call(&sandbox, &["kill", "one"]).status, 0),
             true => running.signal(libc::SIGKILL),

@@ -281,6 +281,12 @@ fn who_sits_in_front_of_a_detached_vm_types_leaves_and_comes_back() {
     let status = terminal.running.status();
     assert_eq!(status.code(), Some(0));
     terminal.is_as_before();
+    // What it has said ends no line, and the shell's prompt is to begin one.
+    let mut logs = std::process::Command::new(env!("CARGO_BIN_EXE_husk"));
+    logs.args(["logs", "--console", "one"]).env("XDG_RUNTIME_DIR", &runtime);
+    within_the_limit("[c] is on the console", || logs.output().unwrap().stdout.ends_with(b"[c]"));
+    let (status, screen) = Terminal::start(Sandbox::new(), logs).end();
+    assert!(status == Some(0) && screen.ends_with("[c]\r\n"), "{screen:?}");
 
     // It has gone on, and what it wrote last is there again.
     let mut again = std::process::Command::new(env!("CARGO_BIN_EXE_husk"));

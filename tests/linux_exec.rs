@@ -445,6 +445,7 @@ fn a_detached_command_is_looked_at_and_stopped_in_good_order() {
     assert!(log.contains("said\n"), "{log}");
     let (_, facts, stderr) = call(&["inspect", "one"], b"");
     assert!(facts.contains("ready for commands") && facts.contains("echo said"), "{facts}{stderr}");
+    assert!(facts.contains("root       the initramfs\n"), "{facts}");
     let (status, _, stderr) = call(&["stop", "one", "--grace", "60"], b"");
     assert_eq!(status, 0, "{stderr}");
     assert_eq!(call(&["wait", "one"], b""), (0, "3\n".to_owned(), String::new()));

@@ -69,10 +69,21 @@ fn a_directory_of_somebody_elses_or_open_to_others_is_refused() {
     std::fs::set_permissions(&open, PermissionsExt::from_mode(0o755)).unwrap();
     let error = Directory::at(open).unwrap_err().to_string();
     assert!(error.contains("others may enter it"), "{error}");
+    assert!(error.contains("XDG_RUNTIME_DIR"), "{error}");
     let link = dir.path().join("link");
-    symlink("/root", &link).unwrap();
+    symlink(dir.path().join("own"), &link).unwrap();
+    Directory::at(dir.path().join("own")).unwrap();
     let error = Directory::at(link).unwrap_err().to_string();
     assert!(error.contains("no directory"), "{error}");
+    // Only root can give a directory away.
+    if crate::runtime::user() == 0 {
+        let others = dir.path().join("others");
+        Directory::at(others.clone()).unwrap();
+        std::os::unix::fs::chown(&others, Some(65534), None).unwrap();
+        let error = Directory::at(others).unwrap_err().to_string();
+        assert!(error.contains("belongs to somebody else"), "{error}");
+        assert!(error.contains("XDG_RUNTIME_DIR"), "{error}");
+    }
 }
 
 #[test]

@@ -214,6 +214,15 @@ fn a_directory_that_others_could_use_is_refused() {
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o750)).unwrap();
     let error = Link::open(dir.path(), "wire").err().unwrap();
     assert!(matches!(error, LinkError::Unsafe { .. }), "{error}");
+    assert!(error.to_string().contains("XDG_RUNTIME_DIR"), "{error}");
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(place().path(), &link).unwrap();
+    assert!(matches!(Link::open(&link, "wire"), Err(LinkError::Unsafe { .. })));
+    let others = place();
+    // Only root can give one away.
+    if std::os::unix::fs::chown(others.path(), Some(65534), None).is_ok() {
+        assert!(matches!(Link::open(others.path(), "wire"), Err(LinkError::Unsafe { .. })));
+    }
     // One that is made is not.
     let made = dir.path().join("husk");
     let _end = Link::open(&made, "wire").unwrap();
