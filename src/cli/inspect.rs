@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use clap::Args;
-use husk::config::ConsoleConfig;
+use husk::config::{ConsoleConfig, RootConfig};
 use husk::named::{self, GuestState, Inspection};
 use husk::{DeviceMetrics, State};
 
@@ -33,6 +33,30 @@ impl Inspect {
             print(&super::stderr::plain(&table(&told, now)?))?;
         }
         Ok(0)
+    }
+}
+
+/// What the guest may do to a disk or a volume, in the words of the options.
+fn how(readonly: bool, overlay: bool) -> &'static str {
+    match (readonly, overlay) {
+        (true, _) => "ro",
+        (_, true) => "cow",
+        _ => "rw",
+    }
+}
+
+/// Where the root of a guest is that runs commands, and what they may do to it.
+fn root(root: Option<&RootConfig>) -> String {
+    let Some(root) = root else { return "the initramfs".to_owned() };
+    let how = match (root.writable, root.readonly) {
+        (true, _) => "rw",
+        (_, true) => "ro",
+        _ => "cow",
+    };
+    match (&root.disk, &root.volume) {
+        (Some(disk), _) => format!("disk {disk} ({how})"),
+        (None, Some(volume)) => format!("volume {volume} ({how})"),
+        (None, None) => how.to_owned(),
     }
 }
 
@@ -74,13 +98,20 @@ fn table(told: &Inspection, now: u64) -> Result<String, std::fmt::Error> {
             (None, _) => "the standard streams of the process".to_owned(),
         },
     ));
+    if let Some(guest) = &config.guest {
+        facts.push(("root", root(guest.root.as_ref())));
+    }
     for disk in &config.disks {
-        let how = if disk.readonly { " (read only)" } else { "" };
-        facts.push(("disk", format!("{}: {}{how}", disk.id, disk.path.display())));
+        let how = how(disk.readonly, disk.overlay);
+        facts.push(("disk", format!("{}: {} ({how})", disk.id, disk.path.display())));
     }
     for volume in &config.volumes {
         let at = volume.mount.as_ref().unwrap_or(&volume.tag);
-        facts.push(("volume", format!("{}: {}", volume.path.display(), at)));
+        let how = how(volume.readonly, volume.overlay);
+        facts.push(("volume", format!("{}: {at} ({how})", volume.path.display())));
+    }
+    for directory in config.guest.iter().flat_map(|guest| &guest.tmpfs) {
+        facts.push(("tmpfs", directory.clone()));
     }
     let mut text = String::new();
     for (name, value) in facts {
@@ -104,4 +135,20 @@ fn table(told: &Inspection, now: u64) -> Result<String, std::fmt::Error> {
         )?;
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_may_do_to_its_files_is_told_in_the_words_of_the_options() {
+        assert_eq!([how(true, false), how(false, true), how(false, false)], ["ro", "cow", "rw"]);
+        assert_eq!(root(None), "the initramfs");
+        let disk = RootConfig::on_disk("a");
+        assert_eq!(root(Some(&disk)), "disk a (cow)");
+        assert_eq!(root(Some(&RootConfig { writable: true, ..disk })), "disk a (rw)");
+        let volume = RootConfig { readonly: true, ..RootConfig::on_volume("b") };
+        assert_eq!(root(Some(&volume)), "volume b (ro)");
+    }
 }

@@ -211,7 +211,12 @@ impl Logs {
                 )
                 .into());
             }
-            print(&super::stderr::plain(&vm.log()?.replace('\r', "")))?;
+            let mut console = super::stderr::plain(&vm.log()?.replace('\r', ""));
+            // As it is, but the prompt of whoever looks at it is to stand in a line of its own.
+            if io::stdout().is_terminal() && !console.is_empty() && !console.ends_with('\n') {
+                console.push('\n');
+            }
+            print(&console)?;
             return Ok(0);
         };
         // None: it has ended, which it may do also while it is asked.
