@@ -1,6 +1,6 @@
-//! What a Linux has brought along for a root: an initial RAM file system, or a device that its own command
-//! line names. It is looked for where a guest is given neither, so that one which must panic need not be
-//! started for that.
+//! What a Linux has brought along that it can run: an initial RAM file system, a root that its own command line
+//! names, or tests of its own, which need none. It is looked for where a guest is given nothing, so that one which
+//! must panic need not be started for that.
 //!
 //! A Linux that was configured without an initial RAM file system of its own has one all the same: the
 //! kernel's `usr/default_cpio_list`, three entries, never packed (`usr/Makefile`). Finding it proves that
@@ -19,10 +19,12 @@ const FILE_LEN_AT: usize = 54;
 const NAME_LEN_AT: usize = 94;
 /// Bytes of the archive: four headers and names, each padded to four bytes, are shorter.
 const ARCHIVE_MAX: usize = 1024;
+/// Bytes of a piece's end that are looked at once more: more than stands before what is looked for.
+const OVERLAP: usize = 16;
 /// Bytes that are looked at a time.
 const PIECE: usize = 1 << 20;
 
-/// Whether `image` is a Linux that has nothing of its own that could be its root.
+/// Whether `image` is a Linux that has nothing of its own that it could run.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -34,13 +36,16 @@ pub(super) fn nothing(image: &Image) -> io::Result<bool> {
         let piece = room.get_mut(..(PIECE + ARCHIVE_MAX).min(len - at)).unwrap_or_default();
         image.read_exact_at(piece, at as u64)?;
         // What the next piece begins with is looked at here, too, where what is before it is known.
-        for (place, byte) in piece.iter().enumerate().take(PIECE + 8) {
+        for (place, byte) in piece.iter().enumerate().take(PIECE + OVERLAP) {
             match byte {
                 // Those of an archive lie at multiples of four, which the pieces begin at.
                 b'0' if place.is_multiple_of(4) && is_default(piece.get(place..)) => {
                     has_default = true;
                 }
                 b'=' if names_a_root(piece, place) => return Ok(false),
+                // A parameter of KUnit's where it is built in: it runs before the root is looked for, and may turn
+                // the machine off then (`lib/kunit/executor.c`).
+                b'_' if is_between(piece, place, b"kunit", b"shutdown") => return Ok(false),
                 _ => {}
             }
         }
@@ -79,6 +84,13 @@ fn names_a_root(bytes: &[u8], place: usize) -> bool {
     bytes.get(begin..place) == Some(NAME)
         && matches!(before, None | Some(0 | b' ' | b'"'))
         && bytes.get(place + 1).is_some_and(|value| value.is_ascii_alphanumeric() || *value == b'/')
+}
+
+/// Whether what is at `place` has that before and behind it.
+fn is_between(bytes: &[u8], place: usize, before: &[u8], behind: &[u8]) -> bool {
+    let begin = place.checked_sub(before.len());
+    begin.is_some_and(|begin| bytes.get(begin..place) == Some(before))
+        && bytes.get(place + 1..).is_some_and(|rest| rest.starts_with(behind))
 }
 
 #[cfg(test)]
@@ -120,10 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_a_built_in_command_line_names_is_something() {
+    fn a_root_that_a_built_in_command_line_names_is_something_and_so_are_tests_that_need_none() {
         for (line, named) in [
             (&b"\0console=ttyS0 root=/dev/nfs\0"[..], true),
             (b"\0root=PARTUUID=1\0", true),
+            (b"\0kunit_shutdown\0", true),
+            (b"\0kunit_shut\0", false),
             (b"\0root=\0", false),
             (b"\0dst_root=1", false),
             (b" root=%d id", false),

@@ -85,7 +85,7 @@ impl Kernel {
         matches!(self.body, Body::Code(_))
     }
 
-    /// Whether it is a Linux that has nothing of its own that could be its root. Takes a while: all of it is
+    /// Whether it is a Linux that has nothing of its own that it could run. Takes a while: all of it is
     /// looked at. False also when it cannot be told.
     pub fn brings_nothing(&self) -> bool {
         let has_device = self.header.as_ref().is_some_and(SetupHeader::has_root_device);

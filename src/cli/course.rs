@@ -109,9 +109,9 @@ impl Course {
             Deed::Nothing => {}
             Deed::Exit(signal) => exit(signal),
             Deed::PassOn { child, signal } => self.pass_on(child, signal),
-            Deed::Terminate(child) => tell(move || send(&child, libc::SIGTERM)),
+            Deed::Terminate(child) => beside(move || send(&child, libc::SIGTERM)),
             Deed::Leave { vm, signal } => self.leave(vm, signal),
-            Deed::TurnOff(vm) => tell(move || vm.ask_to_shut_down()),
+            Deed::TurnOff(vm) => self.ask(vm),
             Deed::EndAll { vm, signal } => self.end_all(&vm, signal),
             Deed::EndLate { vm, signal, of_command } => {
                 if of_command {
@@ -129,14 +129,13 @@ impl Course {
     /// Sends the command the signal, and looks for it when the grace is over.
     fn pass_on(&self, child: Arc<GuestChild>, signal: i32) {
         let sending = child.clone();
-        tell(move || send(&sending, signal));
+        beside(move || send(&sending, signal));
         self.grant(move |grace| matches!(child.wait_timeout(grace), Ok(None)));
     }
 
     /// Asks the guest to turn itself off, and looks for it when the grace is over.
     fn leave(&self, vm: Arc<RunningVm>, signal: i32) {
-        let (asked, way) = (vm.clone(), self.0.way);
-        if way == Way::PowerButton {
+        if self.0.way == Way::PowerButton {
             tell!(
                 "husk: {}: the guest's power button is pressed; it has {} s to turn itself off, and a \
                  second signal ends it at once\n",
@@ -144,18 +143,24 @@ impl Course {
                 self.0.grace.as_secs_f64()
             );
         }
-        tell(move || match way {
-            // An error means that it has ended.
-            Way::PowerButton => drop(asked.press_power_button()),
-            Way::Agent => asked.ask_to_shut_down(),
-        });
+        self.ask(vm.clone());
         self.grant(move |grace| vm.wait_timeout(grace).is_none());
+    }
+
+    /// Asks the guest to turn itself off.
+    fn ask(&self, vm: Arc<RunningVm>) {
+        let way = self.0.way;
+        beside(move || match way {
+            // An error means that it has ended.
+            Way::PowerButton => drop(vm.press_power_button()),
+            Way::Agent => vm.ask_to_shut_down(),
+        });
     }
 
     /// Waits for the grace, in which something should end; `is_late` does the waiting, and tells when not.
     fn grant(&self, is_late: impl FnOnce(Duration) -> bool + Send + 'static) {
         let this = self.clone();
-        tell(move || {
+        beside(move || {
             if is_late(this.0.grace) {
                 this.happens(Event::GraceOver);
             }
@@ -186,9 +191,9 @@ fn send(child: &GuestChild, signal: i32) {
     let _ = child.signal(u8::try_from(signal).unwrap_or_default());
 }
 
-/// Does what may take its time.
-fn tell(telling: impl FnOnce() + Send + 'static) {
-    if let Err(e) = watch(telling) {
+/// Does what may take its time beside everything else.
+fn beside(work: impl FnOnce() + Send + 'static) {
+    if let Err(e) = watch(work) {
         log::error!("the guest is not told to end: {e}");
     }
 }

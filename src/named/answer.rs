@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::end::Why;
 use super::inspection::{About, Inspection};
-use super::remote::{Info, Why};
+use super::remote::Info;
 use super::terminal::{self, Terminal};
 use super::waiting::Waiting;
 use super::{LINE_MAX, PATIENCE, STACK, TOO_MANY, fds, request};

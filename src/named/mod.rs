@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! $XDG_RUNTIME_DIR/husk/   (or /run/user/UID/husk/, /tmp/husk-UID/)   0700, the user's own
-//!   NAME.sock              answers one request a connection: answer.rs, remote.rs
+//!   NAME.sock              answers one request a connection: answer.rs, remote.rs, end.rs
 //!   NAME.log, NAME.log.old what it writes, if it is kept: log.rs
 //!   NAME.end               what it was and how it ended, if it was kept: record.rs
 //! ```
@@ -13,6 +13,7 @@
 
 mod answer;
 mod directory;
+mod end;
 mod error;
 mod fds;
 mod inspection;

@@ -1,7 +1,6 @@
 //! A named VM of another process, from outside.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -11,13 +10,13 @@ use husk_devices::virtio::console::tty::WindowSize;
 use serde::{Deserialize, Serialize};
 
 use super::directory::{Directory, clean};
+use super::end::{End, Why};
 use super::error::{NameError, host};
 use super::inspection::Inspection;
 use super::record;
 use super::{LINE_MAX, PATIENCE, fds, request};
-use crate::guest::error::{EndedBy, ExecError, told};
+use crate::guest::error::{EndedBy, ExecError};
 use crate::guest::{self, GuestChild, GuestCommand};
-use crate::outcome::Outcome;
 use crate::runtime::user;
 
 /// The most of a log that is read, in bytes.
@@ -51,48 +50,6 @@ fn yes() -> bool {
 const CONSOLE_MAX: u64 = 64 << 10;
 /// How long the end of a VM whose agent has gone may take to be told.
 const WHY_PATIENCE: Duration = Duration::from_secs(15);
-
-/// Why the agent of a VM does not answer any more. The console's last lines follow it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Why {
-    /// How the VM has ended, if it has.
-    pub ended: Option<String>,
-    /// The guest died.
-    pub died: bool,
-    /// The host ended it. An older husk does not say.
-    #[serde(default)]
-    pub killed: bool,
-}
-
-impl Why {
-    pub fn of(outcome: Option<&Outcome>) -> Why {
-        let died = matches!(outcome, Some(Outcome::Panic { .. } | Outcome::Crash { .. }));
-        let killed = matches!(outcome, Some(Outcome::Killed));
-        Why { ended: outcome.map(|outcome| told(outcome).to_owned()), died, killed }
-    }
-
-    /// Of a VM whose husk has gone without a word, as nothing goes that is not killed.
-    fn unsaid() -> Why {
-        Why { ended: Some("its husk was killed".to_owned()), died: false, killed: true }
-    }
-
-    /// In an error's words.
-    pub fn error(self, console: String) -> ExecError {
-        let by = self.by();
-        match self.ended {
-            Some(_) => ExecError::VmGone { how: self.ended, by, console },
-            None => ExecError::AgentLost { console },
-        }
-    }
-
-    fn by(&self) -> EndedBy {
-        match (self.died, self.killed) {
-            (true, _) => EndedBy::Death,
-            (false, true) => EndedBy::Kill,
-            (false, false) => EndedBy::Other,
-        }
-    }
-}
 
 /// Tells why a guest does not answer any more.
 type Explain = Arc<dyn Fn() -> ExecError + Send + Sync>;
@@ -163,51 +120,6 @@ pub(super) fn wait_in(directory: &Directory, name: &str) -> Result<u8, NameError
             known.status.ok_or_else(|| NameError::NoStatus(name.to_owned()))
         }
         told => told,
-    }
-}
-
-/// A connection that tells when a VM ends.
-#[derive(Debug)]
-pub struct End {
-    name: String,
-    socket: UnixStream,
-}
-
-impl End {
-    /// Waits for it, and gives the status that the VM was concluded with.
-    ///
-    /// # Errors
-    /// When its husk ends without a word.
-    pub fn status(self) -> Result<u8, NameError> {
-        let mut line = String::new();
-        // An error is an end without a word as well.
-        let _ = BufReader::new((&self.socket).take(LINE_MAX)).read_line(&mut line);
-        match (line.trim_end(), line.trim_end().parse()) {
-            (_, Ok(status)) => Ok(status),
-            ("", _) => Err(NameError::NoStatus(self.name)),
-            _ => Err(NameError::Nonsense(self.name)),
-        }
-    }
-
-    /// Waits for it, at most for `patience`, and gives the reason; `None` when it is not told.
-    fn why(&self, patience: Duration) -> Option<Why> {
-        self.socket.set_read_timeout(Some(patience)).ok()?;
-        let mut lines = BufReader::new((&self.socket).take(LINE_MAX)).lines();
-        let told = match (lines.next(), lines.next()) {
-            (None, _) => return Some(Why::unsaid()),
-            (Some(Err(e)), _) if e.kind() == io::ErrorKind::ConnectionReset => {
-                return Some(Why::unsaid());
-            }
-            // An older husk says nothing but the status.
-            (_, told) => told?.ok()?,
-        };
-        serde_json::from_str(&told).ok()
-    }
-}
-
-impl AsFd for End {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 
@@ -348,7 +260,7 @@ impl Remote {
     pub fn end(&self) -> Result<End, NameError> {
         let (_, _, socket) = self.ask(request::WAIT, PATIENCE)?;
         socket.set_read_timeout(None).map_err(host(&self.path, "ask"))?;
-        Ok(End { name: self.name.clone(), socket })
+        Ok(End::of(self.name.clone(), socket))
     }
 
     /// Asks its guest to turn itself off, and waits for that, at most for `grace`. False when it is

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant, SystemTime};
 use super::STACK;
 use super::answer::{Clients, Given, Stop, admit};
 use super::directory::{Directory, clean};
+use super::end::Why;
 use super::error::{NameError, host};
 use super::inspection::About;
 use super::log::{HALF, Log};
 use super::record;
-use super::remote::{Info, Why};
+use super::remote::Info;
 use super::terminal::Terminal;
 use crate::vm::RunningVm;
 

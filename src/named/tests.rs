@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::answer::CLIENTS_MAX;
 use super::directory::Directory;
-use super::remote::{Why, find_in, list_in, wait_in};
+use super::end::Why;
+use super::remote::{find_in, list_in, wait_in};
 use super::serve::serve_in;
 use super::*;
 use crate::guest::error::{EndedBy, ExecError};

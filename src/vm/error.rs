@@ -26,8 +26,9 @@ pub enum VmError {
     Kernel(#[from] crate::boot::KernelError),
     #[error(
         "kernel {kernel}: there is nothing for it to run: it has no initial RAM file system of its own, and \
-         the VM has neither an initrd nor a root file system. Give it one (--initrd FILE, --disk path=FILE, \
-         or root= with --append), or a command, which finds the host's files: `husk run -- CMD`",
+         the VM has neither an initrd nor a root file system. Give it one (--initrd FILE, --disk path=FILE), \
+         or a command, which finds the host's files: `husk run -- CMD`. With a root= in --append it is started \
+         in any case",
         kernel = .kernel.display()
     )]
     NothingToBoot { kernel: std::path::PathBuf },

@@ -222,3 +222,17 @@ fn attend_escapes(vm: Arc<RunningVm>) -> std::io::Result<Escapes> {
     let is_end = life::attend_escapes(escapes, vm)?;
     Ok((typed, is_end))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_has_gone_gives_its_command_the_status_of_what_ended_it() {
+        let status =
+            |by| status_of_error(&ExecError::VmGone { how: None, by, console: String::new() });
+        assert_eq!(status(EndedBy::Kill), 137);
+        assert_eq!(status(EndedBy::Death), 134);
+        assert_eq!(status(EndedBy::Other), 125);
+    }
+}
