@@ -27,6 +27,8 @@ const fn driver(module: &'static str, option: &'static str, purpose: &'static st
 pub struct Drivers {
     pub needed: Vec<Driver>,
     pub wished: Vec<&'static str>,
+    /// What no command waits for: the guest loads it when it has nothing else to do.
+    pub later: Vec<&'static str>,
 }
 
 /// The drivers of `config`.
@@ -41,7 +43,9 @@ pub fn of(config: &VmConfig) -> Drivers {
             ),
         ],
         // The first is asked for by ext4 and by libcrc32c, by a name that modules.dep does not know.
-        wished: vec!["crc32c_generic", "virtio_rng", "button", "evdev"],
+        wished: vec!["crc32c_generic", "virtio_rng"],
+        // Who listens to the power button does so for long.
+        later: vec!["button", "evdev"],
     };
     if !config.disks.is_empty() {
         drivers.needed.push(driver("virtio_blk", "CONFIG_VIRTIO_BLK", "disks"));

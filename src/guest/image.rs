@@ -77,13 +77,20 @@ fn add_modules(config: &VmConfig, cpio: &mut Cpio) -> Result<(), ImageError> {
     let needed = drivers.needed.iter().map(|driver| driver.module);
     // What others ask for comes first.
     let wanted: Vec<&str> = drivers.wished.iter().copied().chain(needed).collect();
-    let mut order = String::new();
-    for (name, path) in modules.closure(&wanted) {
+    let now = modules.closure(&wanted);
+    let all = modules.closure(&[&wanted[..], &drivers.later].concat());
+    let mut orders = [String::new(), String::new()];
+    for (n, (name, path)) in all.iter().enumerate() {
         cpio.file(&format!("husk/{name}.ko"), 0o644, &modules.read(path)?);
-        order.push_str(&name);
+        // It begins with what is loaded now.
+        let [first, later] = &mut orders;
+        let order = if n < now.len() { first } else { later };
+        order.push_str(name);
         order.push('\n');
     }
-    cpio.file("husk/modules", 0o644, order.as_bytes());
+    let [first, later] = &orders;
+    cpio.file("husk/modules", 0o644, first.as_bytes());
+    cpio.file("husk/modules.later", 0o644, later.as_bytes());
     Ok(())
 }
 
@@ -113,12 +120,12 @@ mod tests {
     fn config(directory: &Path, builtin: &str) -> VmConfig {
         std::fs::write(
             directory.join("modules.dep"),
-            "k/virtio_mmio.ko: k/virtio.ko\nk/virtio.ko:\nk/unused.ko:\n",
+            "k/virtio_mmio.ko: k/virtio.ko\nk/virtio.ko:\nk/unused.ko:\nk/evdev.ko: k/virtio.ko\n",
         )
         .unwrap();
         std::fs::write(directory.join("modules.builtin"), builtin).unwrap();
         std::fs::create_dir_all(directory.join("k")).unwrap();
-        for name in ["virtio_mmio", "virtio", "unused"] {
+        for name in ["virtio_mmio", "virtio", "unused", "evdev"] {
             std::fs::write(directory.join(format!("k/{name}.ko")), name).unwrap();
         }
         let mut config = VmConfig::new("a-kernel");
@@ -140,7 +147,8 @@ mod tests {
         file.read_to_end(&mut bytes).unwrap();
         assert!(bytes.starts_with(b"mine!\x00\x00\x00070701"));
         let has = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
-        assert!(has(b"virtio\nvirtio_mmio\n"));
+        assert!(has(b"virtio\nvirtio_mmio\n") && has(b"husk/modules.later\0"));
+        assert!(has(b"evdev\n") && !has(b"virtio_mmio\nevdev\n"), "it is loaded later");
         assert!(has(b"husk/init\0") && !has(b"unused"));
         assert!(has(&super::super::AGENT[..4096]));
     }

@@ -162,9 +162,15 @@ pub fn begin(
     let lost = |_| End::Lost;
     let mut frames = Frames::new(socket.try_clone().map_err(lost)?);
     frames.until = Some(until);
-    let send = |frame| write(Timed(&socket, Some(until)), frame);
-    let said = send(Frame::Begin(begin))
-        .and_then(|()| request.chunks(Frame::PIECE).try_for_each(|part| send(Frame::Part(part))));
+    // All in one: each write is a packet for the guest, and an interrupt.
+    let mut bytes = Vec::with_capacity(request.len() + 2 * HEADER_LEN);
+    let parts = request.chunks(Frame::PIECE).map(Frame::Part);
+    for frame in [Frame::Begin(begin)].into_iter().chain(parts) {
+        let encoded = frame.encode();
+        bytes.extend_from_slice(encoded.head());
+        bytes.extend_from_slice(encoded.bytes());
+    }
+    let said = Timed(&socket, Some(until)).write_all(&bytes);
     // When the guest does not want it any more it may have said why.
     match frames.next() {
         Ok(Some(Frame::Started)) if said.is_ok() => {}

@@ -27,6 +27,7 @@ pub fn main() -> i32 {
     // Whatever a command does to the machine's memory, who could tell of it lives on.
     let _ = file::write_file(c"/proc/self/oom_score_adj", b"-1000");
     modules::load();
+    let later = modules::Later::open();
     let host = match socket::connect_to_host(HOST_PORT) {
         Ok(host) => host,
         Err(error) => {
@@ -45,7 +46,7 @@ pub fn main() -> i32 {
     };
     let mut host = Wire::new(host);
     match set_up(&mut host) {
-        Ok(listening) => serve::serve(&mut host, listening),
+        Ok(listening) => serve::serve(&mut host, listening, later),
         Err(None) => {}
         // The host has it in words; it turns the machine off when it has read them.
         Err(Some(())) => {

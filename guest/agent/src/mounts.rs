@@ -3,9 +3,11 @@
 use core::ffi::CStr;
 
 use crate::sys::Result;
-use crate::sys::file::{make_directory, remove_directory, set_attribute, symlink};
+use crate::sys::file::{
+    device_minor, make_directory, remove_directory, set_attribute, symlink, write_file,
+};
 use crate::sys::machine::{NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, detach, mount};
-use crate::text::Path;
+use crate::text::{Digits, Path};
 
 /// What is needed to find out anything: /proc, /sys and /dev. What there is already, or this kernel
 /// does not have, is passed over: what needs it says so.
@@ -69,8 +71,22 @@ pub fn in_memory(path: &CStr) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn volume(tag: &[u8], path: &CStr, flags: usize) -> Result<()> {
-    mount(Path::of(&[tag])?.as_c_str(), path, c"virtiofs", flags, c"")
+    mount(Path::of(&[tag])?.as_c_str(), path, c"virtiofs", flags, c"")?;
+    // A slower mount is still one.
+    let _ = read_ahead(path);
+    Ok(())
 }
+
+/// Has the kernel read more of a shared file at a time than of a disk's: each request is a way to the host
+/// and back, whatever its size.
+fn read_ahead(path: &CStr) -> Result<()> {
+    // Linux `Documentation/ABI/testing/sysfs-class-bdi`; what is mounted without a disk has major 0.
+    let minor = Digits::of(device_minor(path)?.into());
+    let place = Path::of(&[b"/sys/class/bdi/0:", minor.bytes(), b"/read_ahead_kb"])?;
+    write_file(place.as_c_str(), READ_AHEAD_KIB)
+}
+
+const READ_AHEAD_KIB: &[u8] = b"512";
 
 /// The shared directory `tag`, only read, and above it a layer in memory. Neither of the two can be reached
 /// afterwards but through the overlay, which holds them.

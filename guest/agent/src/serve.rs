@@ -3,14 +3,18 @@
 
 use husk_guest_protocol::Frame;
 
+use crate::modules::Later;
 use crate::session;
 use crate::sys::file::{Poll, poll};
 use crate::sys::machine::{READ_ONLY, REMOUNT, mount, power_off, sync};
 use crate::sys::{Fd, process, socket};
 use crate::wire::Wire;
 
+/// After so long without anything to do modules are loaded that nothing has waited for.
+const IDLE_MILLIS: u32 = 1000;
+
 /// Serves sessions at `listening` until `host` has gone or wants the machine's end.
-pub fn serve(host: &mut Wire, listening: Fd) {
+pub fn serve(host: &mut Wire, listening: Fd, mut later: Later) {
     let Ok(children) = process::children() else { return };
     loop {
         let mut polls = [
@@ -18,8 +22,11 @@ pub fn serve(host: &mut Wire, listening: Fd) {
             Poll::new(listening, Poll::IN),
             Poll::new(children, Poll::IN),
         ];
-        if poll(&mut polls, None).is_err() {
-            continue;
+        let limit = (!later.is_empty()).then_some(IDLE_MILLIS);
+        match poll(&mut polls, limit) {
+            Ok(0) => later.load(),
+            Ok(_) => {}
+            Err(_) => continue,
         }
         let [said, knocked, ended] = polls.map(|poll| poll.happened != 0);
         if ended {

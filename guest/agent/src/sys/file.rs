@@ -189,16 +189,27 @@ pub fn set_mode(fd: Fd, mode: u32) -> Result<()> {
     unsafe { call(91, [fd.raw(), mode as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
+/// Bytes of `struct stat` on x86-64, and where its `st_mode` is.
+const STAT_LEN: usize = 144;
+const STAT_MODE: usize = 24;
+
 /// The permissions of an open file, by fstat(2).
 pub fn mode(fd: Fd) -> Result<u32> {
-    /// Bytes of `struct stat` on x86-64, and where its `st_mode` is.
-    const LEN: usize = 144;
-    const MODE: usize = 24;
-    let mut stat = [0u8; LEN];
+    let mut stat = [0u8; STAT_LEN];
     // SAFETY: the kernel writes a `struct stat` there, which has that many bytes.
     unsafe { call(5, [fd.raw(), stat.as_mut_ptr().addr(), 0, 0, 0, 0]) }?;
-    let bytes = stat.get(MODE..).and_then(|rest| rest.first_chunk());
+    let bytes = stat.get(STAT_MODE..).and_then(|rest| rest.first_chunk());
     Ok(u32::from_le_bytes(*bytes.unwrap_or(&[0; 4])) & 0o7777)
+}
+
+/// The minor number of the device that `path` lies on, by stat(2): the first field.
+pub fn device_minor(path: &CStr) -> Result<u32> {
+    let mut stat = [0u8; STAT_LEN];
+    // SAFETY: a string that outlives the call, and room for a `struct stat`.
+    unsafe { call(4, [pointer(path), stat.as_mut_ptr().addr(), 0, 0, 0, 0]) }?;
+    let device = u64::from_le_bytes(*stat.first_chunk().unwrap_or(&[0; 8]));
+    // Linux `new_encode_dev`: the minor number around 12 bits of the major one.
+    Ok((device & 0xff | device >> 12 & 0xffff_ff00) as u32)
 }
 
 /// The entries of an open directory, as linux_dirent64 structures; 0 at their end.
