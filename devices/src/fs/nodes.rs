@@ -80,17 +80,22 @@ impl Nodes {
         if node.kind == libc::S_IFDIR { Ok(node) } else { Err(Errno(libc::ENOTDIR)) }
     }
 
+    /// The number of the file that looks like this, if the guest knows it: then it is told once more. As long
+    /// as it is known nothing else has its identity.
+    pub(super) fn again(&mut self, stat: &libc::stat) -> Option<u64> {
+        let id = *self.by_identity.get(&(stat.st_dev, stat.st_ino))?;
+        let node = self.by_id.get_mut(&id)?;
+        node.lookups = node.lookups.saturating_add(1);
+        Some(id)
+    }
+
     /// The number of the file that `fd` refers to, which the guest is told once more.
     ///
     /// # Errors
     /// `ENFILE` when the guest knows too many.
     pub(super) fn know(&mut self, fd: OwnedFd, stat: &libc::stat) -> Result<u64> {
-        let identity = (stat.st_dev, stat.st_ino);
-        if let Some(id) = self.by_identity.get(&identity)
-            && let Some(node) = self.by_id.get_mut(id)
-        {
-            node.lookups = node.lookups.saturating_add(1);
-            return Ok(*id);
+        if let Some(id) = self.again(stat) {
+            return Ok(id);
         }
         self.has_room()?;
         Ok(self.insert(fd, stat, 1))

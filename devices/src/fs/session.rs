@@ -268,7 +268,8 @@ impl Session {
             wanted |= init::POSIX_LOCKS | init::FLOCK_LOCKS;
         }
         wanted |= match self.share.options.cache {
-            Cache::Auto => init::AUTO_INVAL_DATA,
+            // Where a link leads never changes: another one is another file.
+            Cache::Auto => init::AUTO_INVAL_DATA | init::CACHE_SYMLINKS,
             Cache::Always => init::CACHE_SYMLINKS,
             Cache::Never => 0,
         };

@@ -55,6 +55,17 @@ pub(super) fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat> {
     }
 }
 
+/// What is known of what `name`, one component, is in `dir`; of a symbolic link itself.
+pub(super) fn stat_in(dir: BorrowedFd<'_>, name: &CStr) -> Result<libc::stat> {
+    let mut stat = MaybeUninit::uninit();
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: a string with its end, and room for what is written when the call succeeds.
+    unsafe {
+        check(libc::fstatat(dir.as_raw_fd(), name.as_ptr(), stat.as_mut_ptr(), flags))?;
+        Ok(stat.assume_init())
+    }
+}
+
 /// What is known of the file system that a file is in.
 pub(super) fn statfs(fd: BorrowedFd<'_>) -> Result<libc::statfs> {
     let mut statfs = MaybeUninit::uninit();

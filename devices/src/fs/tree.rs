@@ -18,6 +18,13 @@ impl Session {
     /// What `name` in the directory `dir` is; the guest knows it then.
     pub(super) fn find(&mut self, dir: u64, name: Name<'_>) -> Result<EntryOut> {
         let parent = self.nodes.dir(dir)?;
+        // What is known need not be opened.
+        if let Ok(stat) = sys::stat_in(parent.fd(), name.c_str())
+            && let Some(id) = self.nodes.again(&stat)
+        {
+            return Ok(self.share.entry(id, &stat));
+        }
+        let parent = self.nodes.dir(dir)?;
         let fd = sys::reference(parent.fd(), name.c_str())?;
         let stat = self.share.admit(std::os::fd::AsFd::as_fd(&fd), parent.device())?;
         let id = self.nodes.know(fd, &stat)?;
@@ -27,12 +34,12 @@ impl Session {
     pub(super) fn lookup(&mut self, call: &mut Call<'_>) -> Result<Outcome> {
         let name = call.words.name()?;
         match self.find(call.header.nodeid, name) {
-            // The guest may remember that there is nothing.
+            // The guest may remember that there is nothing: whoever looks along a path does so all the time.
             Err(Errno(libc::ENOENT))
-                if self.share.options.cache == Cache::Always
+                if self.share.options.cache != Cache::Never
                     && self.nodes.dir(call.header.nodeid).is_ok() =>
             {
-                let entry_valid = Cache::Always.lifetime().as_secs();
+                let entry_valid = self.share.options.cache.lifetime().as_secs();
                 call.answer(&EntryOut { entry_valid, ..EntryOut::default() })
             }
             found => call.answer(&found?),

@@ -159,8 +159,10 @@ impl Guest {
         self.call(opcode, node, &[object.as_slice(), tail].concat())
     }
 
+    /// What a name is; `ENOENT` also when the guest may remember that it is nothing.
     pub fn lookup(&mut self, dir: u64, text: &str) -> std::result::Result<EntryOut, i32> {
-        self.call(op::LOOKUP, dir, &name(text)).map(|reply| object(&reply))
+        let entry: EntryOut = object(&self.call(op::LOOKUP, dir, &name(text))?);
+        if entry.nodeid == 0 { Err(libc::ENOENT) } else { Ok(entry) }
     }
 
     pub fn mkdir(&mut self, dir: u64, text: &str) -> std::result::Result<EntryOut, i32> {
