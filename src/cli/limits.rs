@@ -16,16 +16,29 @@ pub fn remedy(words: &str) -> Option<&'static str> {
     )
 }
 
-/// Lets this process have as many descriptors as it is allowed at most: each connection of the
-/// guest's sockets takes one, and each file it knows of a shared directory, and the usual limit of 1024 is for programs that use select(2), which
+/// Descriptors for a directory of some size that is shared, and everything else: Linux has 90,000 files. It is
+/// also what a guest can make husk of a privileged user hold, in the host's memory.
+const DESCRIPTORS: libc::rlim_t = 1 << 18;
+
+/// The hard limit that Linux begins with (`INR_OPEN_MAX`). Where it stands nobody has chosen one.
+const UNCHOSEN: libc::rlim_t = 4096;
+
+/// Lets this process have as many descriptors as it is allowed at most, and [`DESCRIPTORS`] where nobody has
+/// said how many and it may say so itself (CAP_SYS_RESOURCE): each connection of the guest's sockets takes one, and each file it
+/// knows of a shared directory, and the usual limit of 1024 is for programs that use select(2), which
 /// husk does not. What husk starts with is kept when the host refuses.
 pub fn raise_descriptors() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit writes an rlimit, setrlimit reads one.
     unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
+            return;
         }
+        let more = libc::rlimit { rlim_cur: DESCRIPTORS, rlim_max: DESCRIPTORS };
+        if limit.rlim_max == UNCHOSEN && libc::setrlimit(libc::RLIMIT_NOFILE, &more) == 0 {
+            return;
+        }
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
     }
 }
