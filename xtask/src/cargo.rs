@@ -53,6 +53,21 @@ pub fn static_program(source: &Path, to: &Path) -> Result<()> {
     })
 }
 
+/// Installs the one program of a crate of the registry, linked statically, as `ROOT/bin/NAME`.
+pub fn install(name: &str, version: &str, root: &Path) -> Result<()> {
+    let mut cargo = cargo();
+    cargo.args(["install", "--quiet", "--locked", &format!("{name}@{version}")]);
+    // With the target's name, or it would hit proc macros; the workspace's configuration is not for this.
+    cargo.args(["--target", "x86_64-unknown-linux-gnu"]);
+    cargo.arg("--root").arg(root).arg("--target-dir").arg(root.join("target"));
+    cargo.env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    let done = limited::run(&mut cargo, deadline::within(BUILD_LIMIT), false)?;
+    match done.status() {
+        0 => Ok(()),
+        status => bail!("`cargo install {name}@{version}` ended with {status}: {}", done.text()),
+    }
+}
+
 /// No build takes so long, a first one on a slow machine with everything to fetch included.
 const BUILD_LIMIT: Duration = Duration::from_secs(40 * 60);
 

@@ -69,6 +69,9 @@ enum Command {
     /// (the device benchmark's guests)
     #[command(name = "__bench-devices", hide = true)]
     BenchDevices(bench::DevicesArgs),
+    /// (the file benchmark's guests)
+    #[command(name = "__bench-files", hide = true)]
+    BenchFiles(bench::FilesArgs),
     /// (the demo beside its guest)
     #[command(name = "__demo", hide = true)]
     DemoInner(demo::Inner),
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench::main(&bench),
         Command::BenchGuests(args) => bench::inner(&args),
         Command::BenchDevices(args) => bench::devices(&args),
+        Command::BenchFiles(args) => bench::files(&args),
         Command::DemoInner(args) => demo::inner(&args),
         Command::RunTests(args) => runner::main(&args),
     };

@@ -5,6 +5,7 @@
 mod debian;
 mod initramfs;
 mod names;
+mod suites;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -28,6 +29,8 @@ pub fn soak() -> Result<PathBuf> {
     let mut links = usual()?;
     links.push((SOAK, initramfs::soak(&kernels::get(Flavour::Cloud)?)?));
     links.push((TOOLS, debian::tools()?));
+    links.push((FSX, suites::fsx()?));
+    links.push((PJDFSTEST, suites::pjdfstest()?));
     link("assets-soak", &links)
 }
 

@@ -17,8 +17,12 @@ pub const FULL: &str = "initrd-full.cpio";
 pub const FULL_STD: &str = "initrd-full-std.cpio";
 /// For soaks only: the same as the cloud kernel's, with xfs in `/lib/modules.more`.
 pub const SOAK: &str = "initrd-soak.cpio";
-/// For soaks only: a file system with fio and xfsprogs.
+/// For soaks only: a file system with fio, stress-ng and xfsprogs.
 pub const TOOLS: &str = "tools.ext4";
+/// For soaks only: what tries a file's data at random, a static program.
+pub const FSX: &str = "fsx";
+/// For soaks only: what tries POSIX' promises about paths, a static program.
+pub const PJDFSTEST: &str = "pjdfstest";
 /// A Debian root file system.
 pub const DEBIAN: &str = "debian.ext4";
 /// A root file system with Redis and what it needs, and nothing else.

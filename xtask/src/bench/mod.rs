@@ -1,6 +1,7 @@
 //! Benchmarks: they print ratios of what was run in turn, in one session, and assert nothing.
 
 mod devices;
+mod files;
 mod first_run;
 mod guests;
 mod peers;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use devices::{InnerArgs as DevicesArgs, inner as devices};
+pub use files::{InnerArgs as FilesArgs, inner as files};
 pub use guests::{InnerArgs, inner};
 
 use anyhow::{Context, Result};
@@ -29,6 +31,8 @@ pub enum Bench {
     Startup(startup::Args),
     /// Devices: fio on a disk, TCP over a TAP, vsock, and exits to user space
     Devices(devices::Args),
+    /// Shared directories: git status, find, grep and a compiler in one, and in the guest's own
+    Files(files::Args),
 }
 
 /// Runs `cargo xtask bench …`; gives the exit status.
@@ -36,6 +40,7 @@ pub fn main(bench: &Bench) -> Result<u8> {
     match bench {
         Bench::Startup(args) => startup::main(args),
         Bench::Devices(args) => devices::main(args),
+        Bench::Files(args) => files::main(args),
     }
 }
 
