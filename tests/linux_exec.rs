@@ -12,14 +12,17 @@ mod guest;
 
 use std::ffi::OsStr;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use guest::tools::{fsck, host, read_from, sha256};
-use guest::{DEBIAN, Lab, MODULES_CLOUD, PATIENCE, TINY, VMLINUZ_CLOUD, husk, kernel_cache};
+use guest::{
+    DEBIAN, Lab, MODULES_CLOUD, PATIENCE, TINY, VMLINUZ_CLOUD, husk, kernel_cache, skipped,
+};
 use husk::config::{DiskConfig, GuestConfig, MemoryConfig, RootConfig, Size, VmConfig};
 use husk::error::ExecError;
 use husk::{GuestCommand, Outcome, Output, RunningVm, Status, Vm};
@@ -267,6 +270,48 @@ exit 6"#;
     assert!(here.join("goes").exists() && !here.join("made").exists());
     assert!(!Path::new("/etc/husk-was-here").exists());
     assert_eq!(std::fs::read(work.join("new")).unwrap(), b"kept\n");
+}
+
+#[test]
+fn husk_run_of_another_user_works_with_the_hosts_own_files_and_makes_that_users() {
+    const USER: u32 = 65533;
+    let Some(lab) = Lab::open() else { return };
+    let Ok(kvm) = std::fs::metadata("/dev/kvm") else {
+        return skipped("there is no /dev/kvm");
+    };
+    // SAFETY: it cannot fail.
+    if unsafe { libc::geteuid() } != 0 || kvm.mode() & 0o60 != 0o60 {
+        return skipped("it becomes another user, who must be let near /dev/kvm");
+    }
+    let allow = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let [work, cache] = ["work", "cache"].map(|name| lab.path(name));
+    allow(&lab.path("."), 0o755);
+    for directory in [&work, &cache] {
+        std::fs::create_dir(directory).unwrap();
+        chown(directory, Some(USER), Some(USER)).unwrap();
+    }
+    std::fs::write(work.join("secret"), "of root's\n").unwrap();
+    allow(&work.join("secret"), 0o600);
+    let script = r#"
+id -u; pwd
+echo mine >made && mkdir directory && stat -c %u:%g made directory
+{ read -r line <secret; } 2>/dev/null && echo "TOLD $line"
+echo x >/etc/husk-was-here && echo in memory
+exit 5"#;
+    let args = ["--memory", "256M", "--cwd", "--rw", work.to_str().unwrap()];
+    let mut husk = cli(&lab, &[&args[..], &["--", "sh", "-c", script]].concat());
+    husk.current_dir(&work).env("XDG_CACHE_HOME", &cache).uid(USER).gid(kvm.gid());
+    let (status, stdout, stderr) = finish(husk, b"");
+    let place = work.canonicalize().unwrap();
+    let wanted = format!("0\n{}\n0:0\n0:0\nin memory\n", place.display());
+    assert_eq!((status, stdout, stderr.as_str()), (5, wanted, ""));
+    for name in ["made", "directory"] {
+        let meta = std::fs::metadata(work.join(name)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (USER, kvm.gid()), "{name}");
+    }
+    assert!(!Path::new("/etc/husk-was-here").exists());
 }
 
 #[test]
