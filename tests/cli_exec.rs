@@ -247,6 +247,34 @@ fn a_commands_root_is_the_hosts_unless_there_is_another() {
     );
 }
 
+#[test]
+fn a_program_in_a_directory_below_one_that_the_guest_has_in_its_memory_is_brought() {
+    let sandbox = Sandbox::new();
+    sandbox.file("kernel", image(32, |a| a.power_off()));
+    sandbox.file("program", vec![0]);
+    let here = sandbox.path().canonicalize().unwrap();
+    let (here, above) = (here.to_str().unwrap(), here.parent().unwrap().to_str().unwrap());
+    let volumes = |args: &[&str], program: &str| {
+        let base = ["run", "--kernel", "kernel", "--print-config"];
+        let command = ["--", program];
+        let finished = sandbox.run(&[&base[..], args, &command].concat());
+        assert_eq!(finished.status, 0, "{finished:?}");
+        let config: serde_json::Value = serde_json::from_str(&finished.stdout).unwrap();
+        config["volumes"].as_array().cloned().unwrap_or_default()
+    };
+    let program = format!("{here}/program");
+    let with = volumes(&["--tmpfs", above], &program);
+    assert_eq!(with.len(), 2, "{with:?}");
+    assert_eq!((&with[1]["mount"], &with[1]["readonly"]), (&here.into(), &true.into()));
+    // /tmp itself is the guest's own; a name is looked for by the guest; what is there is there.
+    let direct = tempfile::NamedTempFile::new_in("/tmp").unwrap();
+    assert_eq!(volumes(&[], direct.path().to_str().unwrap()).len(), 1);
+    assert_eq!(volumes(&["--tmpfs", above], "program").len(), 1);
+    assert_eq!(volumes(&["--tmpfs", above], &format!("{here}/missing")).len(), 1);
+    assert_eq!(volumes(&["--tmpfs", above, "--rw", here], &program).len(), 2);
+    assert!(volumes(&["--tmpfs", above, "--root", "none"], &program).is_empty());
+}
+
 /// `husk matrix` with these arguments, in which kernels that are no Linux are `off` and `dies`.
 fn matrix(args: &[&str]) -> (Sandbox, Command) {
     let sandbox = Sandbox::new();

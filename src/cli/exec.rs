@@ -113,7 +113,8 @@ impl Exec {
         }
         let described = config.guest.is_some();
         let mut guest = config.guest.take().unwrap_or_default();
-        let place = self.files.apply(config, &mut guest, described)?;
+        let command = self.command.first().map(OsString::as_os_str);
+        let place = self.files.apply(config, &mut guest, described, command)?;
         guest.modules = self.modules.clone().or(guest.modules);
         guest.host_name = self.hostname.clone().unwrap_or(guest.host_name);
         config.guest = Some(guest);

@@ -48,8 +48,8 @@ pub struct Place {
 }
 
 impl Files {
-    /// Adds to `config` and `guest` what is asked for. A guest that is `described` in the configuration
-    /// already has the root that it has there.
+    /// Adds to `config` and `guest` what is asked for, and what the `command` needs to be found. A guest that
+    /// is `described` in the configuration already has the root that it has there.
     ///
     /// # Errors
     /// What cannot be.
@@ -58,6 +58,7 @@ impl Files {
         config: &mut VmConfig,
         guest: &mut GuestConfig,
         described: bool,
+        command: Option<&OsStr>,
     ) -> Result<Place, Error> {
         let mut place = Place::default();
         let by_default = !described && config.initrd.is_none();
@@ -79,19 +80,42 @@ impl Files {
         if self.cwd {
             let here = std::env::current_dir()
                 .map_err(|e| format!("--cwd: the directory that husk runs in: {e}"))?;
-            let is_below = |above: &str| here.starts_with(above);
-            let mut mounts = config.volumes.iter().filter_map(|volume| volume.mount.as_deref());
-            let is_volume = mounts.any(is_below);
-            let is_hidden =
-                OWN.into_iter().any(is_below) || guest.tmpfs.iter().any(|m| is_below(m));
-            if !is_volume && (!is_host || is_hidden) {
+            if !is_volume(config, &here) && (!is_host || is_hidden(guest, &here)) {
                 let volume = same_place("--cwd", &here)?;
                 config.volumes.push(VolumeConfig { overlay: true, ..volume });
             }
             place.directory = Some(here);
         }
+        if is_host
+            && let Some(directory) = command.and_then(|command| beside(command, guest))
+            && !is_volume(config, &directory)
+        {
+            let volume = same_place("the command's directory", &directory)?;
+            config.volumes.push(VolumeConfig { readonly: true, ..volume });
+        }
         Ok(place)
     }
+}
+
+/// Whether a volume brings that directory of the host's.
+fn is_volume(config: &VmConfig, directory: &Path) -> bool {
+    let mut mounts = config.volumes.iter().filter_map(|volume| volume.mount.as_deref());
+    mounts.any(|mount| directory.starts_with(mount))
+}
+
+/// Whether the guest has something of its own where the host has that directory.
+fn is_hidden(guest: &GuestConfig, directory: &Path) -> bool {
+    let mut own = OWN.into_iter().chain(guest.tmpfs.iter().map(String::as_str));
+    own.any(|above| directory.starts_with(above))
+}
+
+/// The directory of a command that is a file of the host's, named by its whole path, in a directory below one
+/// that the guest has in its memory: a test runner makes its programs there. `/tmp` itself is nobody's to show.
+fn beside(command: &OsStr, guest: &GuestConfig) -> Option<PathBuf> {
+    let path = Path::new(command);
+    let directory = path.parent().filter(|_| path.is_absolute() && path.is_file())?;
+    let above = directory.parent()?;
+    guest.tmpfs.iter().any(|own| above.starts_with(own)).then(|| directory.to_owned())
 }
 
 fn add_tmpfs(guest: &mut GuestConfig, path: String) {
