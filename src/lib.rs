@@ -80,7 +80,9 @@ mod x86_64;
 struct LibraryPage;
 
 pub use fixture::{Budget, TestError, TestVm, VmBuilder};
-pub use guest::{ChildInput, ChildOutput, GuestChild, GuestCommand, Output, Status};
+pub use guest::{
+    ChildInput, ChildOutput, GuestChild, GuestCommand, Output, Status, agent_program, write_agent,
+};
 pub use husk_devices::counters::Counts;
 pub use husk_devices::serial::{ConsoleStreams, EscapeFilter, Escapes};
 pub use husk_devices::virtio::balloon::stats::MemoryStatistics;

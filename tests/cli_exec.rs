@@ -248,6 +248,7 @@ fn a_commands_root_is_the_hosts_unless_there_is_another() {
 }
 
 #[test]
+<<<<<<< HEAD
 fn a_program_in_a_directory_below_one_that_the_guest_has_in_its_memory_is_brought() {
     let sandbox = Sandbox::new();
     sandbox.file("kernel", image(32, |a| a.power_off()));
@@ -273,6 +274,29 @@ fn a_program_in_a_directory_below_one_that_the_guest_has_in_its_memory_is_brough
     assert_eq!(volumes(&["--tmpfs", above], &format!("{here}/missing")).len(), 1);
     assert_eq!(volumes(&["--tmpfs", above, "--rw", here], &program).len(), 2);
     assert!(volumes(&["--tmpfs", above, "--root", "none"], &program).is_empty());
+=======
+fn the_agent_is_written_as_a_program_and_its_vm_is_no_vm_for_a_command() {
+    let sandbox = Sandbox::with_kernel();
+    let written = sandbox.run(&["agent", "--output", "husk-agent"]);
+    assert_eq!((written.status, &written.stdout[..]), (0, ""), "{written:?}");
+    let path = sandbox.path().join("husk-agent");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o755);
+    // Of the host's it is one as well, and its own words tell what it lacks here.
+    let mut agent = sandbox.program(path.to_str().unwrap(), &["--help"]);
+    let said = Running::start(&mut agent).finish();
+    assert!(said.status == 2 && said.stderr.contains("husk-agent: "), "{said:?}");
+    let mut piped = sandbox.husk(&["agent"]);
+    assert_eq!(piped.output().unwrap().stdout, std::fs::read(&path).unwrap());
+    let unit = sandbox.run(&["agent", "--unit"]).stdout;
+    assert!(unit.contains("\nExecStart=/usr/local/sbin/husk-agent\n"), "{unit}");
+    let refused = sandbox.run(&["agent", "--output", "none/agent"]);
+    assert!(refused.status == 125 && refused.stderr.contains("none/agent"), "{refused:?}");
+    let refused = sandbox.run(&["run", "--kernel", "kernel", "--agent", "--", "true"]);
+    assert!(refused.status == 125 && refused.stderr.contains("--agent"), "{refused:?}");
+    let config = sandbox.run(&["run", "--kernel", "kernel", "--agent", "--print-config"]).stdout;
+    assert!(config.contains("\"agent\": true"), "{config}");
+>>>>>>> 66a1ca1 (The agent works under a guest's own init: husk run --agent, and husk agent, which writes it)
 }
 
 /// `husk matrix` with these arguments, in which kernels that are no Linux are `off` and `dies`.

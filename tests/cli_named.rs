@@ -86,6 +86,7 @@ fn a_named_vm_is_listed_read_refused_to_others_and_ended() {
     let refused = call(&sandbox, &["exec", "one", "--", "true"]);
     assert_eq!(refused.status, 125, "{refused:?}");
     assert!(refused.stderr.contains("runs no commands"), "{refused:?}");
+    assert!(refused.stderr.contains("--agent"), "{refused:?}");
 
     let refused = call(&sandbox, &["attach", "one"]);
     assert_eq!(refused.status, 125, "{refused:?}");

@@ -7,9 +7,12 @@ mod guest;
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
+use std::path::Path;
+use std::process::{Command, Output};
+
 use guest::process::resident_program;
-use guest::tools::{fsck, host, read_from};
-use guest::{DEBIAN, Lab, PATIENCE, soak_rounds};
+use guest::tools::{fsck, host, read_from, write_into};
+use guest::{DEBIAN, Lab, PATIENCE, husk, soak_rounds};
 
 #[test]
 fn debian_comes_up_to_a_login_works_and_turns_itself_off() {
@@ -25,7 +28,11 @@ fn once(lab: &Lab, name: &str) {
     let words = ["--sparse=always", "--dereference"].map(OsStr::new);
     host("cp", words.into_iter().chain([from.as_os_str(), root.as_os_str()]));
 
-    let mut guest = lab.guest().args("--cpus 2").disk(&root, "").start();
+    with_agent(lab, &root);
+    let runtime = lab.path("runtime");
+    std::fs::create_dir_all(&runtime).unwrap();
+    let guest = lab.guest().args("--cpus 2 --agent --name debian").disk(&root, "");
+    let mut guest = guest.env("XDG_RUNTIME_DIR", &runtime).start();
     guest.wait_for("login: ");
     let up = guest.console().len();
     eprintln!("a login after {:.1?} and {up} bytes", guest.started().elapsed());
@@ -46,11 +53,47 @@ fn once(lab: &Lab, name: &str) {
     };
     assert!(resident > 64, "{resident} KiB of husk's program");
     eprintln!("{resident} KiB of husk's program are in memory");
-    guest.type_line("poweroff");
+    commands_are_run_beside_its_own_init(&runtime);
+    // In its own good order: the agent asks its init.
+    let stopped = call(&runtime, &["stop", "--grace", "100", "debian"]);
+    assert!(stopped.status.success(), "{stopped:?}");
     let done = guest.finish();
     done.expect_status(0);
     assert!(done.stderr.is_empty(), "{}", done.stderr);
     fsck(&root);
     assert_eq!(read_from(&root, "/root/answer"), b"answer-42 of husk\n");
     std::fs::remove_file(root).unwrap();
+}
+
+/// Puts husk's agent into the file system, and has its init start it, and start it anew.
+fn with_agent(lab: &Lab, root: &Path) {
+    let (agent, inittab) = (lab.path("husk-agent"), lab.path("inittab"));
+    host(&husk().display().to_string(), [OsStr::new("agent"), "--output".as_ref(), agent.as_ref()]);
+    write_into(root, &agent, "/usr/local/sbin/husk-agent", 0o755);
+    let mut lines = read_from(root, "/etc/inittab");
+    lines.extend(b"HA:2345:respawn:/usr/local/sbin/husk-agent\n");
+    std::fs::write(&inittab, lines).unwrap();
+    write_into(root, &inittab, "/etc/inittab", 0o644);
+}
+
+/// husk, by somebody else who knows the VM's name.
+fn call(runtime: &Path, args: &[&str]) -> Output {
+    Command::new(husk()).env("XDG_RUNTIME_DIR", runtime).args(args).output().unwrap()
+}
+
+fn commands_are_run_beside_its_own_init(runtime: &Path) {
+    let exec = |script: &str| {
+        let done = call(runtime, &["exec", "debian", "--", "sh", "-c", script]);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (done.status.code(), text(&done.stdout), text(&done.stderr))
+    };
+    let script = "cat /proc/1/comm /root/answer; pwd; id -u; echo told >&2; exit 5";
+    let wanted = "init\nanswer-42 of husk\n/\n0\n".to_owned();
+    assert_eq!(exec(script), (Some(5), wanted, "told\n".to_owned()));
+    // Its init starts it anew, and what runs is not ended by that.
+    let (_, first, _) = exec("pgrep -P 1 -x husk-agent");
+    let killed = exec("pkill -KILL -P 1 -x husk-agent && sleep 0.1 && echo survived");
+    assert_eq!(killed, (Some(0), "survived\n".to_owned(), String::new()));
+    let (status, second, stderr) = exec("pgrep -n -P 1 -x husk-agent");
+    assert!(status == Some(0) && !first.contains(second.trim()), "{first}{second}{stderr}");
 }

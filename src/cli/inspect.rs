@@ -79,6 +79,7 @@ fn table(told: &Inspection, now: u64) -> Result<String, std::fmt::Error> {
     ];
     if let Some(guest) = &told.guest {
         let guest = match guest {
+            GuestState::Starting if config.agent => "its init has not started husk's agent yet",
             GuestState::Starting => "not ready for commands yet",
             GuestState::Ready => "ready for commands",
             GuestState::Failed => "could not be set up",

@@ -10,6 +10,7 @@ macro_rules! tell {
     };
 }
 
+mod agent;
 mod attach;
 mod awaited;
 mod compare;
@@ -63,6 +64,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Exec(named::ExecIn),
     Cp(named::Cp),
+    Agent(agent::Agent),
     Attach(attach::Attach),
     Logs(named::Logs),
     Wait(named::Wait),
@@ -98,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(inspect) => inspect.execute(),
         Command::Exec(exec) => exec.execute(),
         Command::Cp(cp) => cp.execute(),
+        Command::Agent(agent) => agent.execute(),
         Command::Attach(attach) => attach.execute(),
         Command::Logs(logs) => logs.execute(),
         Command::Wait(wait) => wait.execute(),

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
@@ -86,7 +87,7 @@ impl ExecIn {
         let _restore = terminal::Restore;
         let resized = Awaited::block(libc::SIGWINCH)?;
         let signals = Signals::block()?;
-        let child = match vm.spawn(&command) {
+        let child = match told_of_a_wait(&self.name, || vm.spawn(&command)) {
             Ok(child) => child,
             Err(NameError::Exec(e)) => return Ok(failed(&e)),
             Err(e) => return Err(e.into()),
@@ -102,6 +103,24 @@ impl ExecIn {
             Err(e) => Ok(failed(&e)),
         }
     }
+}
+
+/// Does what waits for the guest's agent, and says so when it takes long: it may have to come up first.
+fn told_of_a_wait<T>(name: &str, work: impl FnOnce() -> T) -> T {
+    const UNTOLD: Duration = Duration::from_secs(3);
+    let (done, waited) = std::sync::mpsc::channel::<()>();
+    let name = name.to_owned();
+    // Who cannot be told waits all the same.
+    let _ = watch(move || {
+        if waited.recv_timeout(UNTOLD) == Err(RecvTimeoutError::Timeout) {
+            tell!(
+                "husk: the agent in the guest of {name} has not answered yet, and is waited for\n"
+            );
+        }
+    });
+    let result = work();
+    drop(done);
+    result
 }
 
 fn failed(error: &ExecError) -> u8 {

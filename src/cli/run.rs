@@ -97,6 +97,10 @@ pub struct Run {
     /// and the guest reaches PATH_<port> [cid: 3]
     #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
     vsock: Option<VsockConfig>,
+    /// The guest has an init of its own, which starts husk's agent (`husk agent` writes it): `husk exec` and
+    /// `cp` work in it
+    #[arg(long)]
+    agent: bool,
     /// The console: stdio, none, file=PATH, or pty [default: stdio]
     #[arg(long, value_name = "WHERE", value_parser = parse_console)]
     console: Option<ConsoleConfig>,
@@ -242,7 +246,7 @@ impl Run {
             return Ok(0);
         }
 
-        if config.vsock.is_some() || !config.volumes.is_empty() {
+        if config.vsock.is_some() || config.agent || !config.volumes.is_empty() {
             limits::raise_descriptors();
         }
         let _restore = terminal::Restore;
@@ -304,6 +308,7 @@ impl Run {
         config.rng = self.rng.unwrap_or(config.rng);
         config.balloon = self.balloon.or(config.balloon);
         config.vsock = self.vsock.or(config.vsock);
+        config.agent = config.agent || self.agent;
         config.console = self.console.clone().unwrap_or(config.console);
         config.console_device = self.console_device.unwrap_or(config.console_device);
         if !self.port.is_empty() {

@@ -84,6 +84,9 @@ impl VmConfig {
                 None => Ok(()),
             };
         };
+        if self.agent {
+            return Err(ConfigError::TwoAgents);
+        }
         let name = &guest.host_name;
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
         if name.is_empty() || name.len() > HOST_NAME_MAX || !name.bytes().all(allowed) {

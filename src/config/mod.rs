@@ -79,6 +79,10 @@ pub struct VmConfig {
     /// A guest that runs commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestConfig>,
+    /// Whether the guest has an init of its own that starts husk's agent ([`crate::agent_program`]), so that
+    /// commands can be run in it and files be copied. It has the vsock device for that.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub agent: bool,
     /// What the console is connected to.
     #[serde(default)]
     pub console: ConsoleConfig,
@@ -129,6 +133,7 @@ impl VmConfig {
             balloon: None,
             vsock: None,
             guest: None,
+            agent: false,
             console: ConsoleConfig::default(),
             console_device: ConsoleDevice::default(),
             ports: Vec::new(),

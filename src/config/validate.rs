@@ -201,6 +201,12 @@ pub enum ConfigError {
         /// Why not.
         why: &'static str,
     },
+    /// An agent of the guest's init where the agent is the init.
+    #[error(
+        "the agent is started by the guest's own init (--agent), and by husk for a command (-- CMD, --root): \
+         leave one of them out"
+    )]
+    TwoAgents,
     /// More directories in memory than the agent is told of.
     #[error("{0} directories in memory, but a guest has at most 32")]
     TooManyTmpfs(usize),
@@ -330,7 +336,7 @@ impl VmConfig {
             (self.console_device == ConsoleDevice::Virtio, "tty"),
             (!self.ports.is_empty(), "ports"),
             (self.balloon.is_some(), "balloon"),
-            (self.vsock.is_some() || self.guest.is_some(), "vsock"),
+            (self.vsock.is_some() || self.guest.is_some() || self.agent, "vsock"),
         ];
         let there = devices.into_iter().filter(|(there, _)| *there);
         there.map(|(_, name)| name.to_owned()).collect()

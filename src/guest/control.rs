@@ -2,7 +2,8 @@
 //!
 //! It connects once, says Hello, is told what the machine is to be, and says Ready. The connection lives
 //! as long as the agent does; a thread of the host's waits at it. Everything else goes over connections
-//! of its own ([`Agent::dial`]).
+//! of its own ([`Agent::dial`]). One that a guest's own init starts may come again: it was started anew,
+//! or the guest was.
 
 use std::borrow::Cow;
 use std::io;
@@ -16,7 +17,7 @@ use husk_devices::virtio::vsock::Inside;
 use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, INTERFACE_LEN, VERSION, record_head, tag};
 
 use super::session::{Frames, send};
-use crate::config::{GuestConfig, InterfaceAddress, NetConfig, VolumeConfig};
+use crate::config::{GuestConfig, InterfaceAddress, NetConfig, VmConfig, VolumeConfig};
 
 /// How long an agent that has connected may take for its words.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +29,7 @@ const WORDS_MAX: usize = 1024;
 /// What is known of the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Known {
-    /// It has not said that it is ready.
+    /// It has not said that it is ready, or not again.
     Waiting,
     /// It runs commands.
     Ready,
@@ -45,33 +46,42 @@ pub struct Agent {
     known: Mutex<Known>,
     changed: Condvar,
     connection: Mutex<Option<UnixStream>>,
+    /// The guest has an init of its own, which starts it.
+    service: bool,
 }
 
 impl Agent {
-    /// Waits for the agent of a guest set up as `config` says, with those of `volumes` mounted that are to
-    /// be and with `nets` that have their addresses, in a thread that ends with the device.
+    /// Waits for the agent of the guest of `config` in a thread that ends with the device. One that is the
+    /// guest's first process is told what the machine is to be, and one that another init starts nothing.
     ///
     /// # Errors
     /// When there is no thread.
-    pub fn expect(
-        inside: Arc<Inside>,
-        config: &GuestConfig,
-        volumes: &[VolumeConfig],
-        nets: &[NetConfig],
-    ) -> io::Result<Arc<Agent>> {
+    pub fn expect(inside: Arc<Inside>, config: &VmConfig) -> io::Result<Arc<Agent>> {
         let arriving = inside.listen(HOST_PORT);
         let agent = Arc::new(Agent {
             inside,
             known: Mutex::new(Known::Waiting),
             changed: Condvar::new(),
             connection: Mutex::new(None),
+            service: config.guest.is_none(),
         });
         let this = agent.clone();
-        let orders =
-            Orders { guest: config.clone(), volumes: volumes.to_vec(), nets: nets.to_vec() };
+        let orders = config.guest.as_ref().map(|guest| Orders {
+            guest: guest.clone(),
+            volumes: config.volumes.clone(),
+            nets: config.nets.clone(),
+        });
         let thread = std::thread::Builder::new().name("husk-agent".to_owned()).stack_size(STACK);
-        thread.spawn(move || this.attend(arriving, &orders))?;
+        thread.spawn(move || match orders {
+            Some(orders) => this.attend(arriving, &orders.records()),
+            None => this.attend_service(arriving),
+        })?;
         Ok(agent)
+    }
+
+    /// Whether the guest has an init of its own, which starts the agent.
+    pub fn is_service(&self) -> bool {
+        self.service
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -84,7 +94,7 @@ impl Agent {
         self.changed.notify_all();
     }
 
-    fn attend(&self, arriving: Receiver<UnixStream>, orders: &Orders) {
+    fn attend(&self, arriving: Receiver<UnixStream>, orders: &[u8]) {
         // An error: the VM has ended.
         let arrived = arriving.recv();
         // Whoever else connects to that port is not the agent.
@@ -100,8 +110,21 @@ impl Agent {
         }
     }
 
+    /// Attends to one after the other.
+    fn attend_service(&self, mut arriving: Receiver<UnixStream>) {
+        while let Ok(connection) = arriving.recv() {
+            // As above, as long as this one is there.
+            drop(arriving);
+            let end = self.converse(connection, &[]).unwrap_or(Known::Gone);
+            *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.learn(if end == Known::Gone { Known::Waiting } else { end });
+            arriving = self.inside.listen(HOST_PORT);
+        }
+        self.learn(Known::Gone);
+    }
+
     /// Speaks with the agent until it goes.
-    fn converse(&self, connection: UnixStream, orders: &Orders) -> io::Result<Known> {
+    fn converse(&self, connection: UnixStream, orders: &[u8]) -> io::Result<Known> {
         connection.set_read_timeout(Some(PATIENCE))?;
         let kept = connection.try_clone()?;
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
@@ -115,7 +138,7 @@ impl Agent {
             }
             _ => return Ok(Known::Gone),
         }
-        send(&connection, Frame::Setup(&orders.records()))?;
+        send(&connection, Frame::Setup(orders))?;
         match frames.next()? {
             Some(Frame::Ready) => {}
             Some(Frame::Failed(words)) => {

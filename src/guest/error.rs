@@ -51,8 +51,18 @@ pub enum ImageError {
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     /// The VM was not made to run commands.
-    #[error("the VM runs no commands: its configuration has no `guest`")]
+    #[error(
+        "the VM runs no commands: start it with one of its own (`husk run … -- CMD`), or, where its guest's \
+         init starts husk's agent, with `--agent`"
+    )]
     NoAgent,
+    /// The guest has an init of its own, which has not started the agent in time.
+    #[error(
+        "no agent of husk's runs in the guest after {} s: its init has to start one, which `husk agent` \
+         writes, and its kernel needs CONFIG_VIRTIO_VSOCKETS",
+        tenths(.0)
+    )]
+    NoService(Duration),
     /// The agent was not ready in time.
     #[error("the guest was not ready to run a command after {} s", tenths(.0))]
     NotReady(Duration),

@@ -23,6 +23,10 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::files;
 pub use child::{ChildInput, ChildOutput, GuestChild};
 pub use command::{GuestCommand, Output, Status};
 pub(crate) use copy::{Limits, get, put};
@@ -30,5 +34,19 @@ pub(crate) use session::{PATIENCE, is_late};
 
 /// The program that runs in guests: init and agent in one, compiled by `build/agent.rs`.
 const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/husk-agent"));
+
+/// The agent as a program for guests that have an init of their own, which starts it without arguments
+/// and as root ([`crate::config::VmConfig::agent`]): one static file.
+pub fn agent_program() -> &'static [u8] {
+    AGENT
+}
+
+/// Writes [`agent_program`] to `path`, executable, where all of it appears or nothing.
+///
+/// # Errors
+/// The host's.
+pub fn write_agent(path: &Path) -> io::Result<()> {
+    files::write_renamed(path, Some(0o755), |file| file.write_all(AGENT))
+}
 /// Where it stands in the initramfs, for `rdinit=`.
 pub const INIT: &str = "/husk/init";

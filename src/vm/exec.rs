@@ -1,4 +1,5 @@
-//! Commands in a running VM's guest: what [`RunningVm`] can do when its configuration has a `guest`.
+//! Commands in a running VM's guest: what [`RunningVm`] can do when its configuration has a `guest`, or
+//! an `agent`.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -116,18 +117,22 @@ impl RunningVm {
     }
 
     /// Asks the agent to end all processes of the guest, write everything to the disks and turn the
-    /// machine off.
+    /// machine off. One that the guest's own init started has that do it; before there is one the power
+    /// button is pressed.
     pub fn ask_to_shut_down(&self) {
-        if let Some(agent) = &self.agent {
-            agent.shut_down();
+        match &self.agent {
+            Some(agent) if self.has_agent() => agent.shut_down(),
+            // If it has ended meanwhile that is as well.
+            Some(_) => drop(self.press_power_button()),
+            None => {}
         }
     }
 
     /// Has the agent end all processes of the guest, write everything to the disks and turn the machine
     /// off; turns it off after `grace` if it has not.
     pub fn shut_down(&self, grace: Duration) -> Outcome {
-        if let Some(agent) = &self.agent {
-            agent.shut_down();
+        if self.agent.is_some() {
+            self.ask_to_shut_down();
             if let Some(outcome) = self.wait_timeout(grace) {
                 return outcome;
             }
@@ -141,12 +146,14 @@ impl RunningVm {
         self.agent.as_ref().ok_or(ExecError::NoAgent)
     }
 
-    /// Whether its configuration has a `guest`.
+    /// Whether its agent can be asked to turn it off. husk's own init is, whenever it comes; another init
+    /// need never start one.
     pub(crate) fn has_agent(&self) -> bool {
-        self.agent.is_some()
+        let ready = |agent: &Agent| agent.wait(Duration::ZERO) == Known::Ready;
+        self.agent.as_ref().is_some_and(|agent| !agent.is_service() || ready(agent))
     }
 
-    /// What is known of its agent, if its configuration has a `guest`.
+    /// What is known of its agent, if it is to have one.
     pub(crate) fn agent_state(&self) -> Option<Known> {
         self.agent.as_ref().map(|agent| agent.wait(Duration::ZERO))
     }
@@ -189,6 +196,7 @@ impl Dialler {
     fn wait_ready(&self, limit: Duration) -> Result<(), ExecError> {
         match self.agent.wait(limit) {
             Known::Ready => Ok(()),
+            Known::Waiting if self.agent.is_service() => Err(ExecError::NoService(limit)),
             Known::Waiting => Err(ExecError::NotReady(limit)),
             Known::Failed(words) => Err(ExecError::SetUp(words)),
             Known::Gone => Err((self.explain)()),

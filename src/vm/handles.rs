@@ -27,7 +27,7 @@ pub(super) struct Handles {
     /// The console, where it is not the UART.
     pub tty: Option<Arc<Tty>>,
     pub balloon: Option<Arc<Balloon>>,
-    /// The agent of a guest that runs commands.
+    /// The agent in the guest.
     pub agent: Option<Arc<Agent>>,
     /// This process' own end of the sockets between guest and host.
     pub inside: Option<Arc<Inside>>,
@@ -67,14 +67,15 @@ impl Handles {
             inside: None,
             pmem: pmem::open(&config.pmem, ram)?,
         };
-        if config.vsock.is_some() || config.guest.is_some() {
+        let with_agent = config.guest.is_some() || config.agent;
+        if config.vsock.is_some() || with_agent {
             let inside = Inside::new().map_err(host("vsock"))?;
             let cid = config.vsock.as_ref().map_or_else(VsockConfig::default_cid, |v| v.cid);
             let socket = config.vsock.as_ref().map(|vsock| vsock.socket.as_path());
             let device = Vsock::new(cid, socket, inside.clone(), worker.handle())?;
             devices.push(("vsock".to_owned(), Box::new(device)));
-            if let Some(guest) = &config.guest {
-                let agent = Agent::expect(inside.clone(), guest, &config.volumes, &config.nets);
+            if with_agent {
+                let agent = Agent::expect(inside.clone(), config);
                 handles.agent = Some(agent.map_err(host("the thread of the guest's agent"))?);
             }
             handles.inside = Some(inside);

@@ -7,6 +7,7 @@ use husk_devices::bus::{BusBuilder, BusDevice};
 use super::*;
 use crate::boot::synth::{BASE, Spec};
 use crate::config::{ConsoleConfig, MemoryConfig, Size};
+use crate::guest::error::ExecError;
 use crate::skipped::skipped;
 use crate::vm::running::Verdict;
 
@@ -167,4 +168,18 @@ fn more_vcpus_than_this_kvm_allows_are_refused_though_husk_allows_them() {
     assert_eq!(error.to_string(), "--cpus 4: this host's KVM has at most 3 vCPUs for a VM");
     config.cpus = 3;
     make(Hypervisor::open().unwrap().with_max_vcpus(3), &config).unwrap();
+}
+
+#[test]
+fn an_agent_that_no_init_starts_is_waited_for_and_then_missed_by_what_has_to_start_it() {
+    let Some(kvm) = kvm() else { return };
+    let (_directory, mut config) = machine_for(&WRITES_TO_PORT);
+    config.agent = true;
+    let vm = make(kvm, &config).unwrap().start().unwrap();
+    let error = vm.wait_ready(Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(error, ExecError::NoService(_)), "{error}");
+    assert!(error.to_string().contains("`husk agent`"), "{error}");
+    vm.kill().unwrap();
+    let error = vm.wait_ready(LIMIT).unwrap_err();
+    assert!(matches!(error, ExecError::Ended(_)), "{error}");
 }

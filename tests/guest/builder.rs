@@ -21,6 +21,7 @@ pub struct Builder<'a> {
     append: Vec<String>,
     args: Vec<OsString>,
     inherit: Vec<i32>,
+    env: Vec<(OsString, OsString)>,
     user: Option<(u32, u32)>,
     reading: bool,
 }
@@ -36,6 +37,7 @@ impl<'a> Builder<'a> {
             append: Vec::new(),
             args: Vec::new(),
             inherit: Vec::new(),
+            env: Vec::new(),
             user: None,
             reading: true,
         }
@@ -82,6 +84,12 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// A variable of husk's environment.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
     /// Another user and group runs husk, in the lab's directory, which all may enter then. For root's
     /// tests.
     pub fn user(mut self, uid: u32, gid: u32) -> Self {
@@ -105,6 +113,7 @@ impl<'a> Builder<'a> {
         let mut command = Command::new(husk());
         super::process::with_ordinary_signals(&mut command);
         command.env("XDG_CACHE_HOME", kernel_cache()).env("XDG_DATA_HOME", self.lab.path("data"));
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if let Some((uid, gid)) = self.user {
             command.env("XDG_CACHE_HOME", self.lab.path("cache")).uid(uid).gid(gid);
         }

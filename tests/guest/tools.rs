@@ -64,6 +64,17 @@ pub fn read_from(image: &Path, name: &str) -> Vec<u8> {
     command.args(["-R", &request]).arg(image).output().unwrap().stdout
 }
 
+/// Puts the file `from` into the file system in `image` as `name`, which is replaced.
+#[track_caller]
+pub fn write_into(image: &Path, from: &Path, name: &str, mode: u32) {
+    let script =
+        format!("rm {name}\nwrite {} {name}\nsif {name} mode 0100{mode:o}\n", from.display());
+    let commands = from.with_extension("debugfs");
+    std::fs::write(&commands, script).unwrap();
+    host("debugfs", [OsStr::new("-w"), OsStr::new("-f"), commands.as_os_str(), image.as_os_str()]);
+    assert_eq!(read_from(image, name), std::fs::read(from).unwrap(), "{name} is not there");
+}
+
 /// How many descriptors and threads a process has, without those the kernel adds for io_uring and
 /// takes away again as it likes.
 pub fn holdings(pid: u32) -> (usize, usize) {

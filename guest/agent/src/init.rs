@@ -22,7 +22,7 @@ struct Setup<'a> {
 
 /// The whole life of a machine.
 pub fn main() -> i32 {
-    have_streams();
+    file::have_streams();
     mounts::early();
     // Whatever a command does to the machine's memory, who could tell of it lives on.
     let _ = file::write_file(c"/proc/self/oom_score_adj", b"-1000");
@@ -46,7 +46,8 @@ pub fn main() -> i32 {
     };
     let mut host = Wire::new(host);
     match set_up(&mut host) {
-        Ok(listening) => serve::serve(&mut host, listening, later),
+        // Whatever ended it, nobody comes any more.
+        Ok(listening) => drop(serve::serve(&mut host, listening, later)),
         Err(None) => {}
         // The host has it in words; it turns the machine off when it has read them.
         Err(Some(())) => {
@@ -59,16 +60,6 @@ pub fn main() -> i32 {
     }
     serve::shut_down();
     1
-}
-
-/// 0, 1 and 2 are open from now on, if only on nothing: no pipe shall get these numbers.
-fn have_streams() {
-    while let Ok(mut fd) = file::open(c"/dev/null", file::READ_WRITE, 0) {
-        if fd.0 > 2 {
-            fd.close();
-            return;
-        }
-    }
 }
 
 /// Does what the host says. `Err(Some)`: it could not, and has said why.

@@ -1,8 +1,10 @@
 //! What husk runs inside a guest: the first process of a machine made to run commands, and the agent
-//! that runs them, in one static program without a C library.
+//! that runs them, in one static program without a C library. Where another init is the first process,
+//! it is the agent alone.
 //!
 //! ```text
-//! init ─▶ setup (mounts, modules, root) ─▶ serve ─▶ session, a process for each ─▶ command
+//! init ─▶ setup (mounts, modules, root) ─┬▶ serve ─▶ session, a process for each ─▶ command
+//! another init ─▶ service ───────────────┘
 //! ```
 //!
 //! husk's `build/agent.rs` compiles this crate as that program (`--cfg husk_guest`); cargo compiles it as a
@@ -21,6 +23,7 @@ mod mounts;
 mod root;
 mod say;
 mod serve;
+mod service;
 mod session;
 #[cfg(husk_guest)]
 mod start;
@@ -31,8 +34,8 @@ mod wire;
 
 use core::ffi::CStr;
 
-/// The program. `husk-agent --session FD` serves one session on a socket that is there already;
-/// otherwise it is the first process of its machine.
+/// The program. `husk-agent --session FD` serves one session on a socket that is there already. Without
+/// arguments it is started by its machine's init, unless it is the machine's first process itself.
 pub fn main(arguments: &[&CStr]) -> i32 {
     match arguments {
         [_, option, number] if option.to_bytes() == b"--session" => {
@@ -42,8 +45,11 @@ pub fn main(arguments: &[&CStr]) -> i32 {
             }
         }
         _ if sys::process::id() == 1 => init::main(),
+        [] | [_] => service::main(),
         _ => {
-            say::line(&[b"it is the first process of a machine, or --session FD"]);
+            say::line(&[
+                b"started by a guest's init it takes no arguments; otherwise --session FD",
+            ]);
             2
         }
     }

@@ -25,9 +25,14 @@ pub struct Later {
 }
 
 impl Later {
+    /// None, in a machine whose own init loads modules.
+    pub fn none() -> Later {
+        Later { files: [Fd::NONE; LATER_MAX], count: 0 }
+    }
+
     /// Those of the list.
     pub fn open() -> Later {
-        let mut later = Later { files: [Fd::NONE; LATER_MAX], count: 0 };
+        let mut later = Later::none();
         each(c"/husk/modules.later", |name| match later.files.get_mut(later.count) {
             Some(place) => match open(name) {
                 Ok(fd) => {

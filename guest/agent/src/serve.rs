@@ -1,5 +1,5 @@
-//! The first process' days: a process for each session that the host begins, and the end of those
-//! whose parents have gone.
+//! An agent's days: a process for each session that the host begins, and the end of those whose parents
+//! have gone.
 
 use husk_guest_protocol::Frame;
 
@@ -13,9 +13,24 @@ use crate::wire::Wire;
 /// After so long without anything to do modules are loaded that nothing has waited for.
 const IDLE_MILLIS: u32 = 1000;
 
+/// Why serving is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// The host wants the machine's end.
+    Asked,
+    /// The host has gone.
+    Gone,
+}
+
 /// Serves sessions at `listening` until `host` has gone or wants the machine's end.
-pub fn serve(host: &mut Wire, listening: Fd, mut later: Later) {
-    let Ok(children) = process::children() else { return };
+pub fn serve(host: &mut Wire, listening: Fd, later: Later) -> Over {
+    let Ok(mut children) = process::children() else { return Over::Gone };
+    let over = serve_with(host, listening, children, later);
+    children.close();
+    over
+}
+
+fn serve_with(host: &mut Wire, listening: Fd, children: Fd, mut later: Later) -> Over {
     loop {
         let mut polls = [
             Poll::new(host.fd, Poll::IN),
@@ -38,7 +53,8 @@ pub fn serve(host: &mut Wire, listening: Fd, mut later: Later) {
         }
         if said {
             match host.receive() {
-                Ok(Some(Frame::Shutdown) | None) | Err(_) => return,
+                Ok(Some(Frame::Shutdown)) => return Over::Asked,
+                Ok(None) | Err(_) => return Over::Gone,
                 Ok(Some(_)) => {}
             }
         }

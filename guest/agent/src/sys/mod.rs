@@ -25,12 +25,14 @@ impl Errno {
     pub const AGAIN: Errno = Errno(11);
     pub const ACCES: Errno = Errno(13);
     pub const EXIST: Errno = Errno(17);
+    pub const NODEV: Errno = Errno(19);
     pub const NOTDIR: Errno = Errno(20);
     pub const INVAL: Errno = Errno(22);
     pub const PIPE: Errno = Errno(32);
     pub const NAMETOOLONG: Errno = Errno(36);
     pub const PROTO: Errno = Errno(71);
     pub const AFNOSUPPORT: Errno = Errno(97);
+    pub const ADDRINUSE: Errno = Errno(98);
     pub const TIMEDOUT: Errno = Errno(110);
 }
 
