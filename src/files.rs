@@ -3,13 +3,13 @@
 //! The lowest floor there is: whoever opens what a user names, or puts a file where others may put
 //! theirs, does it through here. Nothing here knows what the files mean.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -41,7 +41,11 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     regular(open(path)?)
 }
 
-fn regular(file: File) -> io::Result<File> {
+/// `file`, if it is a regular one.
+///
+/// # Errors
+/// Words of our own when it is none.
+pub fn regular(file: File) -> io::Result<File> {
     match not_a_file(&file.metadata()?) {
         Some(what) => Err(io::Error::other(format!("it is {what}, not a file"))),
         None => Ok(file),
@@ -123,10 +127,7 @@ pub fn write_renamed(
     mode: Option<u32>,
     fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let nanos = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_file_name(format!(".{}-{count}-{nanos:x}.tmp", std::process::id()));
+    let temporary = temporary(path);
     // Not for others before it has its permissions.
     let first = mode.map_or(0o666, |_| 0o600);
     let (mut file, mut has_name) = match nameless_beside(path, first) {
@@ -153,6 +154,55 @@ pub fn write_renamed(
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// A name beside `path` that nobody has.
+pub fn temporary(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let nanos = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".{}-{count}-{nanos:x}.tmp", std::process::id()))
+}
+
+/// The place of `name` in an open directory, wherever that has got to meanwhile.
+pub fn beneath(directory: &File, name: &OsStr) -> PathBuf {
+    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
+}
+
+/// Opens `name` in an open directory for reading: no link, and without a wait.
+///
+/// # Errors
+/// The host's; `ELOOP` or `ENOTDIR` of a link.
+pub fn open_beneath(directory: &File, name: &OsStr, flags: i32) -> io::Result<File> {
+    let flags = flags | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    OpenOptions::new().read(true).custom_flags(flags).open(beneath(directory, name))
+}
+
+/// Removes a directory and all that is in it, also where it has permissions that forbid its owner.
+///
+/// # Errors
+/// The host's.
+pub fn remove_all(path: &Path) -> io::Result<()> {
+    if fs::remove_dir_all(path).is_ok() {
+        return Ok(());
+    }
+    open_up(path)?;
+    fs::remove_dir_all(path)
+}
+
+/// Gives the owner of a directory, and of those in it, all permissions. No link is followed.
+fn open_up(path: &Path) -> io::Result<()> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let directory = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let itself = beneath(&directory, OsStr::new(""));
+    fs::set_permissions(&itself, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(&itself)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&beneath(&directory, &entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// A file without a name, on the file system of `path`; `None` where there are no such files.

@@ -5,6 +5,7 @@
 mod guest;
 
 use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use std::path::Path;
@@ -54,6 +55,7 @@ fn once(lab: &Lab, name: &str) {
     assert!(resident > 64, "{resident} KiB of husk's program");
     eprintln!("{resident} KiB of husk's program are in memory");
     commands_are_run_beside_its_own_init(&runtime);
+    directories_are_copied(lab, &runtime);
     // In its own good order: the agent asks its init.
     let stopped = call(&runtime, &["stop", "--grace", "100", "debian"]);
     assert!(stopped.status.success(), "{stopped:?}");
@@ -96,4 +98,30 @@ fn commands_are_run_beside_its_own_init(runtime: &Path) {
     assert_eq!(killed, (Some(0), "survived\n".to_owned(), String::new()));
     let (status, second, stderr) = exec("pgrep -n -P 1 -x husk-agent");
     assert!(status == Some(0) && !first.contains(second.trim()), "{first}{second}{stderr}");
+}
+
+/// In, out again, and a pipe that is not.
+fn directories_are_copied(lab: &Lab, runtime: &Path) {
+    let (from, back) = (lab.path("tree"), lab.path("back"));
+    std::fs::create_dir_all(from.join("sub/empty")).unwrap();
+    std::fs::write(from.join("sub/file"), vec![b'x'; 1 << 20]).unwrap();
+    std::os::unix::fs::symlink("sub/file", from.join("link")).unwrap();
+    let cp = |from: &str, to: &str| call(runtime, &["cp", from, to]);
+    let into = cp(from.to_str().unwrap(), "debian:/root");
+    assert!(into.status.success(), "{into:?}");
+    let script =
+        "cd /root/tree && readlink link && wc -c <link && chmod 700 sub && mkfifo /tmp/pipe";
+    let seen = call(runtime, &["exec", "debian", "--", "sh", "-c", script]);
+    assert_eq!(String::from_utf8_lossy(&seen.stdout), "sub/file\n1048576\n", "{seen:?}");
+    let out = cp("debian:/root/tree", back.to_str().unwrap());
+    assert!(out.status.success(), "{out:?}");
+    host("diff", [OsStr::new("-r"), from.as_ref(), back.as_ref()]);
+    let mode = PermissionsExt::mode(&back.join("sub").metadata().unwrap().permissions());
+    assert!(back.join("link").is_symlink() && mode & 0o777 == 0o700);
+    let refused = cp("debian:/tmp/pipe", "pipe");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        refused.status.code() == Some(125) && said.contains("/tmp/pipe: it is a pipe"),
+        "{said}"
+    );
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, SystemTime};
@@ -146,7 +146,10 @@ fn pass_on(signals: Signals, child: Arc<GuestChild>) -> std::io::Result<()> {
     })
 }
 
-/// Copy a file into a VM that has a name, or out of one
+/// Copy a file or a directory into a VM that has a name, or out of one
+///
+/// What is copied to a directory that is there goes into it, by its name; of DIR/. only what is in it. Links
+/// in a directory stay links; one that is named itself is followed.
 #[derive(Args)]
 pub struct Cp {
     /// NAME:PATH in a VM, or a path here
@@ -160,29 +163,20 @@ impl Cp {
     pub fn execute(self) -> Result<u8, Error> {
         match (Place::of(&self.from), Place::of(&self.to)) {
             (Place::Here(from), Place::There(name, to)) => {
-                named::find(&name)?.copy_in(&from, &into(&to, &from)?)?;
+                named::find(&name)?.copy_in(&from, &to)?;
             }
             (Place::There(name, from), Place::Here(to)) => {
-                let to = if to.is_dir() { into(&to.join(""), &from)? } else { to };
                 named::find(&name)?.copy_out(&from, &to)?;
             }
             _ => {
                 return Err(
-                    "one of both is a file in a VM, NAME:PATH, and the other one here".into()
+                    "one of both is a file or directory in a VM, NAME:PATH, and the other one here"
+                        .into(),
                 );
             }
         }
         Ok(0)
     }
-}
-
-/// `to`, or with a `/` at its end the same file in it.
-fn into(to: &Path, from: &Path) -> Result<PathBuf, Error> {
-    if !to.as_os_str().as_encoded_bytes().ends_with(b"/") {
-        return Ok(to.to_owned());
-    }
-    let name = from.file_name().ok_or_else(|| format!("{} names no file", from.display()))?;
-    Ok(to.join(name))
 }
 
 enum Place {

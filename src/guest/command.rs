@@ -196,7 +196,7 @@ impl GuestCommand {
                 source: io::Error::other("there is nobody of that name"),
             },
             Stage::User => ExecError::User { user: self.user.clone().unwrap_or_default(), source },
-            Stage::File | Stage::Agent => ExecError::Agent(source),
+            Stage::File | Stage::Special | Stage::Agent => ExecError::Agent(source),
         }
     }
 

@@ -107,6 +107,22 @@ pub enum ExecError {
         /// Why.
         r#source: io::Error,
     },
+    /// What is to be copied out of the guest is neither file nor directory nor link.
+    #[error("{path}: it is {what}, in the guest, which is not copied")]
+    Special {
+        /// Where it is.
+        path: String,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The guest sends a file of a name that no file is given here.
+    #[error("{path}: the guest sends a file called `{name}`, which is refused")]
+    BadName {
+        /// What is copied.
+        path: String,
+        /// The name, escaped.
+        name: String,
+    },
     /// A file of the guest's is longer than what is taken from one.
     #[error(
         "{path}: it has more than {max} bytes, which is the most that is copied out of the guest"

@@ -1,6 +1,8 @@
 //! The agent as a process of the host's, at the other end of a socket: everything about sessions but
 //! the guest. Then peers that are no agents.
 
+mod trees;
+
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -285,11 +287,15 @@ fn files_are_copied_whole_or_not_at_all() {
     let error = put(socket, &explain(), &path("from"), &path("no/such")).unwrap_err();
     child.wait().unwrap();
     assert!(matches!(error, ExecError::GuestFile { .. }), "{error}");
-    for wrong in [path("none"), dir.path().to_owned()] {
+    // In the guest, then on the host: a directory is copied as one, and to where there is none.
+    for (wrong, to) in [(path("none"), path("never")), (dir.path().to_owned(), path("no/such"))] {
         let (socket, mut child) = agent();
-        let error = get(socket, &explain(), &wrong, &path("never"), Limits::default()).unwrap_err();
+        let error = get(socket, &explain(), &wrong, &to, Limits::default()).unwrap_err();
         child.wait().unwrap();
-        assert!(matches!(error, ExecError::GuestFile { .. }), "{error}");
+        assert!(
+            matches!(error, ExecError::GuestFile { .. } | ExecError::HostFile { .. }),
+            "{error}"
+        );
     }
     assert_eq!(dir.path().read_dir().unwrap().count(), before, "something was left");
 }

@@ -73,8 +73,10 @@ impl RunningVm {
         command.spawn_on(socket, self.explain(), end.min(Instant::now() + guest::PATIENCE))
     }
 
-    /// Copies the file `from` of the host's to `to` in the guest, where it appears when all of it is
-    /// there, with its permissions.
+    /// Copies the file or directory `from` of the host's to `to` in the guest, with its permissions. If
+    /// `to` is a directory it goes into that, by its name (of `DIR/.` what is in it). It appears when all of it is
+    /// there; where a directory was before, one file after the other does. Links in a directory are copied as
+    /// links; `from` itself is followed.
     ///
     /// # Errors
     /// See [`ExecError`].
@@ -82,9 +84,9 @@ impl RunningVm {
         guest::put(self.dial(None)?, &self.explain(), from, to)
     }
 
-    /// Copies the file `from` of the guest's to `to` on the host, where it appears when all of it is
-    /// there, with the `rwx` of its permissions. At most 64 GiB, and an error when the guest sends
-    /// nothing of it for 60 s.
+    /// Copies the file or directory `from` of the guest's to `to` on the host, as [`RunningVm::copy_in`]
+    /// does, with the `rwx` of its permissions. At most 64 GiB, of which each file takes 4 KiB more than
+    /// it has, and an error when the guest sends nothing of it for 60 s, or names that are none.
     ///
     /// # Errors
     /// See [`ExecError`].

@@ -13,7 +13,7 @@ use core::ffi::CStr;
 
 use crate::mounts;
 use crate::sys::machine::{MOVE, READ_ONLY, REMOUNT, change_root, mount};
-use crate::sys::{Errno, Fd, Result, file, process};
+use crate::sys::{Errno, Fd, Result, directory, file, process};
 use crate::text::{Path, lines};
 
 type Failed = (&'static [u8], Errno);
@@ -161,16 +161,17 @@ fn find(serial: &[u8]) -> Result<Path> {
     Err(Errno::NOENT)
 }
 
-fn among(directory: Fd, serial: &[u8]) -> Result<Path> {
+fn among(blocks: Fd, serial: &[u8]) -> Result<Path> {
     let mut room = [0u8; 2048];
     loop {
-        let len = file::entries(directory, &mut room)?;
+        let len = directory::entries(blocks, &mut room)?;
         if len == 0 {
             return Err(Errno::NOENT);
         }
         let mut rest = room.get(..len).unwrap_or_default();
-        while let Some((name, others)) = entry(rest) {
+        while let Some((name, others)) = directory::entry(rest) {
             rest = others;
+            let name = name.to_bytes();
             let path = Path::of(&[b"/sys/block/", name, b"/serial"])?;
             let mut text = [0; 64];
             let told = file::read_file(path.as_c_str(), &mut text).unwrap_or_default();
@@ -178,37 +179,5 @@ fn among(directory: Fd, serial: &[u8]) -> Result<Path> {
                 return Path::of(&[b"/dev/", name]);
             }
         }
-    }
-}
-
-/// The name of the first linux_dirent64 (`man 2 getdents64`), and what follows it.
-fn entry(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let &[a, b] = bytes.get(16..18)?.first_chunk()?;
-    let (this, others) = bytes.split_at_checked(u16::from_le_bytes([a, b]).into())?;
-    let name = this.get(19..)?.split(|byte| *byte == 0).next()?;
-    Some((name, others))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_names_of_a_directory_are_read_as_the_kernel_writes_them() {
-        let mut bytes = Vec::new();
-        for name in [&b"vda"[..], b"loop0"] {
-            let len = (19 + name.len() + 1).next_multiple_of(8);
-            let mut one = vec![0; 16];
-            one.extend((len as u16).to_le_bytes());
-            one.push(10);
-            one.extend(name);
-            one.resize(len, 0);
-            bytes.extend(one);
-        }
-        let (first, rest) = entry(&bytes).expect("an entry");
-        let (second, rest) = entry(rest).expect("an entry");
-        assert_eq!((first, second, rest), (&b"vda"[..], &b"loop0"[..], &b""[..]));
-        assert!(entry(rest).is_none());
-        assert!(entry(&bytes[..20]).is_none(), "one that is cut off");
     }
 }

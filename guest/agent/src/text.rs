@@ -79,6 +79,11 @@ impl Path {
         Ok(path)
     }
 
+    /// Without its zero.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
     /// As the kernel takes it.
     pub fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()

@@ -23,9 +23,9 @@ pub struct Header {
 pub enum Action {
     /// Run a command.
     Exec,
-    /// Make a file of what comes by stdin.
+    /// Make a file of what comes by stdin, or a directory ([`crate::tree`]).
     Put,
-    /// Send a file by stdout.
+    /// Send a file by stdout, or a directory.
     Get,
 }
 
@@ -40,7 +40,7 @@ pub struct Begin {
     pub tty: bool,
     /// Columns and rows of its window.
     pub window: (u16, u16),
-    /// Permissions of a file to be made.
+    /// Type and permissions of a file or directory to be made.
     pub mode: u32,
     /// Bytes of the request that follows in parts.
     pub len: u32,
@@ -57,6 +57,8 @@ pub enum Stage {
     User,
     /// The file to be copied.
     File,
+    /// The same: it is neither file nor directory nor link. Instead of an `errno` its type ([`crate::tree::TYPE`]).
+    Special,
     /// What the agent itself needs.
     Agent,
 }
@@ -100,7 +102,7 @@ pub enum Frame<'a> {
     Output(u8, &'a [u8]),
     /// Guest: a stream is at its end.
     OutputEnd(u8),
-    /// Guest: the permissions of the file that it sends.
+    /// Guest: type and permissions of what it sends.
     Mode(u32),
     /// Guest, last: the command's exit status.
     Exited(u8),
@@ -295,6 +297,7 @@ impl Stage {
             Stage::User => 3,
             Stage::File => 4,
             Stage::Agent => 5,
+            Stage::Special => 6,
         }
     }
 
@@ -305,6 +308,7 @@ impl Stage {
             3 => Stage::User,
             4 => Stage::File,
             5 => Stage::Agent,
+            6 => Stage::Special,
             _ => return Err(Malformed),
         })
     }

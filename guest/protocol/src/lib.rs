@@ -11,12 +11,13 @@ mod frame;
 mod record;
 #[cfg(test)]
 mod tests;
+pub mod tree;
 
 pub use frame::{Action, Begin, Frame, Header, Malformed, Stage};
 pub use record::{Record, Records, record_head, tag};
 
 /// Of this protocol. A peer with another one is refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The port of the host's (CID 2) that the agent connects to when it is up.
 pub const HOST_PORT: u32 = 0x6873_6b01;
 /// The port of the guest's where the agent serves sessions.

@@ -20,6 +20,8 @@ pub mod tag {
     pub const USER: u8 = 4;
     /// The file to be copied.
     pub const FILE: u8 = 5;
+    /// The name under which it is put into [`FILE`] when that is a directory.
+    pub const NAME: u8 = 6;
 
     /// Set-up: what a network interface is to have, of [`crate::INTERFACE_LEN`] bytes: its number n (`ethn`),
     /// the address (4 bytes), the bits of its network's prefix, and the default gateway (4 bytes; of zeros

@@ -51,6 +51,7 @@ fn every_frame_comes_out_as_it_went_in() {
         Frame::Cannot(Stage::User, 2),
         Frame::Cannot(Stage::File, 2),
         Frame::Cannot(Stage::Agent, u32::MAX),
+        Frame::Cannot(Stage::Special, tree::TYPE),
         Frame::Output(stream::STDOUT, &bytes),
         Frame::OutputEnd(stream::STDOUT),
         Frame::Mode(0o750),
@@ -102,6 +103,39 @@ fn records_follow_each_other_until_one_is_malformed() {
     let records: Vec<_> = Records(&all).collect();
     assert_eq!(records.len(), 3);
     assert_eq!(records[2], Err(Malformed));
+}
+
+#[test]
+fn what_is_sent_of_a_directory_comes_out_as_it_went_in_and_has_a_length_of_its_kind() {
+    use tree::{Head, Kind};
+    for (kind, least, most) in [
+        (Kind::Directory, 1, tree::NAME_MAX),
+        (Kind::Leave, 0, 0),
+        (Kind::File, 1, tree::NAME_MAX),
+        (Kind::Data, 1, tree::DATA_MAX),
+        (Kind::Link, 3, tree::NAME_MAX + 1 + tree::TARGET_MAX),
+        (Kind::End, 0, 0),
+    ] {
+        for (len, fine) in [(least, true), (most, true), (most + 1, false)] {
+            let head = Head { kind, mode: 0o100_755, len };
+            assert_eq!(Head::decode(head.encode()), if fine { Ok(head) } else { Err(Malformed) });
+        }
+    }
+    assert_eq!(Head::decode([7, 0, 0, 0, 0, 0, 0, 0, 0]), Err(Malformed));
+}
+
+#[test]
+fn a_name_is_never_a_path_and_a_link_leads_somewhere() {
+    for name in [&b"a"[..], b"...", b"a b", b"\xff", &[b'n'; 255]] {
+        assert!(tree::is_name(name), "{name:?}");
+    }
+    for wrong in [&b""[..], b".", b"..", b"/", b"a/b", b"/etc", b"a\0b", &[b'n'; 256]] {
+        assert!(!tree::is_name(wrong), "{wrong:?}");
+    }
+    assert_eq!(tree::link(b"name\0../../etc"), Ok((&b"name"[..], &b"../../etc"[..])));
+    for wrong in [&b"name"[..], b"name\0", b"\0target", b"..\0target", b"n\0t\0"] {
+        assert_eq!(tree::link(wrong), Err(Malformed), "{wrong:?}");
+    }
 }
 
 proptest! {

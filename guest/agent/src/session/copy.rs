@@ -1,45 +1,141 @@
-//! A file's way in or out.
+//! The way in or out of a file, or of a directory with all that is in it.
+//!
+//! What is put into a directory that is there goes by the name that the host gives. What is put where
+//! nothing was is there under its name when all of it is.
 
 use core::ffi::CStr;
 
-use husk_guest_protocol::{Begin, Frame, Stage, WINDOW, stream};
+use husk_guest_protocol::{Begin, Frame, Stage, WINDOW, stream, tree};
 
 use super::Cannot;
 use super::request::Request;
+use super::{tree_in, tree_out};
+use crate::sys::directory::{self, HERE, mode_at, read_link_at};
 use crate::sys::{Errno, Fd, Result, file, process};
 use crate::text::{Digits, Path};
 use crate::wire::Wire;
 
 type Done = core::result::Result<(), Cannot>;
 
-fn path_of(request: &'static [u8]) -> core::result::Result<&'static CStr, Cannot> {
-    let request = Request::parse(request).map_err(|e| (Stage::Agent, e))?;
-    request.file.ok_or((Stage::Agent, Errno::PROTO))
+/// Why a copy does not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The host has gone, or says what no host says.
+    Gone,
+    /// The guest cannot. Its path was told, unless it is the one that the host named.
+    Cannot(Stage, Errno),
 }
 
-/// Makes a file of what the host sends. It is there under its name when all of it is.
+impl Failure {
+    /// Of a file system.
+    pub fn file(error: Errno) -> Failure {
+        Failure::Cannot(Stage::File, error)
+    }
+}
+
+/// Tells the host what a failure is about: the path of `name` in `directory`.
+pub fn tell_path(wire: &Wire, directory: Fd, name: &CStr) {
+    let digits = Digits::of(directory.0 as u64);
+    let Ok(link) = Path::of(&[b"/proc/self/fd/", digits.bytes()]) else { return };
+    let mut room = [0; 4096];
+    let Ok(path) = read_link_at(HERE, link.as_c_str(), &mut room) else { return };
+    for part in [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()] {
+        // If it has gone there is nobody to be told.
+        let _ = wire.send(Frame::Output(stream::STDERR, part));
+    }
+}
+
+/// Whether this is the type of a directory.
+fn is_directory(mode: u32) -> bool {
+    mode & tree::TYPE == tree::DIRECTORY
+}
+
+/// Makes a file or a directory of what the host sends.
 ///
 /// # Errors
 /// What the file system says.
 pub fn put(wire: &mut Wire, begin: Begin, request: &'static [u8]) -> Done {
     let failed = |e| (Stage::File, e);
-    let path = path_of(request)?;
-    let own = Digits::of(process::id() as u64);
-    let part = Path::of(&[path.to_bytes(), b".husk-", own.bytes()]).map_err(failed)?;
-    let part = part.as_c_str();
-    let flags = file::WRITE | file::CREATE | file::EXCLUSIVE | file::CLOEXEC;
-    let mut fd = file::open(part, flags, 0o600).map_err(failed)?;
-    let written = wire.send(Frame::Started).and_then(|()| receive(wire, fd));
-    let done = written.and_then(|()| file::set_mode(fd, begin.mode & 0o7777));
-    fd.close();
-    let done = done.and_then(|()| file::rename(part, path));
-    if let Err(e) = done {
-        let _ = file::unlink(part);
-        return Err(failed(e));
+    let request = Request::parse(request).map_err(|e| (Stage::Agent, e))?;
+    let path = request.file.ok_or((Stage::Agent, Errno::PROTO))?;
+    let there = |path: &CStr| mode_at(HERE, path, true).ok();
+    // A directory takes what is put there, by its name.
+    let path = match (there(path), request.name) {
+        (Some(mode), Some(name)) if is_directory(mode) => Path::of(&[path.to_bytes(), b"/", name]),
+        _ => Path::of(&[path.to_bytes()]),
     }
-    // If the host has gone, it is not told.
-    let _ = wire.send(Frame::Exited(0));
-    Ok(())
+    .map_err(failed)?;
+    let own = Digits::of(process::id() as u64);
+    let end = path.bytes().iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    let named = path.bytes().get(..end).unwrap_or_default();
+    let part = if is_directory(begin.mode) { named } else { path.bytes() };
+    let part = Path::of(&[part, b".husk-", own.bytes()]).map_err(failed)?;
+    let (path, part) = (path.as_c_str(), part.as_c_str());
+    let done = match (is_directory(begin.mode), there(path)) {
+        (false, _) => put_file(wire, begin.mode, path, part),
+        (true, None) => put_directory(wire, begin.mode, path, part),
+        (true, Some(mode)) if is_directory(mode) => put_into(wire, path),
+        (true, Some(_)) => Err(Failure::file(Errno::NOTDIR)),
+    };
+    match done {
+        Ok(()) => {
+            // If the host has gone, it is not told.
+            let _ = wire.send(Frame::Exited(0));
+            Ok(())
+        }
+        Err(Failure::Gone) => Ok(()),
+        Err(Failure::Cannot(stage, error)) => Err((stage, error)),
+    }
+}
+
+fn put_file(
+    wire: &mut Wire,
+    mode: u32,
+    path: &CStr,
+    part: &CStr,
+) -> core::result::Result<(), Failure> {
+    let flags = file::WRITE | file::CREATE | file::EXCLUSIVE | file::CLOEXEC;
+    let mut fd = file::open(part, flags, 0o600).map_err(Failure::file)?;
+    let written = wire.send(Frame::Started).and_then(|()| receive(wire, fd));
+    let done = written.and_then(|()| file::set_mode(fd, mode & 0o7777));
+    fd.close();
+    done.and_then(|()| file::rename(part, path)).map_err(|e| {
+        let _ = file::unlink(part);
+        Failure::file(e)
+    })
+}
+
+/// Opens a directory that is there.
+fn open_directory(path: &CStr) -> core::result::Result<Fd, Failure> {
+    let flags = file::READ | file::DIRECTORY | file::CLOEXEC;
+    file::open(path, flags, 0).map_err(Failure::file)
+}
+
+fn put_directory(
+    wire: &mut Wire,
+    mode: u32,
+    path: &CStr,
+    part: &CStr,
+) -> core::result::Result<(), Failure> {
+    directory::make_at(HERE, part, 0o700).map_err(Failure::file)?;
+    let done = put_into(wire, part).and_then(|()| {
+        let mut fd = open_directory(part)?;
+        let done = file::set_mode(fd, mode & 0o7777).and_then(|()| file::rename(part, path));
+        fd.close();
+        done.map_err(Failure::file)
+    });
+    if done.is_err() {
+        directory::remove_all(HERE, part);
+    }
+    done
+}
+
+fn put_into(wire: &mut Wire, path: &CStr) -> core::result::Result<(), Failure> {
+    let mut fd = open_directory(path)?;
+    let begun = wire.send(Frame::Started).map_err(|_| Failure::Gone);
+    let done = begun.and_then(|()| tree_in::receive(wire, fd));
+    fd.close();
+    done
 }
 
 fn receive(wire: &mut Wire, fd: Fd) -> Result<()> {
@@ -56,47 +152,91 @@ fn receive(wire: &mut Wire, fd: Fd) -> Result<()> {
     }
 }
 
-/// Sends the host a file.
+/// Sends the host a file or a directory.
 ///
 /// # Errors
-/// What the file system says.
+/// What the file system says; that it is neither.
 pub fn get(wire: &mut Wire, request: &'static [u8]) -> Done {
     let failed = |e| (Stage::File, e);
-    let path = path_of(request)?;
-    // A FIFO without a writer is at its end, and not waited for.
+    let request = Request::parse(request).map_err(|e| (Stage::Agent, e))?;
+    let path = request.file.ok_or((Stage::Agent, Errno::PROTO))?;
+    // Before it is opened, which a device may notice, and which waits at a FIFO.
+    copied(mode_at(HERE, path, true).map_err(failed)?)?;
     let flags = file::READ | file::CLOEXEC | file::NONBLOCK | file::NO_TTY;
     let fd = file::open(path, flags, 0).map_err(failed)?;
-    let mut room = [0; Frame::PIECE];
-    // A directory can be opened and not be read: said before anything has begun.
-    let mut first = Some(file::read(fd, &mut room).map_err(failed)?);
     let mode = file::mode(fd).map_err(failed)?;
-    if wire.send(Frame::Started).and_then(|()| wire.send(Frame::Mode(mode))).is_err() {
-        return Ok(());
-    }
-    let mut credit = WINDOW;
-    loop {
-        let count = match first.take() {
-            Some(count) => count,
-            None => {
-                let most = room.len().min(credit as usize);
-                file::read(fd, room.get_mut(..most).unwrap_or_default()).map_err(failed)?
-            }
-        };
-        if count == 0 {
+    copied(mode)?;
+    let begin = |wire: &Wire| wire.send(Frame::Started).and_then(|()| wire.send(Frame::Mode(mode)));
+    let done = if is_directory(mode) {
+        begin(wire).map_err(|_| Failure::Gone).and_then(|()| tree_out::send(wire, fd))
+    } else {
+        let mut room = [0; Frame::PIECE];
+        // What cannot be read is said before anything has begun.
+        let first = file::read(fd, &mut room).map_err(failed)?;
+        begin(wire).map_err(|_| Failure::Gone).and_then(|()| send(wire, fd, &mut room, first))
+    };
+    match done {
+        Ok(()) => {
             let _ = wire.send(Frame::Exited(0));
-            return Ok(());
+            Ok(())
         }
-        let bytes = room.get(..count).unwrap_or_default();
-        if wire.send(Frame::Output(stream::STDOUT, bytes)).is_err() {
-            return Ok(());
-        }
-        credit = credit.saturating_sub(count as u32);
-        while credit == 0 {
-            match wire.receive() {
-                Ok(Some(Frame::Credit(_, bytes))) => credit = bytes.min(WINDOW),
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return Ok(()),
+        Err(Failure::Gone) => Ok(()),
+        Err(Failure::Cannot(stage, error)) => Err((stage, error)),
+    }
+}
+
+/// That what has this mode is copied.
+fn copied(mode: u32) -> Done {
+    match mode & tree::TYPE {
+        tree::FILE | tree::DIRECTORY => Ok(()),
+        other => Err((Stage::Special, Errno(other as i32))),
+    }
+}
+
+/// Sends a file, of which `count` bytes were read into `room`.
+fn send(
+    wire: &mut Wire,
+    fd: Fd,
+    room: &mut [u8],
+    mut count: usize,
+) -> core::result::Result<(), Failure> {
+    let mut credit = Credit::default();
+    while count > 0 {
+        credit.send(wire, room.get(..count).unwrap_or_default())?;
+        count = file::read(fd, room).map_err(Failure::file)?;
+    }
+    Ok(())
+}
+
+/// How much the host takes of what is copied out.
+pub struct Credit(u32);
+
+impl Default for Credit {
+    fn default() -> Credit {
+        Credit(WINDOW)
+    }
+}
+
+impl Credit {
+    /// Sends all of `bytes`, as the host takes them.
+    ///
+    /// # Errors
+    /// When it has gone.
+    pub fn send(&mut self, wire: &mut Wire, mut bytes: &[u8]) -> core::result::Result<(), Failure> {
+        while !bytes.is_empty() {
+            while self.0 == 0 {
+                match wire.receive() {
+                    Ok(Some(Frame::Credit(_, more))) => self.0 = more.min(WINDOW),
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => return Err(Failure::Gone),
+                }
             }
+            let count = bytes.len().min(self.0 as usize).min(Frame::PIECE);
+            let (piece, rest) = bytes.split_at_checked(count).unwrap_or((bytes, &[]));
+            wire.send(Frame::Output(stream::STDOUT, piece)).map_err(|_| Failure::Gone)?;
+            self.0 -= count as u32;
+            bytes = rest;
         }
+        Ok(())
     }
 }

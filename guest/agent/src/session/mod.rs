@@ -1,4 +1,4 @@
-//! A session: one connection of the host's, for one command or one file.
+//! A session: one connection of the host's, for one command, one file or one directory.
 //!
 //! It is a process of its own, so nothing in it can be in another's way. The host is believed, but what
 //! it says is bounded: a request by its length, a stream by the credit it was given.
@@ -8,6 +8,8 @@ mod copy;
 mod launch;
 mod pump;
 mod request;
+mod tree_in;
+mod tree_out;
 
 use husk_guest_protocol::{Action, Begin, Frame, REQUEST_MAX, Stage, VERSION};
 

@@ -19,6 +19,8 @@ pub struct Request {
     pub directory: Option<&'static CStr>,
     pub user: Option<&'static [u8]>,
     pub file: Option<&'static CStr>,
+    /// What it is called in the directory `file`, if that is one.
+    pub name: Option<&'static [u8]>,
 }
 
 impl Request {
@@ -43,6 +45,7 @@ impl Request {
             directory: None,
             user: None,
             file: None,
+            name: None,
         };
         let (argument_places, variable_places) =
             (pointers(arguments + 1)?, pointers(variables + 1)?);
@@ -71,6 +74,7 @@ impl Request {
                 tag::DIRECTORY => request.directory = Some(text?),
                 tag::USER => request.user = Some(record.bytes()),
                 tag::FILE => request.file = Some(text?),
+                tag::NAME => request.name = Some(record.bytes()),
                 // A newer host's.
                 _ => {}
             }

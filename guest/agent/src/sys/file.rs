@@ -199,31 +199,51 @@ pub fn set_mode(fd: Fd, mode: u32) -> Result<()> {
     unsafe { call(91, [fd.raw(), mode as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
-/// Bytes of `struct stat` on x86-64, and where its `st_mode` is.
-const STAT_LEN: usize = 144;
-const STAT_MODE: usize = 24;
+/// A `struct stat` of x86-64 (asm/stat.h), to be filled by the kernel.
+pub struct Stat([u8; Stat::LEN]);
 
-/// The permissions of an open file, by fstat(2).
-pub fn mode(fd: Fd) -> Result<u32> {
-    let mut stat = [0u8; STAT_LEN];
-    // SAFETY: the kernel writes a `struct stat` there, which has that many bytes.
-    unsafe { call(5, [fd.raw(), stat.as_mut_ptr().addr(), 0, 0, 0, 0]) }?;
-    let bytes = stat.get(STAT_MODE..).and_then(|rest| rest.first_chunk());
-    Ok(u32::from_le_bytes(*bytes.unwrap_or(&[0; 4])) & 0o7777)
+impl Default for Stat {
+    fn default() -> Stat {
+        Stat([0; Stat::LEN])
+    }
 }
 
-/// The minor number of the device that `path` lies on, by stat(2): the first field.
+impl Stat {
+    /// Its bytes, and where `st_mode` is among them.
+    const LEN: usize = 144;
+    const MODE: usize = 24;
+
+    /// Where it is.
+    pub fn place(&mut self) -> usize {
+        self.0.as_mut_ptr().addr()
+    }
+
+    /// The device it lies on.
+    fn device(&self) -> u64 {
+        u64::from_le_bytes(*self.0.first_chunk().unwrap_or(&[0; 8]))
+    }
+
+    /// Type and permissions.
+    pub fn mode(&self) -> u32 {
+        let bytes = self.0.get(Stat::MODE..).and_then(|rest| rest.first_chunk());
+        u32::from_le_bytes(*bytes.unwrap_or(&[0; 4]))
+    }
+}
+
+/// Type and permissions of an open file, by fstat(2).
+pub fn mode(fd: Fd) -> Result<u32> {
+    let mut stat = Stat::default();
+    // SAFETY: the kernel writes a `struct stat` there.
+    unsafe { call(5, [fd.raw(), stat.place(), 0, 0, 0, 0]) }?;
+    Ok(stat.mode())
+}
+
+/// The minor number of the device that `path` lies on, by stat(2).
 pub fn device_minor(path: &CStr) -> Result<u32> {
-    let mut stat = [0u8; STAT_LEN];
+    let mut stat = Stat::default();
     // SAFETY: a string that outlives the call, and room for a `struct stat`.
-    unsafe { call(4, [pointer(path), stat.as_mut_ptr().addr(), 0, 0, 0, 0]) }?;
-    let device = u64::from_le_bytes(*stat.first_chunk().unwrap_or(&[0; 8]));
+    unsafe { call(4, [pointer(path), stat.place(), 0, 0, 0, 0]) }?;
+    let device = stat.device();
     // Linux `new_encode_dev`: the minor number around 12 bits of the major one.
     Ok((device & 0xff | device >> 12 & 0xffff_ff00) as u32)
-}
-
-/// The entries of an open directory, as linux_dirent64 structures; 0 at their end.
-pub fn entries(fd: Fd, bytes: &mut [u8]) -> Result<usize> {
-    // SAFETY: the kernel writes at most `len` bytes there.
-    unsafe { call(217, [fd.raw(), bytes.as_mut_ptr().addr(), bytes.len(), 0, 0, 0]) }
 }

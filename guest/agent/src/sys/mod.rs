@@ -3,6 +3,7 @@
 //! All `unsafe` of the program is in this directory, but for its start. Numbers are those of x86-64
 //! (`arch/x86/entry/syscalls/syscall_64.tbl`), constants those of `include/uapi`.
 
+pub mod directory;
 pub mod file;
 pub mod interface;
 pub mod machine;
@@ -27,6 +28,7 @@ impl Errno {
     pub const EXIST: Errno = Errno(17);
     pub const NODEV: Errno = Errno(19);
     pub const NOTDIR: Errno = Errno(20);
+    pub const ISDIR: Errno = Errno(21);
     pub const INVAL: Errno = Errno(22);
     pub const PIPE: Errno = Errno(32);
     pub const NAMETOOLONG: Errno = Errno(36);
