@@ -54,8 +54,10 @@ fn once(lab: &Lab, name: &str) {
     };
     assert!(resident > 64, "{resident} KiB of husk's program");
     eprintln!("{resident} KiB of husk's program are in memory");
+    let begin = Instant::now();
     commands_are_run_beside_its_own_init(&runtime);
     directories_are_copied(lab, &runtime);
+    eprintln!("commands and copies took {:.1?}", begin.elapsed());
     // In its own good order: the agent asks its init.
     let stopped = call(&runtime, &["stop", "--grace", "100", "debian"]);
     assert!(stopped.status.success(), "{stopped:?}");

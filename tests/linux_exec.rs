@@ -25,7 +25,7 @@ use guest::{
 };
 use husk::config::{DiskConfig, GuestConfig, MemoryConfig, RootConfig, Size, VmConfig};
 use husk::error::ExecError;
-use husk::{GuestCommand, Outcome, Output, RunningVm, Status, Vm};
+use husk::{GuestCommand, Outcome, Output, RunningVm, Status, TestError, Vm};
 
 /// The kernel's modules, where husk does not find them by itself: it is a copy then.
 fn modules(lab: &Lab) -> Option<PathBuf> {
@@ -163,6 +163,52 @@ fn memory(vm: &RunningVm) {
     let hungry = run(vm, &GuestCommand::new(["tail", "/dev/zero"]).timeout(PATIENCE));
     assert_eq!(hungry.status, Status::Signaled { signal: 9, out_of_memory: true });
     assert!(run(vm, &shell("true")).status.success(), "the guest is there still");
+    // The agent's own process, made the first to go, which gives the kernel next to nothing: then the command.
+    let script = "echo 1000 >/proc/$PPID/oom_score_adj; exec tail /dev/zero";
+    let lost = vm.output(&shell(script)).unwrap_err();
+    match &lost {
+        ExecError::AgentLost { console } => assert!(console.contains("Out of memory"), "{console}"),
+        other => panic!("{other}"),
+    }
+    assert!(matches!(TestError::from(lost), TestError::AgentLost { .. }));
+    assert!(run(vm, &shell("true")).status.success(), "the guest is there still");
+}
+
+#[test]
+fn a_kernel_without_a_driver_is_refused_before_it_starts_by_the_option_that_it_lacks() {
+    let Some(lab) = Lab::open() else { return };
+    let Some(real) = modules(&lab) else { return };
+    // All that the kernel has but the overlay, as if it had been built without.
+    let directory = lab.path("lacking");
+    std::fs::create_dir(&directory).unwrap();
+    let index = std::fs::read_to_string(real.join("modules.dep")).unwrap();
+    let (lacking, others): (Vec<_>, Vec<_>) =
+        index.lines().partition(|line| line.contains("/overlay.ko"));
+    assert_eq!(lacking.len(), 1, "{lacking:?}");
+    std::fs::write(directory.join("modules.dep"), others.join("\n")).unwrap();
+    std::fs::copy(real.join("modules.builtin"), directory.join("modules.builtin")).unwrap();
+    let mut config = debian(&lab);
+    config.guest.as_mut().unwrap().modules = Some(directory);
+    let error = TestError::from(Vm::new(config).map(drop).unwrap_err());
+    match &error {
+        TestError::MissingKernelFeature { name, .. } => assert_eq!(name, "CONFIG_OVERLAY_FS"),
+        other => panic!("{other}"),
+    }
+    assert!(error.to_string().contains("--modules DIR"), "{error}");
+
+    // The same kernel away from all of its modules, which it cannot do without.
+    let kernel = lab.path("away").join("vmlinuz");
+    std::fs::create_dir(kernel.parent().unwrap()).unwrap();
+    std::fs::copy(lab.asset(VMLINUZ_CLOUD), &kernel).unwrap();
+    let mut config = debian(&lab);
+    config.kernel = kernel;
+    config.guest.as_mut().unwrap().modules = None;
+    let error = TestError::from(Vm::new(config).map(drop).unwrap_err());
+    match &error {
+        TestError::MissingKernelFeature { name, .. } => assert_eq!(name, "CONFIG_VIRTIO_MMIO"),
+        other => panic!("{other}"),
+    }
+    assert!(error.to_string().contains("away/lib/modules/"), "{error}");
 }
 
 /// A `husk run` of the cloud kernel with these options.

@@ -7,6 +7,7 @@
 
 use std::io;
 
+use super::builtin::Absent;
 use super::image::Image;
 use super::{PAGE, align_up, u16_at, u32_at, u64_at};
 
@@ -118,6 +119,8 @@ pub struct Elf {
     pub entry: Option<u64>,
     /// The PVH entry point, if there is a note of it.
     pub pvh_entry: Option<u64>,
+    /// Drivers that it certainly has not, if somebody has looked.
+    pub absent: Absent,
 }
 
 impl Elf {
@@ -163,7 +166,8 @@ impl Elf {
         }
 
         let e_entry = u64_at(&ehdr, 24).unwrap_or(0);
-        let mut elf = Elf { segments, entry: None, pvh_entry };
+        let absent = Absent::default();
+        let mut elf = Elf { segments, entry: None, pvh_entry, absent };
         elf.entry = Some(e_entry).filter(|entry| elf.holds(*entry));
         if let Some(entry) = pvh_entry.filter(|entry| !elf.holds(*entry)) {
             return Err(ElfError::Damaged(format!(

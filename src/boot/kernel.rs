@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use vm_memory::GuestMemoryMmap;
 
 use super::brought;
+use super::builtin::Absent;
 use super::bzimage::{self, SetupHeader};
 use super::cache::Cache;
 use super::elf::Segment;
@@ -90,6 +91,14 @@ impl Kernel {
     pub fn brings_nothing(&self) -> bool {
         let has_device = self.header.as_ref().is_some_and(SetupHeader::has_root_device);
         !has_device && !self.is_opaque() && brought::nothing(&self.image).unwrap_or(false)
+    }
+
+    /// Drivers that it certainly has not in itself.
+    pub fn absent(&self) -> Absent {
+        match &self.body {
+            Body::Elf(elf) => elf.absent,
+            Body::Code(_) => Absent::default(),
+        }
     }
 
     /// The guest addresses it is put at: where its file may be mapped over the guest's memory.

@@ -14,6 +14,7 @@
 //! ```
 
 mod brought;
+mod builtin;
 pub mod bzimage;
 pub mod cache;
 pub(crate) mod carried;

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use super::builtin::Absent;
 use super::bzimage::{self, SetupHeader};
 use super::cache::{Cache, Key, Stamp};
 use super::elf::{Elf, Segment};
@@ -172,7 +173,8 @@ fn cached(
     if let Some(found) = cache.find(&key, &stamp) {
         return Ok(Some(found));
     }
-    let Some((elf, image)) = make(whole)? else { return Ok(None) };
+    let Some((mut elf, image)) = make(whole)? else { return Ok(None) };
+    elf.absent = Absent::of(&elf, &image);
     let elf = relayout::without_zeros(&elf, &image);
     Ok(Some(cache.store(&key, &stamp, &elf, &image).unwrap_or((image, elf))))
 }

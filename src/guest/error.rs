@@ -23,6 +23,19 @@ pub enum ImageError {
         purpose: &'static str,
         modules: PathBuf,
     },
+    /// The kernel has no driver for something in itself, and its modules are not where they are looked for.
+    #[error(
+        "kernel {}: {module}, which it needs for {purpose}, is not built in, and its modules are not there{}: \
+         name their directory with --modules DIR, or take a kernel with {option}=y",
+        .kernel.display(), looked_for(.looked)
+    )]
+    NoModules {
+        kernel: PathBuf,
+        module: &'static str,
+        option: &'static str,
+        purpose: &'static str,
+        looked: Vec<PathBuf>,
+    },
     /// The modules or their index cannot be read.
     #[error("kernel modules: {}: {source}", .path.display())]
     Modules { path: PathBuf, r#source: io::Error },
@@ -45,6 +58,15 @@ pub enum ImageError {
     /// There is no memory for it.
     #[error("the guest's initramfs: {source}")]
     Memory { r#source: io::Error },
+}
+
+fn looked_for(places: &[PathBuf]) -> String {
+    let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
+    if places.is_empty() {
+        String::new()
+    } else {
+        format!(" (looked for in {})", places.join(", "))
+    }
 }
 
 /// A command could not be run in the guest, or not to its end.

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use super::drivers;
 use super::error::ImageError;
-use super::modules::{Modules, directory_of};
+use super::modules::{Modules, directory_of, places_of};
 use crate::config::VmConfig;
 use crate::cpio::Cpio;
 use crate::files;
@@ -22,11 +22,12 @@ use crate::files;
 /// The longest initrd of the user's own that is put in front, in bytes.
 const OWN_MAX: u64 = 4 << 30;
 
-/// Makes the initramfs of `config`, whose guest is husk's, as a file without a name.
+/// Makes the initramfs of `config`, whose guest is husk's, as a file without a name. The kernel has the modules
+/// `absent` certainly not in itself.
 ///
 /// # Errors
 /// When the kernel lacks a driver, or something cannot be read.
-pub fn make(config: &VmConfig) -> Result<File, ImageError> {
+pub fn make(config: &VmConfig, absent: &[&str]) -> Result<File, ImageError> {
     if let Some(file_system) = drivers::only_read(config) {
         return Err(ImageError::OnlyRead { file_system });
     }
@@ -38,7 +39,7 @@ pub fn make(config: &VmConfig) -> Result<File, ImageError> {
     cpio.device("dev/console", 0o666, 5, 1);
     cpio.device("dev/null", 0o666, 1, 3);
     cpio.file("husk/init", 0o755, super::AGENT);
-    add_modules(config, &mut cpio)?;
+    add_modules(config, absent, &mut cpio)?;
 
     let failed = |source| ImageError::Memory { source };
     let mut file = anonymous().map_err(failed)?;
@@ -54,17 +55,28 @@ pub fn make(config: &VmConfig) -> Result<File, ImageError> {
     Ok(file)
 }
 
-/// Adds the modules. Of a kernel without a directory of them everything is taken to be built in; what
-/// is missing then is told by the guest.
-fn add_modules(config: &VmConfig, cpio: &mut Cpio) -> Result<(), ImageError> {
+/// Adds the modules. Of a kernel without a directory of them everything is taken to be built in, unless it is
+/// known not to be; what is missing then is told by the guest.
+fn add_modules(config: &VmConfig, absent: &[&str], cpio: &mut Cpio) -> Result<(), ImageError> {
     let given = config.guest.as_ref().and_then(|guest| guest.modules.as_deref());
     let found = match given {
         Some(directory) => Some(directory.to_owned()),
         None => directory_of(&config.kernel),
     };
-    let Some(directory) = found else { return Ok(()) };
-    let modules = Modules::open(&directory)?;
     let drivers = drivers::of(config);
+    let Some(directory) = found else {
+        let missing = drivers.needed.iter().find(|driver| absent.contains(&driver.module));
+        return missing.map_or(Ok(()), |missing| {
+            Err(ImageError::NoModules {
+                kernel: config.kernel.clone(),
+                module: missing.module,
+                option: missing.option,
+                purpose: missing.purpose,
+                looked: places_of(&config.kernel),
+            })
+        });
+    };
+    let modules = Modules::open(&directory)?;
     if let Some(missing) = drivers.needed.iter().find(|driver| !modules.has(driver.module)) {
         return Err(ImageError::MissingDriver {
             kernel: config.kernel.clone(),
@@ -142,7 +154,7 @@ mod tests {
         std::fs::write(&own, b"mine!").unwrap();
         config.initrd = Some(own);
         let mut bytes = Vec::new();
-        let mut file = make(&config).unwrap();
+        let mut file = make(&config, &[]).unwrap();
         file.rewind().unwrap();
         file.read_to_end(&mut bytes).unwrap();
         assert!(bytes.starts_with(b"mine!\x00\x00\x00070701"));
@@ -156,8 +168,21 @@ mod tests {
     #[test]
     fn a_kernel_without_a_driver_is_told_by_the_option_that_it_lacks() {
         let dir = tempfile::tempdir().unwrap();
-        let error = make(&config(dir.path(), "")).unwrap_err().to_string();
+        let error = make(&config(dir.path(), ""), &[]).unwrap_err().to_string();
         assert!(error.contains("CONFIG_VIRTIO_VSOCKETS"), "{error}");
         assert!(error.contains("a-kernel"), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_away_from_its_modules_is_told_where_they_were_looked_for_if_it_needs_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = VmConfig::new(dir.path().join("vmlinuz-0.0-none"));
+        config.guest = Some(GuestConfig::default());
+        make(&config, &[]).unwrap();
+        make(&config, &["a_driver_that_nobody_needs"]).unwrap();
+        let error = make(&config, &["vmw_vsock_virtio_transport"]).unwrap_err().to_string();
+        for words in ["CONFIG_VIRTIO_VSOCKETS", "--modules DIR", "/lib/modules/0.0-none"] {
+            assert!(error.contains(words), "{error}");
+        }
     }
 }

@@ -32,16 +32,17 @@ pub struct Modules {
 /// Where the modules of the kernel at `kernel` are: beside it as `husk kernel fetch` has them, as a
 /// package has them, or the host's own.
 pub fn directory_of(kernel: &Path) -> Option<PathBuf> {
+    places_of(kernel).into_iter().find(|place| place.join("modules.dep").is_file())
+}
+
+/// Where the modules of the kernel at `kernel` are looked for; nowhere if it does not tell its release.
+pub fn places_of(kernel: &Path) -> Vec<PathBuf> {
     let real = kernel.canonicalize().unwrap_or_else(|_| kernel.to_owned());
-    let near = real.parent()?;
-    let release = release_of(&real);
-    let mut places = Vec::new();
-    if let Some(release) = &release {
-        places.push(near.join("lib/modules").join(release));
-        places.extend(near.parent().map(|above| above.join("lib/modules").join(release)));
-        places.push(Path::new("/lib/modules").join(release));
-    }
-    places.into_iter().find(|place| place.join("modules.dep").is_file())
+    let (Some(near), Some(release)) = (real.parent(), release_of(&real)) else {
+        return Vec::new();
+    };
+    let above = [Some(near), near.parent(), Some(Path::new("/"))];
+    above.into_iter().flatten().map(|above| above.join("lib/modules").join(&release)).collect()
 }
 
 /// What a kernel calls itself: in its setup header (`Documentation/arch/x86/boot.rst`, kernel_version),

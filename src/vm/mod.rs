@@ -137,11 +137,14 @@ impl Vm {
         let cpuid = hypervisor.supported_cpuid()?;
         check_reach(config.memory.size, &cpuid)?;
         let software = Software {
-            kernel,
             initrd: match &config.guest {
-                Some(_) => Some(Initrd::of(image::make(&config)?, image::name())?),
+                Some(_) => {
+                    let absent = kernel.absent().modules();
+                    Some(Initrd::of(image::make(&config, &absent)?, image::name())?)
+                }
                 None => config.initrd.as_deref().map(Initrd::open).transpose()?,
             },
+            kernel,
             unshared: Once::new(),
         };
         if software.needs_timer(&config) {

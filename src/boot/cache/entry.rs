@@ -2,7 +2,7 @@
 //! truncated or damaged file is told from a whole one.
 //!
 //! ```text
-//!   ├── ELF ─────────────────────────┼ magic 8 ┼ ELF length 8 ┼ XXH3-64 of the ELF 8 ┼ key 32 ┤
+//!   ├── ELF ──────────────┼ magic 8 ┼ ELF length 8 ┼ XXH3-64 of the ELF 8 ┼ absent drivers 8 ┼ key 32 ┤
 //! ```
 //! The checksum is against accidents, a disk that filled or a host that crashed; who can write to
 //! the directory is the user himself.
@@ -17,13 +17,16 @@ use sha2::{Digest, Sha256};
 use twox_hash::xxhash3_64::Hasher;
 
 use super::index::Stamp;
+use crate::boot::builtin::Absent;
 use crate::boot::elf::Elf;
 use crate::boot::image::Image;
 use crate::boot::{relayout, u64_at};
 
 /// Begins the trailer. The digit changes with the format, and old entries are then made anew.
-const MAGIC: &[u8; 8] = b"husk-k1\n";
-const TRAILER_SIZE: usize = 8 + 8 + 8 + 32;
+const MAGIC: &[u8; 8] = b"husk-k2\n";
+const TRAILER_SIZE: usize = 8 + 8 + 8 + 8 + 32;
+/// Where the drivers are in it that the kernel has not.
+const ABSENT_AT: usize = 24;
 /// Bytes read at a time when checking.
 const CHUNK: usize = 256 << 10;
 
@@ -82,11 +85,12 @@ pub(super) fn write(file: &mut File, key: &Key, elf: &Elf, image: &Image) -> io:
     let mut out = BufWriter::with_capacity(CHUNK, summing);
     relayout::write(elf, image, &mut out)?;
     let Summing { file, hasher, len } = out.into_inner()?;
-    file.write_all(&trailer(len, hasher.finish(), key))
+    file.write_all(&trailer(len, hasher.finish(), elf.absent, key))
 }
 
-fn trailer(len: u64, sum: u64, key: &Key) -> Vec<u8> {
-    [MAGIC.as_slice(), &len.to_le_bytes(), &sum.to_le_bytes(), &key.0].concat()
+fn trailer(len: u64, sum: u64, absent: Absent, key: &Key) -> Vec<u8> {
+    let numbers = [len, sum, absent.bits()].map(u64::to_le_bytes).concat();
+    [MAGIC.as_slice(), &numbers, &key.0].concat()
 }
 
 /// Reads all of an entry: is it what was written for `key`?
@@ -108,14 +112,19 @@ pub(super) fn is_intact(file: &File, key: &Key) -> bool {
             let Some(bytes @ [_, ..]) = chunk.get(..read) else { break };
             hasher.write(bytes);
         }
-        Ok(found == *trailer(len, hasher.finish(), key))
+        let absent = Absent::from_bits(u64_at(&found, ABSENT_AT).unwrap_or_default());
+        Ok(found == *trailer(len, hasher.finish(), absent, key))
     };
     check().unwrap_or(false)
 }
 
 /// Takes an entry that is known to be whole. `None` if it is none after all.
 pub(super) fn parse(file: File, stamp: &Stamp) -> Option<(Image, Elf)> {
+    let mut trailer = [0; TRAILER_SIZE];
+    let at = stamp.size().checked_sub(TRAILER_SIZE as u64)?;
+    file.read_exact_at(&mut trailer, at).ok()?;
     let image = Image::File { file, len: stamp.size(), immutable: true };
-    let elf = Elf::parse(&image).ok()?;
+    let mut elf = Elf::parse(&image).ok().filter(|_| trailer.starts_with(MAGIC))?;
+    elf.absent = Absent::from_bits(u64_at(&trailer, ABSENT_AT)?);
     Some((image, elf))
 }
