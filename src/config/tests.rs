@@ -322,6 +322,16 @@ fn no_device_takes_the_name_of_the_entropy_source_or_the_sockets() {
     assert_eq!(config.validate(), Ok(()));
     config.vsock = Some(VsockConfig { cid: 3, socket: "v".into() });
     assert_eq!(config.validate(), Err(ConfigError::DuplicateId("vsock".to_owned())));
+    // The agent has that device whoever starts it, and one of both does.
+    config.vsock = None;
+    config.validate().unwrap();
+    config.agent = true;
+    assert_eq!(config.validate(), Err(ConfigError::DuplicateId("vsock".to_owned())));
+    config.disks.clear();
+    config.validate().unwrap();
+    assert!(VmConfig::from_json(&config.to_json().unwrap()).unwrap().agent);
+    config.guest = Some(GuestConfig::default());
+    assert_eq!(config.validate(), Err(ConfigError::TwoAgents));
 }
 
 #[test]

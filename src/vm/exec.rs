@@ -208,7 +208,7 @@ impl Dialler {
     /// A connection for a session, when the guest is ready; until `end`, if there is one.
     pub fn dial(&self, end: Option<Instant>) -> Result<UnixStream, ExecError> {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-        self.wait_ready(left.map_or(BOOT_PATIENCE, |left| left.min(BOOT_PATIENCE)))?;
+        self.wait_ready(left.unwrap_or(BOOT_PATIENCE))?;
         let patience = Instant::now() + guest::PATIENCE;
         let dialled = self.agent.dial(end.map_or(patience, |end| end.min(patience)));
         dialled.map_err(|e| match guest::is_late(&e) {

@@ -157,6 +157,12 @@ proptest! {
         for record in Records(&bytes).flatten() {
             prop_assert!(record.bytes().len() < bytes.len());
         }
+        if let Some(Ok(head)) = bytes.first_chunk().map(|head| tree::Head::decode(*head)) {
+            prop_assert_eq!(bytes.first_chunk(), Some(&head.encode()));
+        }
+        if let Ok((name, target)) = tree::link(&bytes) {
+            prop_assert!(tree::is_name(name) && !target.contains(&0));
+        }
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Out<'_> {
             }
             tree::FILE => {
                 self.record(Kind::File, mode & 0o7777, &[name.to_bytes()])?;
-                while self.data(fd).map_err(|e| e.unwrap_or_told(self, directory, name))? {}
+                while self.data(fd, directory, name)? {}
             }
             _ => return Err(self.special(directory, name, mode)),
         }
@@ -125,14 +125,15 @@ impl Out<'_> {
         Ok(())
     }
 
-    /// Adds a file's next bytes, read to where they are sent from; false at its end.
-    fn data(&mut self, fd: Fd) -> core::result::Result<bool, DataFailure> {
+    /// Adds the next bytes of the file `fd`, read to where they are sent from; false at its end.
+    fn data(&mut self, fd: Fd, directory: Fd, name: &CStr) -> core::result::Result<bool, Failure> {
         const LEAST: usize = 4096;
         if self.room.len() - self.len < HEAD + LEAST {
-            self.flush().map_err(DataFailure::Told)?;
+            self.flush()?;
         }
         let place = self.room.get_mut(self.len + HEAD..).unwrap_or_default();
-        let len = file::read(fd, place).map_err(DataFailure::File)?;
+        let read = file::read(fd, place);
+        let len = read.map_err(|e| self.failed(directory, name, e))?;
         if len == 0 {
             return Ok(false);
         }
@@ -143,20 +144,5 @@ impl Out<'_> {
         }
         self.len += HEAD + len;
         Ok(true)
-    }
-}
-
-/// Why a file's bytes do not go on: it cannot be read, or nothing can be sent.
-enum DataFailure {
-    File(Errno),
-    Told(Failure),
-}
-
-impl DataFailure {
-    fn unwrap_or_told(self, out: &mut Out<'_>, directory: Fd, name: &CStr) -> Failure {
-        match self {
-            DataFailure::File(error) => out.failed(directory, name, error),
-            DataFailure::Told(failure) => failure,
-        }
     }
 }
