@@ -59,7 +59,7 @@ pub struct Run {
     /// Number of vCPUs [default: 1]
     #[arg(long, value_name = "N", value_parser = parse_cpus)]
     cpus: Option<u32>,
-    /// Guest memory: SIZE[,shared][,hugepages], as in 512M or 2G [default: 512M]
+    /// Guest memory: SIZE[,shared][,hugepages] [default: 512M]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<MemoryConfig>,
     /// A disk: path=FILE [,ro] [,id=NAME] [,format=raw|qcow2] [,backing] [,overlay]
@@ -97,8 +97,7 @@ pub struct Run {
     /// and the guest reaches PATH_<port> [cid: 3]
     #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
     vsock: Option<VsockConfig>,
-    /// The guest has an init of its own, which starts husk's agent (`husk agent` writes it): `husk exec` and
-    /// `cp` work in it
+    /// The guest's own init starts husk's agent; see `husk agent`
     #[arg(long)]
     agent: bool,
     /// The console: stdio, none, file=PATH, or pty [default: stdio]

@@ -1,9 +1,8 @@
 //! The agent in a guest that has an init of its own, which starts it as one of its services: the machine is
 //! as that init made it, and husk only runs commands in it.
 //!
-//! It connects to the host as often as it takes: a husk that was not told to expect it is given up, and one
-//! that has gone is waited for, as after a snapshot. What a host sets up at the beginning of its own guests is not
-//! done here.
+//! A husk that was not told to expect it is given up after some seconds; a connection that ends is made anew.
+//! What husk sets up in guests of its own, mounts and addresses, is not done here.
 
 use core::ffi::CStr;
 
