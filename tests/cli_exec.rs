@@ -248,7 +248,6 @@ fn a_commands_root_is_the_hosts_unless_there_is_another() {
 }
 
 #[test]
-<<<<<<< HEAD
 fn a_program_in_a_directory_below_one_that_the_guest_has_in_its_memory_is_brought() {
     let sandbox = Sandbox::new();
     sandbox.file("kernel", image(32, |a| a.power_off()));
@@ -274,7 +273,9 @@ fn a_program_in_a_directory_below_one_that_the_guest_has_in_its_memory_is_brough
     assert_eq!(volumes(&["--tmpfs", above], &format!("{here}/missing")).len(), 1);
     assert_eq!(volumes(&["--tmpfs", above, "--rw", here], &program).len(), 2);
     assert!(volumes(&["--tmpfs", above, "--root", "none"], &program).is_empty());
-=======
+}
+
+#[test]
 fn the_agent_is_written_as_a_program_and_its_vm_is_no_vm_for_a_command() {
     let sandbox = Sandbox::with_kernel();
     let written = sandbox.run(&["agent", "--output", "husk-agent"]);
@@ -296,7 +297,6 @@ fn the_agent_is_written_as_a_program_and_its_vm_is_no_vm_for_a_command() {
     assert!(refused.status == 125 && refused.stderr.contains("--agent"), "{refused:?}");
     let config = sandbox.run(&["run", "--kernel", "kernel", "--agent", "--print-config"]).stdout;
     assert!(config.contains("\"agent\": true"), "{config}");
->>>>>>> 66a1ca1 (The agent works under a guest's own init: husk run --agent, and husk agent, which writes it)
 }
 
 /// `husk matrix` with these arguments, in which kernels that are no Linux are `off` and `dies`.
