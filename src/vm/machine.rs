@@ -112,12 +112,14 @@ impl Machine {
 
     fn end(&mut self, limit: Duration) -> bool {
         self.gate.stop();
-        drop(self.registers.take());
+        let registers = self.registers.take();
         let threads = std::mem::take(&mut self.threads);
         if let Err(RecvTimeoutError::Timeout) = self.running.recv_timeout(limit) {
             log::error!(
                 "a vCPU hangs in the host, and is not waited for any longer than {limit:?}"
             );
+            // KVM's grace period may wait for that vCPU.
+            std::mem::forget(registers);
             return false;
         }
         for thread in threads {

@@ -48,6 +48,14 @@ impl AtOnce {
         })
     }
 
+    /// Asks to be called again while there is more to do, or to answer.
+    fn ring(&self) {
+        if !self.todo.is_empty() || !self.done.is_empty() {
+            // Fails only when it rings already.
+            let _ = self.event.write(1);
+        }
+    }
+
     /// Makes steps until the batch is full.
     fn run(&mut self) {
         while self.moved < BATCH
@@ -78,10 +86,7 @@ impl Engine for AtOnce {
     }
 
     fn kick(&mut self) -> io::Result<()> {
-        if !self.todo.is_empty() {
-            // Fails only when it rings already.
-            let _ = self.event.write(1);
-        }
+        self.ring();
         Ok(())
     }
 
@@ -91,6 +96,8 @@ impl Engine for AtOnce {
         done.append(&mut self.done);
         self.moved = 0;
         self.run();
+        // What this has done is for the next time: nobody else tells of it.
+        self.ring();
     }
 
     fn in_flight(&self) -> usize {

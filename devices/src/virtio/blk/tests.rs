@@ -190,7 +190,7 @@ fn what_was_cut_off_the_file_is_an_error_and_no_zeroes() {
 
 #[test]
 fn a_write_to_what_was_cut_off_the_file_is_an_error_and_does_not_make_it_long_again() {
-    for engine in [EngineChoice::Threads, EngineChoice::Auto] {
+    for engine in [EngineChoice::Threads, EngineChoice::Auto, EngineChoice::Sync] {
         let file = image(4096);
         let options = BlkOptions { engine, ..BlkOptions::default() };
         let disk = open(file.path(), false).unwrap();
@@ -357,9 +357,24 @@ fn every_queue_is_served_and_keeps_its_own_order() {
 }
 
 #[test]
+fn requests_of_more_than_a_batch_are_answered_without_another_doorbell() {
+    const LEN: u32 = 0x11_0000;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(LEN.into()).unwrap();
+    for engine in [EngineChoice::Threads, EngineChoice::Auto, EngineChoice::Sync] {
+        let options = BlkOptions { engine, ..BlkOptions::default() };
+        let disk = open(file.path(), false).unwrap();
+        let mut rig = Rig::of(Blk::new("large", disk, options).unwrap());
+        for _ in 0..3 {
+            assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, LEN)]), (0, LEN + 1), "{engine:?}");
+        }
+    }
+}
+
+#[test]
 fn stops_in_the_middle_of_everything_answer_each_request_once() {
     let file = image(64 << 10);
-    for engine in [EngineChoice::Threads, EngineChoice::Auto] {
+    for engine in [EngineChoice::Threads, EngineChoice::Auto, EngineChoice::Sync] {
         let options = BlkOptions { engine, queues: 2, ..BlkOptions::default() };
         let device = Blk::new("d", open(file.path(), false).unwrap(), options).unwrap();
         let mut rig = Rig::of(device);
