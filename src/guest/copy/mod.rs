@@ -127,31 +127,45 @@ fn receive(session: &Session, peer: Peer<'_>, to: &Path, limits: Limits) -> Resu
     incoming.bytes()?;
     let mode = session.mode();
     if mode.is_some_and(|mode| mode & tree::TYPE == tree::DIRECTORY) {
-        let to = destination(peer.path, to, true)?;
-        return tree_in::receive(&mut incoming, &to, mode.unwrap_or_default());
+        let place = destination(peer.path, to, true)?;
+        return tree_in::receive(&mut incoming, &place, mode.unwrap_or_default());
     }
-    let to = destination(peer.path, to, false)?;
+    let place = destination(peer.path, to, false)?;
     let mut wrong = None;
-    let written = files::write_to(&to, None, |file| {
+    let fill = |file: &mut File| {
         let copied = incoming.copy_to_end(file)?;
         wrong = copied.err();
         match wrong {
             None => permit(file, mode),
             Some(_) => Err(io::ErrorKind::UnexpectedEof.into()),
         }
-    });
+    };
+    let written = match place.is_named {
+        true => files::write_to(&place.path, None, fill),
+        // What has the guest's name is replaced, and leads nowhere.
+        false => files::write_renamed(&place.path, None, fill),
+    };
     match wrong {
         Some(error) => Err(error),
-        None => written.map_err(|source| ExecError::HostFile { path: to, source }),
+        None => written.map_err(|source| ExecError::HostFile { path: place.path, source }),
     }
 }
 
+/// Where something comes to lie.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    path: PathBuf,
+    /// All of it was named here: a link there is meant. What is found under a name of the guest's may have
+    /// been put there by a guest.
+    is_named: bool,
+}
+
 /// Where what is called `from` in the guest comes to lie: in `to`, if that is a directory, and else as `to`.
-fn destination(from: &Path, to: &Path, is_directory: bool) -> Result<PathBuf, ExecError> {
+fn destination(from: &Path, to: &Path, is_directory: bool) -> Result<Place, ExecError> {
     if to.is_dir() {
         return Ok(match last_name(from) {
-            Some(name) => to.join(name),
-            None => to.to_owned(),
+            Some(name) => Place { path: to.join(name), is_named: false },
+            None => Place { path: to.to_owned(), is_named: true },
         });
     }
     if !is_directory && to.as_os_str().as_bytes().ends_with(b"/") {
@@ -159,7 +173,7 @@ fn destination(from: &Path, to: &Path, is_directory: bool) -> Result<PathBuf, Ex
         return Err(ExecError::HostFile { path: to.to_owned(), source });
     }
     // Without a `/` at its end.
-    Ok(to.components().collect())
+    Ok(Place { path: to.components().collect(), is_named: true })
 }
 
 /// What something is called in a directory that it is copied into; nothing of what means its contents (`DIR/.`).
@@ -235,7 +249,8 @@ impl Peer<'_> {
     }
 }
 
-/// The path that the guest's last word is about, if it is another than the one that it was asked for.
+/// The path that the guest's last word is about, if it is another than the one that it was asked for, without
+/// anything that a terminal would obey.
 fn told_path(session: &Session) -> String {
     let mut told = vec![0; PATH_SHOWN];
     let mut len = 0;
@@ -247,7 +262,8 @@ fn told_path(session: &Session) -> String {
         }
     }
     told.truncate(len);
-    String::from_utf8_lossy(&told).into_owned()
+    let plain = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    String::from_utf8_lossy(&told).chars().map(plain).collect()
 }
 
 /// What has this type.
@@ -273,7 +289,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let lies = |from: &str, to: &str, is_directory| {
-            destination(Path::new(from), &at(to), is_directory).ok()
+            destination(Path::new(from), &at(to), is_directory).ok().map(|place| place.path)
         };
         assert_eq!(lies("/in/file", "new", false), Some(at("new")));
         assert_eq!(lies("/in/file", "", false), Some(at("file")));

@@ -9,11 +9,12 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use husk_guest_protocol::tree::{self, DEPTH_MAX, HEAD, Head, Kind, NAME_MAX, TARGET_MAX};
 
+use super::Place;
 use super::incoming::Incoming;
 use crate::files::{beneath, open_beneath, remove_all, temporary, write_renamed};
 use crate::guest::error::ExecError;
@@ -25,12 +26,14 @@ pub const ENTRY: u64 = 4096;
 ///
 /// # Errors
 /// See [`ExecError`]. Then nothing is left of a directory that was not there.
-pub fn receive(incoming: &mut Incoming<'_>, to: &Path, mode: u32) -> Result<(), ExecError> {
+pub fn receive(incoming: &mut Incoming<'_>, place: &Place, mode: u32) -> Result<(), ExecError> {
+    let Place { path: to, is_named } = place;
     let failed = |source| ExecError::HostFile { path: to.to_owned(), source };
     let mut maker = Maker { path: to.to_owned(), incoming, next: None };
-    match fs::metadata(to) {
+    let there = if *is_named { fs::metadata(to) } else { fs::symlink_metadata(to) };
+    match there {
         Ok(there) if there.is_dir() => {
-            let directory = File::open(to).map_err(failed)?;
+            let directory = open_directory(to, *is_named).map_err(failed)?;
             maker.fill(&directory, 0)?;
             return maker.incoming.end();
         }
@@ -42,7 +45,7 @@ pub fn receive(incoming: &mut Incoming<'_>, to: &Path, mode: u32) -> Result<(), 
     }
     let part = temporary(to);
     make_directory(&part).map_err(failed)?;
-    let made = File::open(&part).map_err(failed).and_then(|directory| {
+    let made = open_directory(&part, false).map_err(failed).and_then(|directory| {
         maker.fill(&directory, 0)?;
         // Its last word, before anybody sees it.
         maker.incoming.end()?;
@@ -56,6 +59,11 @@ pub fn receive(incoming: &mut Incoming<'_>, to: &Path, mode: u32) -> Result<(), 
         let _ = remove_all(&part);
     }
     made
+}
+
+fn open_directory(path: &Path, follow: bool) -> io::Result<File> {
+    let flags = libc::O_DIRECTORY | if follow { 0 } else { libc::O_NOFOLLOW };
+    File::options().read(true).custom_flags(flags).open(path)
 }
 
 /// Makes a directory that is nobody else's until it is complete.

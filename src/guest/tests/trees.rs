@@ -121,6 +121,18 @@ fn what_is_copied_to_a_directory_goes_into_it_and_replaces_what_it_has_to() {
         assert_eq!(fs::read(to.join("sub/file")).unwrap(), b"new");
         copy(&at("from/sub/file"), &to).unwrap();
         assert_eq!(fs::read(to.join("file")).unwrap(), b"new");
+        // A link that has its name may have come by an earlier copy: what is named leads, and nothing else.
+        fs::remove_file(to.join("file")).unwrap();
+        symlink(at("precious"), to.join("file")).unwrap();
+        copy(&at("from/sub/file"), &to).unwrap();
+        assert!(!to.join("file").is_symlink());
+        fs::rename(to.join("from"), at("aside")).unwrap();
+        symlink(at("aside"), to.join("from")).unwrap();
+        let error = copy(&at("from"), &to).unwrap_err().to_string();
+        assert!(error.contains("Not a directory"), "{error}");
+        fs::remove_file(to.join("from")).unwrap();
+        fs::rename(at("aside"), to.join("from")).unwrap();
+        assert_eq!(fs::read(at("precious")).unwrap(), b"old", "a link was followed");
         // What it has to replace is a directory, or a link to one.
         fs::remove_file(to.join("sub/file")).unwrap();
         fs::create_dir(to.join("sub/file")).unwrap();

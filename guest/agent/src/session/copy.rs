@@ -10,12 +10,17 @@ use husk_guest_protocol::{Begin, Frame, Stage, WINDOW, stream, tree};
 use super::Cannot;
 use super::request::Request;
 use super::{tree_in, tree_out};
-use crate::sys::directory::{self, HERE, mode_at, read_link_at};
+use crate::sys::directory::{self, HERE, NO_FOLLOW, mode_at, read_link_at};
 use crate::sys::{Errno, Fd, Result, file, process};
 use crate::text::{Digits, Path};
 use crate::wire::Wire;
 
 type Done = core::result::Result<(), Cannot>;
+
+/// What of a file's mode is kept: it becomes root's, and nobody shall become that by it.
+pub const PERMISSIONS: u32 = 0o777;
+/// What of a directory's.
+pub const DIRECTORY_PERMISSIONS: u32 = 0o1777;
 
 /// Why a copy does not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,23 +63,25 @@ pub fn put(wire: &mut Wire, begin: Begin, request: &'static [u8]) -> Done {
     let failed = |e| (Stage::File, e);
     let request = Request::parse(request).map_err(|e| (Stage::Agent, e))?;
     let path = request.file.ok_or((Stage::Agent, Errno::PROTO))?;
-    let there = |path: &CStr| mode_at(HERE, path, true).ok();
-    // A directory takes what is put there, by its name.
-    let path = match (there(path), request.name) {
-        (Some(mode), Some(name)) if is_directory(mode) => Path::of(&[path.to_bytes(), b"/", name]),
-        _ => Path::of(&[path.to_bytes()]),
-    }
-    .map_err(failed)?;
+    let there = |path: &CStr, follow| mode_at(HERE, path, follow).ok();
+    // A directory takes what is put there, by its name; a link that has that name may be anybody's.
+    let (path, follow) = match (there(path, true), request.name) {
+        (Some(mode), Some(name)) if is_directory(mode) => {
+            (Path::of(&[path.to_bytes(), b"/", name]), false)
+        }
+        _ => (Path::of(&[path.to_bytes()]), true),
+    };
+    let path = path.map_err(failed)?;
     let own = Digits::of(process::id() as u64);
     let end = path.bytes().iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
     let named = path.bytes().get(..end).unwrap_or_default();
     let part = if is_directory(begin.mode) { named } else { path.bytes() };
     let part = Path::of(&[part, b".husk-", own.bytes()]).map_err(failed)?;
     let (path, part) = (path.as_c_str(), part.as_c_str());
-    let done = match (is_directory(begin.mode), there(path)) {
+    let done = match (is_directory(begin.mode), there(path, follow)) {
         (false, _) => put_file(wire, begin.mode, path, part),
         (true, None) => put_directory(wire, begin.mode, path, part),
-        (true, Some(mode)) if is_directory(mode) => put_into(wire, path),
+        (true, Some(mode)) if is_directory(mode) => put_into(wire, path, follow),
         (true, Some(_)) => Err(Failure::file(Errno::NOTDIR)),
     };
     match done {
@@ -97,7 +104,7 @@ fn put_file(
     let flags = file::WRITE | file::CREATE | file::EXCLUSIVE | file::CLOEXEC;
     let mut fd = file::open(part, flags, 0o600).map_err(Failure::file)?;
     let written = wire.send(Frame::Started).and_then(|()| receive(wire, fd));
-    let done = written.and_then(|()| file::set_mode(fd, mode & 0o7777));
+    let done = written.and_then(|()| file::set_mode(fd, mode & PERMISSIONS));
     fd.close();
     done.and_then(|()| file::rename(part, path)).map_err(|e| {
         let _ = file::unlink(part);
@@ -106,8 +113,8 @@ fn put_file(
 }
 
 /// Opens a directory that is there.
-fn open_directory(path: &CStr) -> core::result::Result<Fd, Failure> {
-    let flags = file::READ | file::DIRECTORY | file::CLOEXEC;
+fn open_directory(path: &CStr, follow: bool) -> core::result::Result<Fd, Failure> {
+    let flags = file::READ | file::DIRECTORY | file::CLOEXEC | if follow { 0 } else { NO_FOLLOW };
     file::open(path, flags, 0).map_err(Failure::file)
 }
 
@@ -118,9 +125,10 @@ fn put_directory(
     part: &CStr,
 ) -> core::result::Result<(), Failure> {
     directory::make_at(HERE, part, 0o700).map_err(Failure::file)?;
-    let done = put_into(wire, part).and_then(|()| {
-        let mut fd = open_directory(part)?;
-        let done = file::set_mode(fd, mode & 0o7777).and_then(|()| file::rename(part, path));
+    let done = put_into(wire, part, false).and_then(|()| {
+        let mut fd = open_directory(part, false)?;
+        let done = file::set_mode(fd, mode & DIRECTORY_PERMISSIONS)
+            .and_then(|()| file::rename(part, path));
         fd.close();
         done.map_err(Failure::file)
     });
@@ -130,8 +138,8 @@ fn put_directory(
     done
 }
 
-fn put_into(wire: &mut Wire, path: &CStr) -> core::result::Result<(), Failure> {
-    let mut fd = open_directory(path)?;
+fn put_into(wire: &mut Wire, path: &CStr, follow: bool) -> core::result::Result<(), Failure> {
+    let mut fd = open_directory(path, follow)?;
     let begun = wire.send(Frame::Started).map_err(|_| Failure::Gone);
     let done = begun.and_then(|()| tree_in::receive(wire, fd));
     fd.close();

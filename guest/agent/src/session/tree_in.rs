@@ -8,7 +8,7 @@ use core::ffi::CStr;
 use husk_guest_protocol::tree::{self, HEAD, Head, Kind};
 use husk_guest_protocol::{Frame, PAYLOAD_MAX, stream};
 
-use super::copy::{Failure, tell_path};
+use super::copy::{DIRECTORY_PERMISSIONS, Failure, PERMISSIONS, tell_path};
 use crate::sys::directory::{NO_FOLLOW, make_at, open_at, rename_at, symlink_at, unlink_at};
 use crate::sys::{Errno, Fd, file, process};
 use crate::text::{Digits, Path};
@@ -151,7 +151,8 @@ impl Source<'_> {
         let opened = open_at(directory, name, FLAGS, 0);
         let mut fd = opened.map_err(|e| self.failed(directory, name, e))?;
         let done = self.fill(fd, part, depth + 1).and_then(|()| match made {
-            true => file::set_mode(fd, mode & 0o7777).map_err(|e| self.failed(directory, name, e)),
+            true => file::set_mode(fd, mode & DIRECTORY_PERMISSIONS)
+                .map_err(|e| self.failed(directory, name, e)),
             false => Ok(()),
         });
         fd.close();
@@ -163,7 +164,7 @@ impl Source<'_> {
         let opened = open_at(directory, part, FLAGS, 0o600);
         let mut fd = opened.map_err(|e| self.failed(directory, name, e))?;
         let done = self.contents(fd, directory, name).and_then(|()| {
-            file::set_mode(fd, mode & 0o7777)
+            file::set_mode(fd, mode & PERMISSIONS)
                 .and_then(|()| rename_at(directory, part, name))
                 .map_err(|e| self.failed(directory, name, e))
         });

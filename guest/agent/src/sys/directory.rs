@@ -76,29 +76,42 @@ pub fn mode_at(directory: Fd, name: &CStr, follow: bool) -> Result<u32> {
     Ok(stat.mode())
 }
 
-/// Removes the directory and all that is in it, as far as that goes.
-pub fn remove_all(directory: Fd, name: &CStr) {
+/// Removes the directory and all that is in it, as far as that goes; whether anything has gone.
+pub fn remove_all(directory: Fd, name: &CStr) -> bool {
     let flags = super::file::DIRECTORY | super::file::CLOEXEC | NO_FOLLOW;
-    // What is removed while it is listed may hide others from the list.
+    let mut any = false;
+    // What is removed while it is listed may hide others from the list. What stays is not tried again.
     for _ in 0..3 {
+        let mut gone = false;
         if let Ok(mut fd) = open_at(directory, name, flags, 0) {
             let mut room = [0u8; 1024];
             while let Ok(len @ 1..) = entries(fd, &mut room) {
                 let mut rest = room.get(..len).unwrap_or_default();
                 while let Some((name, others)) = entry(rest) {
                     rest = others;
-                    if !is_self(name) && unlink_at(fd, name).is_err() {
-                        remove_all(fd, name);
+                    if is_self(name) {
+                        continue;
                     }
+                    gone |= match unlink_at(fd, name) {
+                        Ok(()) => true,
+                        // Linux says the one, POSIX the other.
+                        Err(Errno::ISDIR | Errno::PERM) => remove_all(fd, name),
+                        Err(_) => false,
+                    };
                 }
             }
             fd.close();
         }
         // SAFETY: a string that outlives the call.
         if unsafe { call(263, [directory.raw(), pointer(name), DIRECTORIES, 0, 0, 0]) }.is_ok() {
-            return;
+            return true;
         }
+        if !gone {
+            break;
+        }
+        any = true;
     }
+    any
 }
 
 /// Whether the name is that of the directory or of the one above it.

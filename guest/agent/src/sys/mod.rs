@@ -19,6 +19,7 @@ use core::ffi::CStr;
 pub struct Errno(pub i32);
 
 impl Errno {
+    pub const PERM: Errno = Errno(1);
     pub const NOENT: Errno = Errno(2);
     pub const INTR: Errno = Errno(4);
     pub const IO: Errno = Errno(5);
