@@ -49,8 +49,9 @@ fn commands_in_many_vms_at_once_end_each_with_their_own_status_and_leave_nothing
                 command.spawn().unwrap()
             })
             .collect();
-        for (n, child) in started.into_iter().enumerate() {
-            let output = child.wait_with_output().unwrap();
+        // All are waited for before the first is judged: a failure leaves none running.
+        let ended: Vec<_> = started.into_iter().map(|vm| vm.wait_with_output().unwrap()).collect();
+        for (n, output) in ended.into_iter().enumerate() {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
             let status = guest::process::status(output.status);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use husk::{GuestChild, RunningVm};
 
-use super::life::{end, kill, watch};
+use super::life::{kill, watch};
 use super::signals::{self, Signals};
 use super::terminal;
 use stage::{Deed, Event, Stage};
@@ -121,7 +121,9 @@ impl Course {
                         signals::name(signal)
                     );
                 }
-                end(&vm, 128 + signal);
+                if !kill(&vm) {
+                    self.exit_at_last(signal);
+                }
             }
         }
     }
@@ -173,6 +175,11 @@ impl Course {
             // Whoever does not read what the command wrote is not waited for.
             std::thread::sleep(LAST);
         }
+        self.exit_at_last(signal);
+    }
+
+    /// Ends the process although something in it goes on.
+    fn exit_at_last(&self, signal: i32) {
         if let Some(last) = self.0.last.get() {
             last(u8::try_from(128 + signal).unwrap_or(u8::MAX));
         }

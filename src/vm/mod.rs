@@ -131,8 +131,8 @@ impl Vm {
         let making = Making::begin(&hypervisor, &memory)?;
         // What takes its time is done while KVM takes the memory, and the kernel's loading goes first.
         let kernel = Arc::new(Kernel::open(&config.kernel, cache)?);
-        root::check(&kernel, &config, &firmware::cmdline(&config)?)?;
         let loading = Loading::begin(&kernel, &config, &memory)?;
+        root::check(&kernel, &config, &firmware::cmdline(&config)?)?;
         timeline.mark(Phase::KernelOpened);
         let cpuid = hypervisor.supported_cpuid()?;
         check_reach(config.memory.size, &cpuid)?;

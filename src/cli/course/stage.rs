@@ -114,7 +114,9 @@ impl<V: Clone, C: Clone> Stage<V, C> {
                 (Told { vm, child: child.clone(), signal }, Deed::Terminate(child))
             }
             (Running { vm, .. } | Asked { vm, .. }, Event::Stays) => (Alone { vm }, Deed::Nothing),
-            (Told { vm, signal, .. }, Event::Stays) => (Leaving { vm, signal }, Deed::Nothing),
+            (Told { vm, signal, .. }, Event::Stays) => {
+                (Leaving { vm: vm.clone(), signal }, Deed::Leave { vm, signal })
+            }
 
             // Without a command the first is the guest's.
             (Alone { vm }, Event::Signal(signal)) => {
@@ -240,9 +242,10 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_was_told_to_end_leaves_no_guest_that_would_have_to_be_told_again() {
+    fn a_guest_that_stays_after_a_command_that_was_told_to_end_is_told_next() {
         let told = [STARTS, BEGINS, ONE, Event::Stays];
-        assert_eq!(after(&told), (Stage::Leaving { vm: "vm", signal: TERM }, Deed::Nothing));
+        let leave = Deed::Leave { vm: "vm", signal: TERM };
+        assert_eq!(after(&told), (Stage::Leaving { vm: "vm", signal: TERM }, leave));
         assert_eq!(after(&[&told[..], &[TWO]].concat()).1, Deed::EndAll { vm: "vm", signal: TERM });
     }
 }

@@ -114,8 +114,10 @@ fn is_hidden(guest: &GuestConfig, directory: &Path) -> bool {
 fn beside(command: &OsStr, guest: &GuestConfig) -> Option<PathBuf> {
     let path = Path::new(command);
     let directory = path.parent().filter(|_| path.is_absolute() && path.is_file())?;
+    // Where it is by another name, the guest would look for it in vain.
+    let directory = directory.canonicalize().ok().filter(|real| real == directory)?;
     let above = directory.parent()?;
-    guest.tmpfs.iter().any(|own| above.starts_with(own)).then(|| directory.to_owned())
+    guest.tmpfs.iter().any(|own| above.starts_with(own)).then(|| directory.clone())
 }
 
 fn add_tmpfs(guest: &mut GuestConfig, path: String) {
