@@ -124,7 +124,7 @@ pub fn kill(vm: &Arc<RunningVm>) -> bool {
 }
 
 /// Ends the VM at once, and, if it does not end, the process with `status`.
-fn end(vm: &Arc<RunningVm>, status: i32) {
+pub fn end(vm: &Arc<RunningVm>, status: i32) {
     if !kill(vm) {
         terminal::restore();
         std::process::exit(status);
