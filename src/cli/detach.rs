@@ -63,8 +63,15 @@ pub fn start() -> Result<u8, Error> {
         said.take(named::NAME_MAX as u64 + 1).read_to_string(&mut name)?;
     }
     if name.ends_with('\n') {
-        print(&name)?;
-        return Ok(0);
+        return match print(&name) {
+            Ok(()) => Ok(0),
+            Err(e) => {
+                // Nobody would know of the VM.
+                // SAFETY: kill touches no memory, and the child was not waited for.
+                unsafe { libc::kill(pid, libc::SIGTERM) };
+                Err(e.into())
+            }
+        };
     }
     let status = child.wait()?;
     let signal = status.signal().map(|signal| 128 + signal);

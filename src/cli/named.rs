@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
@@ -86,14 +86,15 @@ impl ExecIn {
         let (command, interactive) = for_terminal(command, false);
         let _restore = terminal::Restore;
         let resized = Awaited::block(libc::SIGWINCH)?;
-        let signals = Signals::block()?;
+        let begun = Arc::new(OnceLock::new());
+        pass_on(Signals::block()?, begun.clone())?;
         let child = match told_of_a_wait(&self.name, || vm.spawn(&command)) {
             Ok(child) => child,
             Err(NameError::Exec(e)) => return Ok(failed(&e)),
             Err(e) => return Err(e.into()),
         };
         let attached = attach(child, interactive.then_some(resized), None, |_| Ok(()))?;
-        pass_on(signals, attached.child.clone())?;
+        let _ = begun.set(attached.child.clone());
         let ended = attached.wait(|| None);
         terminal::restore();
         match ended {
@@ -128,10 +129,14 @@ fn failed(error: &ExecError) -> u8 {
     status_of_error(error)
 }
 
-/// The first signal is the command's; with a second one it is killed, and husk ends.
-fn pass_on(signals: Signals, child: Arc<GuestChild>) -> std::io::Result<()> {
+/// The first signal is the command's, once it has begun; with a second one it is killed, and husk ends.
+fn pass_on(signals: Signals, begun: Arc<OnceLock<Arc<GuestChild>>>) -> std::io::Result<()> {
     watch(move || {
         let signal = signals.wait();
+        let Some(child) = begun.get() else {
+            terminal::restore();
+            std::process::exit(128 + signal);
+        };
         let (sending, number) = (child.clone(), u8::try_from(signal).unwrap_or_default());
         let sent = watch(move || {
             // After its end it needs none.

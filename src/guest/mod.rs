@@ -46,7 +46,7 @@ pub fn agent_program() -> &'static [u8] {
 /// # Errors
 /// The host's.
 pub fn write_agent(path: &Path) -> io::Result<()> {
-    files::write_renamed(path, Some(0o755), |file| file.write_all(AGENT))
+    files::write_to(path, Some(0o755), |file| file.write_all(AGENT))
 }
 /// Where it stands in the initramfs, for `rdinit=`.
 pub const INIT: &str = "/husk/init";

@@ -24,7 +24,7 @@ pub enum NameError {
     Unknown(String),
     /// The runtime directory is not the user's own.
     #[error(
-        "{path}: {why}, and is not used: remove it, or set XDG_RUNTIME_DIR to a directory of your own",
+        "{path}: {why}, and is not used: mend that, or set XDG_RUNTIME_DIR to a directory of your own",
         path = .path.display()
     )]
     Directory {
