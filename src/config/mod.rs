@@ -25,7 +25,7 @@ pub use guest::{GuestConfig, RootConfig};
 pub use husk_devices::block::{Cache as DiskCache, DiskFormat, EngineChoice as DiskEngine};
 pub use json::{ConfigFileError, FILE_MAX, ToJsonError};
 pub use memory::MemoryConfig;
-pub use mount::check_mount;
+pub use mount::{OWN_MOUNTS, check_mount};
 pub use nearest::nearest;
 pub(crate) use net::parse_mac;
 pub use net::{NetConfig, NetHost, Publish, PublishError, RateLimiter, TokenBucket, Vhost};

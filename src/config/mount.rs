@@ -3,8 +3,9 @@
 
 /// The longest directory that something is mounted at, in bytes: all of them fit into one message for the agent.
 const MOUNT_MAX: usize = 255;
-/// What the guest's init mounts itself (`guest/agent/src/mounts.rs`), and commands rely on.
-const OWN: [&str; 7] = ["/dev", "/dev/pts", "/dev/shm", "/proc", "/run", "/sys", "/sys/fs/cgroup"];
+/// What the init of a guest that runs commands mounts itself (`guest/agent/src/mounts.rs`), and they rely on.
+pub const OWN_MOUNTS: [&str; 7] =
+    ["/dev", "/dev/pts", "/dev/shm", "/proc", "/run", "/sys", "/sys/fs/cgroup"];
 /// File systems that the kernel makes up: there are no directories in them but its own.
 const MADE_UP: [&str; 2] = ["proc", "sys"];
 
@@ -23,7 +24,7 @@ pub fn check_mount(mount: &str) -> Result<(), &'static str> {
             Err("there is a `.` or `..` in it: name the directory itself")
         }
         () if names.is_empty() => Err("that is the guest's root, not a directory in it"),
-        () if OWN.iter().any(is) => Err("the guest has a file system of its own there"),
+        () if OWN_MOUNTS.iter().any(is) => Err("the guest has a file system of its own there"),
         () if names.first().is_some_and(|first| MADE_UP.contains(first)) => {
             Err("what is there is the guest's kernel's, and no directory can be made in it")
         }

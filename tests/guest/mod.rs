@@ -17,6 +17,7 @@
 #[path = "../../xtask/src/assets/names.rs"]
 mod assets;
 mod builder;
+pub mod command;
 mod done;
 #[path = "../fixture/hugepages.rs"]
 mod hugepages;

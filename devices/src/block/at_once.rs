@@ -28,8 +28,9 @@ pub(super) struct AtOnce {
     /// Bytes moved, about, since what was done was taken.
     moved: usize,
     held: bool,
-    /// Rung when there is more to do than a batch.
+    /// Rung when there is more to do than a batch, or to answer.
     event: EventFd,
+    rung: bool,
     kept: Kept,
 }
 
@@ -44,14 +45,15 @@ impl AtOnce {
             moved: 0,
             held: false,
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            rung: false,
             kept: Kept::default(),
         })
     }
 
-    /// Asks to be called again while there is more to do, or to answer.
-    fn ring(&self) {
-        if !self.todo.is_empty() || !self.done.is_empty() {
-            // Fails only when it rings already.
+    /// Asks to be called again.
+    fn ring(&mut self) {
+        if !std::mem::replace(&mut self.rung, true) {
+            // Cannot fail: it is as it was made.
             let _ = self.event.write(1);
         }
     }
@@ -86,18 +88,25 @@ impl Engine for AtOnce {
     }
 
     fn kick(&mut self) -> io::Result<()> {
-        self.ring();
+        // What is done is asked for next; see the contract.
+        if !self.todo.is_empty() {
+            self.ring();
+        }
         Ok(())
     }
 
     fn reap(&mut self, done: &mut Vec<Box<Job>>) {
-        // Fails when nobody rang.
-        let _ = self.event.read();
+        if std::mem::take(&mut self.rung) {
+            // Cannot fail: it rings.
+            let _ = self.event.read();
+        }
         done.append(&mut self.done);
         self.moved = 0;
         self.run();
         // What this has done is for the next time: nobody else tells of it.
-        self.ring();
+        if !self.todo.is_empty() || !self.done.is_empty() {
+            self.ring();
+        }
     }
 
     fn in_flight(&self) -> usize {

@@ -144,7 +144,7 @@ impl Core {
             .collect::<io::Result<_>>()?;
         let queues = fresh_queues(sizes);
         let offered = device.features() | RING_FEATURES;
-        Ok(Core {
+        let core = Core {
             device,
             memory,
             interrupt,
@@ -158,7 +158,9 @@ impl Core {
             running: false,
             paused: false,
             resizing: false,
-        })
+        };
+        core.show_config();
+        Ok(core)
     }
 
     /// One doorbell for each queue.
@@ -280,13 +282,14 @@ impl Core {
     }
 
     /// Puts the device's config space as it is now where its driver reads it.
-    pub fn show_config(&self) {
+    fn show_config(&self) {
         self.interrupt.set_config(0, || self.device.config());
     }
 
     /// Writes the device's config space.
     pub fn write_config(&mut self, offset: u64, data: &[u8]) {
         self.device.write_config(offset, data);
+        self.show_config();
     }
 
     /// As after power-on: the device stopped, everything the guest set forgotten. A pause lasts.
@@ -302,6 +305,7 @@ impl Core {
             // Nobody may have rung.
             let _ = doorbell.read();
         }
+        self.show_config();
         self.interrupt.reset();
     }
 
@@ -350,8 +354,8 @@ impl Core {
     pub fn end_resize(&mut self) -> Result<u64, SizeError> {
         self.resizing = false;
         let resized = self.device.resized();
-        self.go();
         self.show_config();
+        self.go();
         if resized.is_ok() && self.status() & DRIVER_OK != 0 {
             self.interrupt.signal_config();
         }
@@ -403,6 +407,7 @@ impl Core {
         self.device
             .restore(&state.device)
             .map_err(|why| RestoreError::Device { name: name(), why })?;
+        self.show_config();
         self.driver_features = state.driver_features;
         self.device_features_sel = state.device_features_sel;
         self.driver_features_sel = state.driver_features_sel;

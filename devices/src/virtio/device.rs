@@ -35,7 +35,8 @@ pub trait VirtioDevice: Send {
     fn queue_sizes(&self) -> &[u16];
 
     /// The device-specific config space as it is now, always of one length; past its end the driver
-    /// reads zeroes. Called whenever the driver has written to a register.
+    /// reads zeroes. Called when the driver has written to it, and when the device was reset, restored or
+    /// resized; of what changes it otherwise, the device tells by itself, see [`VirtioDevice::connect`].
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }

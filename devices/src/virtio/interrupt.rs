@@ -2,7 +2,7 @@
 //!
 //! [`Interrupt`] is what a device's worker and the transport have in common: three of its registers, which
 //! the guest reads while they change, what changes of its config space, and the event descriptor that
-//! the machine floor turns into an irqfd.
+//! the machine floor turns into an irqfd. Nothing here knows a register's offset.
 //!
 //! In one thing it departs from the specification, on purpose: used buffers stay a cause of interrupt from
 //! the first on until the device is reset, and acknowledging them (virtio 1.3 §4.2.2 `InterruptACK`) does
@@ -13,7 +13,7 @@
 
 use std::fmt::Display;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::complaints::Complaints;
@@ -21,10 +21,7 @@ use crate::counters::Counters;
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
-use virtio_bindings::bindings::virtio_mmio::{
-    VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
-    VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS,
-};
+use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::registers::Registers;
@@ -87,7 +84,7 @@ impl Interrupt {
     /// Used buffers are a cause of interrupt from now on, though the line is raised by somebody else,
     /// through [`Interrupt::event`].
     pub fn expect_queue(&self) {
-        self.interrupt_word().fetch_or(VIRTIO_MMIO_INT_VRING, Ordering::AcqRel);
+        self.shared.registers.causes().fetch_or(VIRTIO_MMIO_INT_VRING, Ordering::AcqRel);
     }
 
     /// The config space has what `now` gives from its byte `at` on, one field. Tells the driver of it: a
@@ -107,7 +104,7 @@ impl Interrupt {
 
     /// A change that the registers show already.
     pub(super) fn signal_config(&self) {
-        self.word(VIRTIO_MMIO_CONFIG_GENERATION).fetch_add(1, Ordering::AcqRel);
+        self.shared.registers.generation().fetch_add(1, Ordering::AcqRel);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
@@ -115,7 +112,8 @@ impl Interrupt {
     /// (virtio 1.3 §2.1.2). The reason is logged the first time after each reset, and at most once a
     /// second: a guest may break and reset its device as often as it likes.
     pub fn needs_reset(&self, why: &dyn Display) {
-        let before = self.status_word().fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::AcqRel);
+        let before =
+            self.shared.registers.status().fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::AcqRel);
         if before & VIRTIO_CONFIG_S_NEEDS_RESET != 0 {
             return;
         }
@@ -131,17 +129,17 @@ impl Interrupt {
 
     /// The device status (virtio 1.3 §2.1).
     pub fn device_status(&self) -> u32 {
-        self.status_word().load(Ordering::Acquire)
+        self.shared.registers.status().load(Ordering::Acquire)
     }
 
     /// The pending causes of interrupt: bit 0 used buffers, bit 1 configuration.
     pub fn interrupt_status(&self) -> u32 {
-        self.interrupt_word().load(Ordering::Acquire)
+        self.shared.registers.causes().load(Ordering::Acquire)
     }
 
     /// The config space's generation (virtio 1.3 §2.5).
     pub fn config_generation(&self) -> u32 {
-        self.word(VIRTIO_MMIO_CONFIG_GENERATION).load(Ordering::Acquire)
+        self.shared.registers.generation().load(Ordering::Acquire)
     }
 
     /// The registers of the device.
@@ -152,12 +150,12 @@ impl Interrupt {
     /// The driver has seen these causes (virtio 1.3 §4.2.2 `InterruptACK`), see the top.
     pub(super) fn acknowledge(&self, causes: u32) {
         let causes = causes & !VIRTIO_MMIO_INT_VRING;
-        self.interrupt_word().fetch_and(!causes, Ordering::AcqRel);
+        self.shared.registers.causes().fetch_and(!causes, Ordering::AcqRel);
     }
 
     /// Adds bits to the device status; only a reset clears any.
     pub(super) fn add_status(&self, bits: u32) {
-        self.status_word().fetch_or(bits, Ordering::AcqRel);
+        self.shared.registers.status().fetch_or(bits, Ordering::AcqRel);
     }
 
     /// As after power-on. The device is stopped: nothing raises the line meanwhile.
@@ -169,9 +167,9 @@ impl Interrupt {
 
     /// Puts saved words back.
     pub(super) fn set(&self, device_status: u32, interrupt_status: u32, config_generation: u32) {
-        self.status_word().store(device_status, Ordering::Release);
-        self.interrupt_word().store(interrupt_status, Ordering::Release);
-        self.word(VIRTIO_MMIO_CONFIG_GENERATION).store(config_generation, Ordering::Release);
+        self.shared.registers.status().store(device_status, Ordering::Release);
+        self.shared.registers.causes().store(interrupt_status, Ordering::Release);
+        self.shared.registers.generation().store(config_generation, Ordering::Release);
     }
 
     /// Raises the line again when a cause is pending, after a restore: an edge may have been lost.
@@ -183,21 +181,9 @@ impl Interrupt {
 
     fn raise(&self, cause: u32) {
         self.shared.counters.add_interrupt();
-        self.interrupt_word().fetch_or(cause, Ordering::AcqRel);
+        self.shared.registers.causes().fetch_or(cause, Ordering::AcqRel);
         // Fails only when 2^64 - 2 edges are pending: then the line is raised already.
         let _ = self.shared.event.write(1);
-    }
-
-    fn interrupt_word(&self) -> &AtomicU32 {
-        self.word(VIRTIO_MMIO_INTERRUPT_STATUS)
-    }
-
-    fn status_word(&self) -> &AtomicU32 {
-        self.word(VIRTIO_MMIO_STATUS)
-    }
-
-    fn word(&self, register: u32) -> &AtomicU32 {
-        self.shared.registers.word(register)
     }
 }
 

@@ -97,13 +97,12 @@ impl MmioTransport {
         self.show(&self.core());
     }
 
-    /// What `core` has to show of itself: the registers that follow what the driver selects, and the
-    /// config space. The status words are in their registers anyway.
+    /// What `core` has to show of itself: the registers that follow what the driver selects. The others that
+    /// change are in their registers anyway.
     fn show(&self, core: &Core) {
         self.put(reg::VIRTIO_MMIO_DEVICE_FEATURES, core.device_features());
         self.put(reg::VIRTIO_MMIO_QUEUE_NUM_MAX, core.queue_max().into());
         self.put(reg::VIRTIO_MMIO_QUEUE_READY, core.queue_ready().into());
-        core.show_config();
     }
 
     fn put(&self, register: u32, value: u32) {

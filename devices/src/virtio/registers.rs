@@ -71,6 +71,21 @@ impl Registers {
         }
     }
 
+    /// The device status.
+    pub(super) fn status(&self) -> &AtomicU32 {
+        self.word(reg::VIRTIO_MMIO_STATUS)
+    }
+
+    /// The causes of interrupt.
+    pub(super) fn causes(&self) -> &AtomicU32 {
+        self.word(reg::VIRTIO_MMIO_INTERRUPT_STATUS)
+    }
+
+    /// The config space's generation.
+    pub(super) fn generation(&self) -> &AtomicU32 {
+        self.word(reg::VIRTIO_MMIO_CONFIG_GENERATION)
+    }
+
     /// The 32-bit word at the register `offset`, which others read while it changes.
     #[expect(clippy::expect_used, reason = "an invariant of constants")]
     pub(super) fn word(&self, offset: u32) -> &AtomicU32 {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use husk::config::{
-    DiskConfig, GuestConfig, RootConfig, VmConfig, VolumeCache, VolumeConfig, check_mount,
+    DiskConfig, GuestConfig, OWN_MOUNTS, RootConfig, VmConfig, VolumeCache, VolumeConfig,
+    check_mount,
 };
 
 use crate::cli::Error;
@@ -17,8 +18,6 @@ use crate::cli::values::{parse_cache, parse_image};
 const ID: &str = "root";
 /// What `--root` says for a guest without one.
 const NONE: &str = "none";
-/// Directories that are the guest's own, whatever its root is.
-const OWN: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 
 /// What a command finds in its guest.
 #[derive(Args)]
@@ -105,7 +104,7 @@ fn is_volume(config: &VmConfig, directory: &Path) -> bool {
 
 /// Whether the guest has something of its own where the host has that directory.
 fn is_hidden(guest: &GuestConfig, directory: &Path) -> bool {
-    let mut own = OWN.into_iter().chain(guest.tmpfs.iter().map(String::as_str));
+    let mut own = OWN_MOUNTS.into_iter().chain(guest.tmpfs.iter().map(String::as_str));
     own.any(|above| directory.starts_with(above))
 }
 

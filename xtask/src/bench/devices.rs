@@ -19,7 +19,7 @@ use super::peers::{Iperf, Vsock, exits, ping_pong};
 use super::rivals::{self, Devices, Guest, Subject};
 use super::stats::{Summary, shuffle};
 use super::work::{self, PING_PONG, Said, VSOCK_IN, VSOCK_OUT, Work};
-use super::{Place, Scratch, inside};
+use super::{Place, Scratch, inside, read_plan};
 use crate::cpio::Cpio;
 use crate::tap::Tap;
 use crate::{apt, assets, cache, cargo, host};
@@ -94,9 +94,7 @@ pub fn main(args: &Args) -> Result<u8> {
 
 /// Reads the plan and runs it.
 pub fn inner(args: &InnerArgs) -> Result<u8> {
-    let text = std::fs::read_to_string(&args.plan)
-        .with_context(|| format!("reading {}", args.plan.display()))?;
-    let plan: Plan = serde_json::from_str(&text).context("reading the benchmark's plan")?;
+    let plan: Plan = read_plan(&args.plan)?;
     let ram = Scratch::new("/dev/shm")?;
     measure(&plan, &ram.0)?;
     Ok(0)

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::stats::{Summary, shuffle};
-use super::{Place, Scratch, inside};
+use super::{Place, Scratch, inside, read_plan};
 use crate::limited::{self, Errors};
 use crate::{apt, assets, cargo, host};
 
@@ -97,9 +97,7 @@ pub fn main(args: &Args) -> Result<u8> {
 
 /// Reads the plan and runs it.
 pub fn inner(args: &InnerArgs) -> Result<u8> {
-    let text = fs::read_to_string(&args.plan)
-        .with_context(|| format!("reading {}", args.plan.display()))?;
-    let plan: Plan = serde_json::from_str(&text).context("reading the benchmark's plan")?;
+    let plan: Plan = read_plan(&args.plan)?;
     let ram = Scratch::new("/dev/shm")?;
     measure(&plan, &ram.0)?;
     Ok(0)

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::Scratch;
 use super::process::{cpu_ticks, memory, page_faults};
 use super::rivals::{self, Devices, Guest, Subject};
 use super::stats::{Summary, shuffle};
+use super::{Scratch, read_plan};
 use crate::cpio::Cpio;
 use crate::tap::Tap;
 use crate::{assets, host};
@@ -44,9 +44,7 @@ pub struct InnerArgs {
 
 /// Reads the plan and runs it.
 pub fn inner(args: &InnerArgs) -> Result<u8> {
-    let text = std::fs::read_to_string(&args.plan)
-        .with_context(|| format!("reading {}", args.plan.display()))?;
-    main(&serde_json::from_str(&text)?)
+    main(&read_plan(&args.plan)?)
 }
 
 /// The first line of the guest's user space; behind it the guest's own clock in seconds.

@@ -21,6 +21,7 @@ pub use guests::{InnerArgs, inner};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::{cache, doctor, host, limited, testbed};
 
@@ -90,6 +91,13 @@ fn inside(
     }
     options.timeout = LIMIT;
     Ok(testbed::run(&options)?.end.status())
+}
+
+/// What [`inside`] was given, on the other side.
+fn read_plan<P: DeserializeOwned>(path: &Path) -> Result<P> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_str(&text).context("reading the benchmark's plan")
 }
 
 /// A fresh directory, removed when dropped.

@@ -84,9 +84,14 @@ pub fn put(wire: &mut Wire, begin: Begin, request: &'static [u8]) -> Done {
         (true, Some(mode)) if is_directory(mode) => put_into(wire, path, follow),
         (true, Some(_)) => Err(Failure::file(Errno::NOTDIR)),
     };
+    conclude(wire, done)
+}
+
+/// Tells the host that all is copied, unless it has gone.
+fn conclude(wire: &mut Wire, done: core::result::Result<(), Failure>) -> Done {
     match done {
         Ok(()) => {
-            // If the host has gone, it is not told.
+            // It may have gone meanwhile.
             let _ = wire.send(Frame::Exited(0));
             Ok(())
         }
@@ -183,14 +188,7 @@ pub fn get(wire: &mut Wire, request: &'static [u8]) -> Done {
         let first = file::read(fd, &mut room).map_err(failed)?;
         begin(wire).map_err(|_| Failure::Gone).and_then(|()| send(wire, fd, &mut room, first))
     };
-    match done {
-        Ok(()) => {
-            let _ = wire.send(Frame::Exited(0));
-            Ok(())
-        }
-        Err(Failure::Gone) => Ok(()),
-        Err(Failure::Cannot(stage, error)) => Err((stage, error)),
-    }
+    conclude(wire, done)
 }
 
 /// That what has this mode is copied.

@@ -1,0 +1,91 @@
+//! VMs that go on without who started them, reached by their names.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod guest;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use guest::command::{cli, finish};
+use guest::{Lab, PATIENCE, TINY, husk};
+
+/// A detached VM with these options and the tiny initramfs, called `one`; and how others call husk.
+fn detached(lab: &Lab, args: &[&str]) -> impl Fn(&[&str], &[u8]) -> (i32, String, String) + use<> {
+    let initrd = lab.asset(TINY);
+    let options = ["--detach", "--name", "one", "--initrd", initrd.to_str().unwrap()];
+    let runtime = lab.path("runtime");
+    std::fs::create_dir(&runtime).unwrap();
+    let mut command = cli(lab, &[&options[..], args].concat());
+    command.env("XDG_RUNTIME_DIR", &runtime);
+    // It has none of the streams any more, or this would last as long as the VM.
+    assert_eq!(finish(command, b""), (0, "one\n".to_owned(), String::new()));
+    move |args, input| {
+        let mut command = Command::new(husk());
+        command.env("XDG_RUNTIME_DIR", &runtime).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        finish(command, input)
+    }
+}
+
+/// Waits until the log of the VM says that.
+fn wait_for_log(call: &impl Fn(&[&str], &[u8]) -> (i32, String, String), words: &str) -> String {
+    let begin = Instant::now();
+    loop {
+        let (status, log, stderr) = call(&["logs", "one"], b"");
+        if log.contains(words) {
+            return log;
+        }
+        assert!(status == 0 && begin.elapsed() < PATIENCE, "{log}{stderr}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_detached_command_is_looked_at_and_stopped_in_good_order() {
+    let Some(lab) = Lab::open() else { return };
+    let script = "trap 'echo stops; exit 3' TERM; echo said; echo told >&2; read none || echo end; \
+                  while :; do /bin/busybox sleep 0.1; done";
+    // That it is told to end is no failure of its own.
+    let call = detached(&lab, &["--keep-on-failure", "--", "/bin/busybox", "sh", "-c", script]);
+    // Of two streams: either may come last.
+    wait_for_log(&call, "told\n");
+    let log = wait_for_log(&call, "end\n");
+    assert!(log.contains("said\n"), "{log}");
+    let (_, facts, stderr) = call(&["inspect", "one"], b"");
+    assert!(facts.contains("ready for commands") && facts.contains("echo said"), "{facts}{stderr}");
+    assert!(facts.contains("root       the initramfs\n"), "{facts}");
+    let (status, _, stderr) = call(&["stop", "one", "--grace", "60"], b"");
+    assert_eq!(status, 0, "{stderr}");
+    assert_eq!(call(&["wait", "one"], b""), (0, "3\n".to_owned(), String::new()));
+    let log = call(&["logs", "one"], b"").1;
+    assert!(log.contains("stops\n"), "{log}");
+}
+
+#[test]
+fn a_shell_on_a_terminal_is_typed_to_by_who_attaches_and_kept_when_it_fails() {
+    let Some(lab) = Lab::open() else { return };
+    let call = detached(&lab, &["--tty", "--keep-on-failure", "--", "/bin/busybox", "sh"]);
+    let (status, screen, stderr) = std::thread::scope(|scope| {
+        let typed = b"echo on $(/bin/busybox tty); exit 3\n";
+        let attached = scope.spawn(|| call(&["attach", "one"], typed));
+        wait_for_log(&call, "the VM stays");
+        let done = call(&["exec", "one", "--", "/bin/busybox", "echo", "inside"], b"");
+        assert_eq!(done, (0, "inside\n".to_owned(), String::new()));
+        let facts = call(&["inspect", "--json", "one"], b"").1;
+        let pid = facts.split("\"pid\": ").nth(1).unwrap().split(',').next().unwrap();
+        let pid: libc::pid_t = pid.parse().unwrap();
+        // SAFETY: kill touches no memory; the VM's husk has just told its id, and ends by nothing else.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        attached.join().unwrap()
+    });
+    assert!(status == 0 && screen.contains("\non /dev/pts/"), "{screen}{stderr}");
+    assert!(screen.contains("status 3"), "{screen}");
+    assert_eq!(call(&["wait", "one"], b""), (0, "3\n".to_owned(), String::new()));
+}
