@@ -19,6 +19,8 @@ pub(super) const PHDR_SIZE: usize = 56;
 pub(super) const PT_LOAD: u32 = 1;
 const PT_INTERP: u32 = 3;
 pub(super) const PT_NOTE: u32 = 4;
+/// `p_flags` of a segment that is only read.
+pub(super) const PF_R: u32 = 4;
 /// `e_type` of an executable, and `e_machine` of x86-64.
 pub(super) const ET_EXEC: u16 = 2;
 pub(super) const EM_X86_64: u16 = 62;
@@ -96,6 +98,9 @@ pub struct Segment {
     pub filesz: u64,
     /// Bytes in memory; those past `filesz` are zero.
     pub memsz: u64,
+    /// Linux reads it only to tell what went wrong: its header says that it is read and nothing else,
+    /// as of the files that husk writes only those segments do.
+    pub rare: bool,
 }
 
 impl Segment {
@@ -189,6 +194,7 @@ impl Elf {
 /// One program header as the file has it.
 struct Phdr {
     kind: u32,
+    flags: u32,
     offset: u64,
     paddr: u64,
     filesz: u64,
@@ -200,6 +206,7 @@ impl Phdr {
     fn decode(bytes: &[u8]) -> Option<Phdr> {
         Some(Phdr {
             kind: u32_at(bytes, 0)?,
+            flags: u32_at(bytes, 4)?,
             offset: u64_at(bytes, 8)?,
             paddr: u64_at(bytes, 24)?,
             filesz: u64_at(bytes, 32)?,
@@ -243,7 +250,7 @@ impl Phdr {
         if end > HIGHEST {
             return Err(ElfError::TooHigh { index, end });
         }
-        Ok(Segment { offset, paddr, filesz, memsz })
+        Ok(Segment { offset, paddr, filesz, memsz, rare: self.flags == PF_R })
     }
 
     fn read_notes(&self, index: usize, image: &Image) -> Result<Notes, ElfError> {

@@ -16,7 +16,7 @@ use vm_memory::{
 use super::{PAGE, align_down, align_up};
 
 /// The size of an x86-64 huge page, in bytes.
-const HUGE_PAGE: u64 = 2 << 20;
+pub(super) const HUGE_PAGE: u64 = 2 << 20;
 
 /// A range of guest memory inside one region.
 pub(super) struct Span<'a> {

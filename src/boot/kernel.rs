@@ -101,9 +101,10 @@ impl Kernel {
         }
     }
 
-    /// The guest addresses it is put at: where its file may be mapped over the guest's memory.
-    pub fn extent(&self) -> Vec<Range<u64>> {
-        self.segments().iter().map(|segment| segment.paddr..segment.end()).collect()
+    /// The guest addresses where its file may be mapped over the guest's memory.
+    pub fn mapped(&self, method: LoadMethod) -> Vec<Range<u64>> {
+        let mapped = self.segments().iter().filter(|each| load::is_to_be_mapped(each, method));
+        mapped.map(|segment| segment.paddr..segment.end()).collect()
     }
 
     fn segments(&self) -> &[Segment] {

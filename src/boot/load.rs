@@ -9,7 +9,8 @@
 //!   file      ├──────── filesz ────────┤
 //!   memory  ┊ ├────────────────────────┤──── zeros ────┤   memsz
 //!           ┊   ┊ whole pages: mapped ┊                    with LoadMethod::Map,
-//!           └───┘ head, tail: read    └─┘                  all of it read with ::Read
+//!           └───┘ head, tail: read    └─┘                  (and what is rarely read);
+//!                                                          else all of it is read
 //! ```
 
 use std::io;
@@ -25,7 +26,8 @@ use super::{PAGE, align_down, align_up};
 /// How a kernel gets into guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LoadMethod {
-    /// Read it there, into huge pages where the host gives them.
+    /// Read it there, into huge pages where the host gives them; only what Linux hardly ever reads is
+    /// mapped where it can be.
     #[default]
     Read,
     /// Map the file's pages there, copy-on-write: nothing is copied before the guest writes to it,
@@ -85,12 +87,12 @@ pub(super) fn load_segments(
     for segment in segments {
         let target = Target { memory, image, segment };
         let (start, end) = (segment.paddr, segment.paddr + segment.filesz);
-        let pages = match method {
-            LoadMethod::Map => target.mappable_pages(),
-            LoadMethod::Read => None,
+        let pages = match is_to_be_mapped(segment, method) {
+            true => target.mappable_pages(),
+            false => None,
         };
         if let Some((from, to)) = pages.filter(|(from, to)| target.map(*from, *to)) {
-            used = LoadMethod::Map;
+            used = method;
             target.read(start, from)?;
             target.read(to, end)?;
         } else {
@@ -103,6 +105,11 @@ pub(super) fn load_segments(
     }
     read_all(&pieces)?;
     Ok(used)
+}
+
+/// Whether the pages of `segment` are mapped, if they can be.
+pub(super) fn is_to_be_mapped(segment: &Segment, method: LoadMethod) -> bool {
+    method == LoadMethod::Map || segment.rare
 }
 
 /// The most that is read at once: a few huge pages, so that threads share the work evenly.

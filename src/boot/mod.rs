@@ -27,6 +27,7 @@ pub mod initrd;
 pub mod kernel;
 pub mod load;
 pub mod params;
+mod rare;
 mod recognise;
 mod relayout;
 pub mod unpack;

@@ -175,7 +175,7 @@ fn cached(
     }
     let Some((mut elf, image)) = make(whole)? else { return Ok(None) };
     elf.absent = Absent::of(&elf, &image);
-    let elf = relayout::without_zeros(&elf, &image);
+    let elf = relayout::in_pieces(&elf, &image);
     Ok(Some(cache.store(&key, &stamp, &elf, &image).unwrap_or((image, elf))))
 }
 
@@ -218,5 +218,6 @@ fn code_segment(path: &Path, header: &SetupHeader) -> Result<Segment, KernelErro
         paddr: header.load_address,
         filesz: header.code.len,
         memsz: header.code.len.max(u64::from(header.init_size)),
+        rare: false,
     })
 }

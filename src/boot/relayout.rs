@@ -3,8 +3,8 @@
 //! Of an unpacked kernel only what is loaded is kept (section headers, symbols and relocations are
 //! not), each segment at a file offset that equals its physical address within a page, and long
 //! runs of zeros not at all: a third of a distribution's kernel is its zeroed data, which its
-//! segments spell out. The result is an ELF like any other, read back by
-//! [`Elf::parse`](super::elf::Elf::parse).
+//! segments spell out. What Linux reads only to tell what went wrong ([`rare`]) is a segment of its own.
+//! The result is an ELF like any other, read back by [`Elf::parse`](super::elf::Elf::parse).
 //!
 //! ```text
 //!   0     64        + 56 per header   page                         page
@@ -15,7 +15,7 @@ use std::io::{self, Write};
 
 use super::elf::{self, EHDR_SIZE, Elf, PHDR_SIZE, Segment};
 use super::image::Image;
-use super::{PAGE, align_up};
+use super::{PAGE, align_up, rare};
 
 /// Bytes of the one note: three words, the name, an 8-byte address.
 const NOTE_SIZE: u64 = 12 + 4 + 8;
@@ -26,16 +26,45 @@ const ZERO_RUN: u64 = 64 << 10;
 /// takes back.
 const MAX_SEGMENTS: usize = elf::MAX_PHNUM as usize - 1;
 
-/// `elf` with its segments cut where `image` (in memory) has nothing but zeros for long.
-pub(super) fn without_zeros(elf: &Elf, image: &Image) -> Elf {
+/// `elf` with its segments cut where `image` (in memory) has nothing but zeros for long, and around
+/// what is rarely read.
+pub(super) fn in_pieces(elf: &Elf, image: &Image) -> Elf {
     let mut cut = Elf { segments: Vec::new(), ..elf.clone() };
     let mut cuts = MAX_SEGMENTS.saturating_sub(elf.segments.len());
+    let rare = rare::bytes(image);
     for segment in &elf.segments {
-        cut_segment(segment, image, &mut cuts, &mut cut.segments);
+        let pages =
+            rare.as_ref().and_then(|bytes| rare::pages(segment, bytes)).filter(|_| cuts >= 2);
+        let Some(pages) = pages else {
+            cut_segment(segment, image, &mut cuts, &mut cut.segments);
+            continue;
+        };
+        cuts -= 2;
+        let (before, rest) = split(segment, pages.start);
+        let (rare, after) = split(&rest, pages.end);
+        cut_segment(&before, image, &mut cuts, &mut cut.segments);
+        cut.segments.push(Segment { rare: true, ..rare });
+        cut_segment(&after, image, &mut cuts, &mut cut.segments);
     }
+    cut.segments.retain(|segment| segment.memsz > 0);
     let held = |entry: Option<u64>| entry.is_none_or(|entry| cut.holds(entry));
     // Nobody begins in zeros, but a file may say so.
     if held(cut.entry) && held(cut.pvh_entry) { cut } else { elf.clone() }
+}
+
+/// The parts of `segment` below the address `at`, which is among those that the file has bytes for, and
+/// from it on.
+fn split(segment: &Segment, at: u64) -> (Segment, Segment) {
+    let len = at - segment.paddr;
+    let Segment { offset, filesz, memsz, .. } = *segment;
+    let after = Segment {
+        offset: offset + len,
+        paddr: at,
+        filesz: filesz - len,
+        memsz: memsz - len,
+        rare: false,
+    };
+    (Segment { filesz: len, memsz: len, ..*segment }, after)
 }
 
 /// Adds the pieces of `segment`: bytes that are not all zero, and the zeros up to the next piece. It
@@ -55,6 +84,7 @@ fn cut_segment(segment: &Segment, image: &Image, cuts: &mut usize, pieces: &mut 
             paddr: paddr + start,
             filesz: data_end - start,
             memsz: end - start,
+            rare: false,
         });
     };
     for (index, page) in bytes.chunks(ZEROS.len()).enumerate() {
@@ -90,8 +120,9 @@ pub(super) fn write(elf: &Elf, image: &Image, out: &mut impl Write) -> io::Resul
         end = offset.checked_add(segment.filesz).ok_or_else(too_large)?;
         offsets.push(offset);
         // PF_R | PF_W | PF_X: who boots it has no protection yet.
+        let flags = if segment.rare { elf::PF_R } else { 7 };
         let sizes = (segment.filesz, segment.memsz);
-        put_phdr(&mut head, elf::PT_LOAD, 7, offset, segment.paddr, sizes, PAGE);
+        put_phdr(&mut head, elf::PT_LOAD, flags, offset, segment.paddr, sizes, PAGE);
     }
     if let Some(entry) = elf.pvh_entry {
         put_phdr(&mut head, elf::PT_NOTE, 4, note_at, 0, (NOTE_SIZE, NOTE_SIZE), 4);

@@ -39,6 +39,8 @@ pub(crate) struct Spec {
     pub segments: Vec<(u64, Vec<u8>, u64)>,
     /// What a segment's file offset is a multiple of (plus its address, from a page on).
     pub align: usize,
+    /// Name, address and length of a section to be named in section headers.
+    pub section: Option<(&'static str, u64, u64)>,
 }
 
 impl Default for Spec {
@@ -55,6 +57,7 @@ impl Default for Spec {
             pvh: Some((PVH_ENTRY as u32).to_le_bytes().to_vec()),
             segments: vec![(BASE, text, 0x39000), (BASE + 0x20_0010, noise(0x3456, 3), 0x20000)],
             align: 4096,
+            section: None,
         }
     }
 }
@@ -75,6 +78,7 @@ impl Spec {
             head.extend(field.to_le_bytes());
         }
         let mut body = vec![0; 64 + 56 * phnum];
+        let mut section_at = None;
         if let Some(desc) = &self.pvh {
             // A note of another name first, as Linux has.
             let mut notes = note(b"Linux\0", 0x101, b"abcd");
@@ -86,7 +90,13 @@ impl Spec {
             let within = if self.align >= 4096 { *paddr as usize % 4096 } else { 0 };
             body.resize(body.len().next_multiple_of(self.align) + within, 0);
             put_phdr(&mut head, 1, body.len(), *paddr, bytes.len(), *memsz);
+            let (at, end) = (body.len() as u64, paddr + bytes.len() as u64);
+            let within = |(_, address, _): &(_, u64, _)| (*paddr..end).contains(address);
+            section_at = self.section.filter(within).map(|s| at + s.1 - paddr).or(section_at);
             body.extend(bytes);
+        }
+        if let (Some(at), Some((name, _, len))) = (section_at, self.section) {
+            put_sections(&mut head, &mut body, name, at, len);
         }
         body[..head.len()].copy_from_slice(&head);
         body
@@ -112,6 +122,22 @@ fn put_phdr(head: &mut Vec<u8>, kind: u32, offset: usize, paddr: u64, filesz: us
     for field in [offset as u64, virt, paddr, filesz as u64, memsz, align] {
         head.extend(field.to_le_bytes());
     }
+}
+
+/// Appends headers of two sections, one called `name` and the names, and tells the file header.
+fn put_sections(head: &mut [u8], body: &mut Vec<u8>, name: &str, at: u64, len: u64) {
+    let table = body.len() as u64;
+    head[40..48].copy_from_slice(&table.to_le_bytes());
+    for (offset, value) in [(58, 64u16), (60, 2), (62, 1)] {
+        head[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    for (at, len) in [(at, len), (table + 2 * 64, name.len() as u64 + 1)] {
+        let mut header = [0; 64];
+        header[24..32].copy_from_slice(&at.to_le_bytes());
+        header[32..40].copy_from_slice(&len.to_le_bytes());
+        body.extend(header);
+    }
+    body.extend(name.bytes().chain([0]));
 }
 
 fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {

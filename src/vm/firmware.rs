@@ -17,11 +17,11 @@ use crate::x86_64::acpi::{self, VirtioSlot};
 use crate::x86_64::entry::Protocol;
 use crate::x86_64::{layout, mptable, reset};
 
-/// The command line when the user gives none. There is no PCI to be looked for.
+/// The command line when the user gives none.
 fn default_cmdline(console: ConsoleDevice) -> &'static str {
     match console {
-        ConsoleDevice::Serial => "console=ttyS0 pci=off",
-        ConsoleDevice::Virtio => "console=hvc0 pci=off",
+        ConsoleDevice::Serial => "console=ttyS0",
+        ConsoleDevice::Virtio => "console=hvc0",
     }
 }
 
@@ -38,6 +38,14 @@ impl Software {
     /// written for a PC does not, nor does a Linux without ACPI (Debian's reads no MP table either).
     pub fn needs_timer(&self, config: &VmConfig) -> bool {
         self.kernel.is_opaque() || !config.acpi
+    }
+}
+
+/// How the kernel is loaded.
+pub(super) fn load_method(config: &VmConfig) -> LoadMethod {
+    match config.share_kernel {
+        true => LoadMethod::Map,
+        false => LoadMethod::Read,
     }
 }
 
@@ -58,10 +66,7 @@ impl Loading {
         config: &VmConfig,
         memory: &GuestMemoryMmap,
     ) -> Result<Self, VmError> {
-        let method = match config.share_kernel {
-            true => LoadMethod::Map,
-            false => LoadMethod::Read,
-        };
+        let method = load_method(config);
         let protocol = match config.boot_protocol {
             BootProtocol::Auto => None,
             BootProtocol::Pvh => Some(Protocol::Pvh),
@@ -177,6 +182,10 @@ pub(super) fn cmdline(config: &VmConfig) -> Result<Cmdline, VmError> {
     if !cmdline.has("panic=") {
         cmdline.append("panic=-1")?;
     }
+    // There is no PCI; looking for it costs an exit for each of 32 slots, twice, and ends in an error.
+    if !cmdline.has("pci=") {
+        cmdline.append("pci=off")?;
+    }
     let disk = config.disks.first().map(|disk| ("vda", disk.readonly));
     let pmem = config.pmem.first().map(|pmem| ("pmem0", pmem.readonly));
     if let Some((root, readonly)) = disk.or(pmem)
@@ -221,15 +230,17 @@ mod tests {
     #[test]
     fn the_command_line_ends_a_panicked_guest_unless_the_user_says_otherwise() {
         let mut config = VmConfig::new("k");
-        assert_eq!(firmware(&config), "console=ttyS0 pci=off panic=-1");
+        assert_eq!(firmware(&config), "console=ttyS0 panic=-1 pci=off");
         config.console_device = ConsoleDevice::Virtio;
-        assert_eq!(firmware(&config), "console=hvc0 pci=off panic=-1");
+        assert_eq!(firmware(&config), "console=hvc0 panic=-1 pci=off");
         config.console_device = ConsoleDevice::Serial;
         config.append = "panic=5 quiet".to_owned();
-        assert_eq!(firmware(&config), "console=ttyS0 pci=off panic=5 quiet");
+        assert_eq!(firmware(&config), "console=ttyS0 panic=5 quiet pci=off");
         config.cmdline = Some("mine".to_owned());
         config.append = String::new();
-        assert_eq!(firmware(&config), "mine panic=-1");
+        assert_eq!(firmware(&config), "mine panic=-1 pci=off");
+        config.cmdline = Some("mine panic=1 pci=noearly".to_owned());
+        assert_eq!(firmware(&config), "mine panic=1 pci=noearly");
     }
 
     #[test]

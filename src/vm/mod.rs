@@ -155,10 +155,7 @@ impl Vm {
         let events: EventSink = Arc::new(move |event| guest.post(Message::Guest(event)));
         let on_broken: OnBroken = Arc::new(move |why| husk.post(Message::Broken(why)));
         console::check(&config)?;
-        let not_ram = match config.share_kernel {
-            true => software.kernel.extent(),
-            false => Vec::new(),
-        };
+        let not_ram = software.kernel.mapped(firmware::load_method(&config));
         let devices = Devices::open(&config, &memory, not_ram, events, on_broken)?;
         timeline.mark(Phase::DevicesOpened);
         let console = match console {

@@ -23,7 +23,7 @@ use crate::boot::image::Image;
 use crate::boot::{relayout, u64_at};
 
 /// Begins the trailer. The digit changes with the format, and old entries are then made anew.
-const MAGIC: &[u8; 8] = b"husk-k2\n";
+const MAGIC: &[u8; 8] = b"husk-k3\n";
 const TRAILER_SIZE: usize = 8 + 8 + 8 + 8 + 32;
 /// Where the drivers are in it that the kernel has not.
 const ABSENT_AT: usize = 24;

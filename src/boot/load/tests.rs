@@ -102,7 +102,8 @@ fn a_kernel_over_two_regions_is_loaded() {
 
 #[test]
 fn zeros_are_not_touched() {
-    let segment = Segment { offset: 0, paddr: 16 << 20, filesz: 4096, memsz: 12 << 20 };
+    let segment =
+        Segment { offset: 0, paddr: 16 << 20, filesz: 4096, memsz: 12 << 20, rare: false };
     let memory = ram(&[(0, RAM)]);
     let image = Image::Bytes(vec![1; 4096]);
     load_segments(&memory, &image, &[segment], LoadMethod::Read).unwrap();
@@ -136,4 +137,21 @@ fn a_file_cut_short_after_it_was_checked_is_an_error() {
     let memory = ram(&[(0, RAM)]);
     let error = load_segments(&memory, &image, &segments, LoadMethod::Read).unwrap_err();
     assert!(matches!(error, LoadError::Read(_)), "{error}");
+}
+
+#[test]
+fn what_is_rarely_read_is_mapped_even_if_all_else_is_read() {
+    let spec = Spec::default();
+    let (named, image) = file(&spec.build(), true);
+    let mut segments = Elf::parse(&image).unwrap().segments;
+    segments[0].rare = true;
+    let memory = ram(&[(0, RAM)]);
+    let used = load_segments(&memory, &image, &segments, LoadMethod::Read).unwrap();
+    assert_eq!(used, LoadMethod::Read);
+    assert_loaded(&memory, &spec);
+    // What becomes of the file shows in the guest where it was mapped, and only there.
+    std::fs::write(named.path(), vec![0xaa; spec.build().len()]).unwrap();
+    let byte = |at: u64| memory.read_obj::<u8>(GuestAddress(at)).unwrap();
+    assert_eq!(byte(BASE), 0xaa);
+    assert_ne!(byte(segments[1].paddr), 0xaa);
 }

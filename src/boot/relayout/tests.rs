@@ -3,7 +3,7 @@ use crate::boot::synth::{BASE, PVH_ENTRY, Spec, noise};
 
 fn relaid(spec: &Spec) -> (Elf, Vec<u8>) {
     let image = Image::Bytes(spec.build());
-    let elf = without_zeros(&Elf::parse(&image).unwrap(), &image);
+    let elf = in_pieces(&Elf::parse(&image).unwrap(), &image);
     let mut out = Vec::new();
     write(&elf, &image, &mut out).unwrap();
     let again = Elf::parse(&Image::Bytes(out.clone())).unwrap();
@@ -91,4 +91,25 @@ fn a_kernel_full_of_holes_gets_no_more_segments_than_are_read_back() {
 fn what_has_only_a_pvh_entry_still_has_no_other() {
     let (elf, _) = relaid(&Spec { entry: 0, ..Spec::default() });
     assert_eq!((elf.entry, elf.pvh_entry), (None, Some(PVH_ENTRY)));
+}
+
+#[test]
+fn what_is_rarely_read_is_a_segment_of_its_own() {
+    const HUGE: u64 = 2 << 20;
+    // A section from within the first huge page to within the third, of which it has most.
+    let (from, to) = (0x1000, 2 * HUGE + 0x19_0123);
+    let spec = Spec {
+        segments: vec![(BASE, noise(3 * HUGE as usize, 1), 4 * HUGE)],
+        section: Some((".orc_unwind", BASE + from, to - from)),
+        ..Spec::default()
+    };
+    let (elf, file) = relaid(&spec);
+    assert!(memory(&elf, &file) == spec.memory());
+    let found: Vec<_> = elf.segments.iter().map(|s| (s.paddr - BASE, s.memsz, s.rare)).collect();
+    let rare = HUGE + 0x19_0000;
+    let expected = [(0, HUGE, false), (HUGE, rare, true), (HUGE + rare, 3 * HUGE - rare, false)];
+    assert_eq!(found, expected);
+    // Under another name it is nothing special.
+    let spec = Spec { section: spec.section.map(|(_, at, len)| (".rodata", at, len)), ..spec };
+    assert_eq!(relaid(&spec).0.segments.len(), 1);
 }
