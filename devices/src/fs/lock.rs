@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::claims::{Claim, Claims};
 use super::errno::{Errno, Result};
 use super::message::REPLY_HEADER;
 use super::session::{Call, Outcome, Session, reply_header};
@@ -20,6 +21,8 @@ type Key = (u64, u64, bool);
 #[derive(Default)]
 pub(super) struct Locks {
     files: HashMap<Key, OwnedFd>,
+    /// Those of fcntl(2), range by range.
+    claims: Claims,
     /// Counts what was given up.
     given_up: u64,
 }
@@ -28,6 +31,9 @@ impl Locks {
     /// Ends the locks of `owner` on `node`.
     pub(super) fn release(&mut self, node: u64, owner: u64, flock: bool) {
         if self.files.remove(&(node, owner, flock)).is_some() {
+            if !flock {
+                self.claims.give_up_all(node, owner);
+            }
             self.given_up = self.given_up.wrapping_add(1);
         }
     }
@@ -35,6 +41,7 @@ impl Locks {
     /// Ends all locks.
     pub(super) fn clear(&mut self) {
         self.files.clear();
+        self.claims.clear();
     }
 
     /// Descriptors that they take.
@@ -66,6 +73,24 @@ impl Waiting {
     pub fn refused(&self) -> [u8; REPLY_HEADER] {
         reply_header(REPLY_HEADER as u32, -libc::ENOLCK, self.unique)
     }
+
+    /// The reply when it would wait for good.
+    pub fn deadlocked(&self) -> [u8; REPLY_HEADER] {
+        reply_header(REPLY_HEADER as u32, -libc::EDEADLK, self.unique)
+    }
+
+    /// What is waited for, if it is a lock of fcntl(2).
+    fn claim(&self) -> Option<Claim> {
+        claim(self.node, &self.request)
+    }
+}
+
+/// What a request of fcntl(2) wants.
+fn claim(node: u64, request: &LkIn) -> Option<Claim> {
+    let LkIn { owner, lock: FileLock { start, end, kind, .. }, lk_flags, .. } = *request;
+    let write = i32::try_from(kind) == Ok(libc::F_WRLCK);
+    let is_one = lk_flags & LK_FLOCK == 0 && start <= end;
+    is_one.then_some(Claim { node, owner, range: start..=end, write })
 }
 
 /// A range of a file as fcntl(2) has it.
@@ -105,6 +130,17 @@ impl Session {
         }
     }
 
+    /// Whether one that is to wait would wait for good, for one of those that wait `already`.
+    pub fn would_deadlock<'a>(
+        &self,
+        waiting: &Waiting,
+        already: impl Iterator<Item = &'a Waiting>,
+    ) -> bool {
+        let already: Vec<Claim> = already.filter_map(Waiting::claim).collect();
+        let wanted = waiting.claim();
+        wanted.is_some_and(|wanted| self.locks.claims.close_a_circle(&wanted, &already))
+    }
+
     /// The reply to a request that waited, if it need not wait any longer.
     pub fn try_again(&mut self, waiting: &Waiting) -> Option<[u8; REPLY_HEADER]> {
         let error = match self.lock(waiting.node, &waiting.request) {
@@ -126,6 +162,9 @@ impl Session {
             self.locks.release(node, request.owner, flock);
             return Ok(());
         }
+        if !flock {
+            self.locks.claims.has_room(unlock)?;
+        }
         let mut opened = None;
         let fd = match self.locks.files.get(&key) {
             Some(fd) => fd,
@@ -143,6 +182,14 @@ impl Session {
             && let Some(fd) = opened
         {
             self.locks.files.insert(key, fd);
+        }
+        if locked.is_ok()
+            && let Some(claim) = claim(node, request)
+        {
+            match unlock {
+                true => self.locks.claims.give_up(claim.node, claim.owner, claim.range),
+                false => self.locks.claims.take(claim),
+            }
         }
         if unlock {
             self.locks.given_up = self.locks.given_up.wrapping_add(1);

@@ -12,6 +12,7 @@
 //! ```
 
 mod attr;
+mod claims;
 mod dir;
 mod errno;
 mod file;

@@ -140,10 +140,12 @@ impl Serve {
                 }
                 Served::Waits(waiting) => {
                     let mut place = IovecBuffer::default();
-                    let reply = waiting.refused();
+                    let others = waiters.iter().map(|waiter| &waiter.waiting);
+                    let for_good = session.would_deadlock(&waiting, others);
+                    let reply = if for_good { waiting.deadlocked() } else { waiting.refused() };
                     let room = chain.list_writable(0, reply.len(), &mut place).is_ok();
                     // The request that gives the lock up must find room in the queue.
-                    if which == 0 || !room || waiters.len() >= most {
+                    if for_good || which == 0 || !room || waiters.len() >= most {
                         let answered = room && chain.copy_from(0, &reply).is_ok();
                         return Answer::Done(if answered { reply.len() as u32 } else { 0 });
                     }

@@ -236,6 +236,34 @@ fn so_many_wait_for_a_lock_that_the_queue_has_room_for_who_gives_it_up() {
 }
 
 #[test]
+fn owners_that_would_wait_for_each_other_for_good_are_told() {
+    let mut rig = rig();
+    let (node, fh) = rig.create("f");
+    // Byte by byte, as fcntl(2) locks.
+    let ask = |unique: u64, opcode: u32, owner: u64, byte: u64, kind: i32| {
+        let lock = FileLock { start: byte, end: byte, kind: kind as u32, pid: 0 };
+        let body = LkIn { fh, owner, lock, lk_flags: 0, padding: 0 };
+        request(opcode, node, unique, body.as_slice())
+    };
+    let reply = |rig: &Rig| object::<OutHeader>(&rig.driver.read(REPLY, 16));
+    for owner in [1, 2] {
+        rig.put(1, &ask(owner, op::SETLK, owner, owner, libc::F_WRLCK), 16);
+        rig.driver.wait_used(1, 1);
+        assert_eq!(reply(&rig).error, 0);
+    }
+    let waits = rig.put(1, &ask(11, op::SETLKW, 1, 2, libc::F_WRLCK), 16);
+    rig.call(op::LOOKUP, ROOT, &name("f")).unwrap();
+    rig.put(1, &ask(12, op::SETLKW, 2, 1, libc::F_RDLCK), 16);
+    rig.driver.wait_used(1, 1);
+    assert_eq!((reply(&rig).error, reply(&rig).unique), (-libc::EDEADLK, 12));
+    // Who was told gives its own up, and the other one gets it.
+    rig.put(1, &ask(13, op::SETLK, 2, 2, libc::F_UNLCK), 0x100);
+    let used = rig.driver.wait_used(1, 2);
+    assert_eq!((used[1].0, reply(&rig).unique), (waits.into(), 11));
+    assert_eq!(reply(&rig).error, 0);
+}
+
+#[test]
 fn a_host_that_hangs_holds_up_no_reset_and_the_next_driver_is_served_when_it_answers() {
     for opcode in [op::FSYNC, op::READ] {
         let Some(file) = HangingFile::mount() else { return };

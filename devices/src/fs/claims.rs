@@ -1,0 +1,183 @@
+//! Which ranges of files the guest's owners have locked with fcntl(2), kept beside what the host's kernel
+//! has of them, for the one thing that it cannot tell us: who waits for whom.
+//!
+//! Owners that wait for each other do so for good, and a guest's process that waits for us cannot even be
+//! killed. Linux refuses the lock that would close such a circle (EDEADLK), but not between open files,
+//! which is what a guest's owners are to the host. So [`Claims::close_a_circle`] finds it, as
+//! `posix_locks_deadlock` in Linux' `fs/locks.c` does: what owners of the host wait for is not known, and
+//! neither are those of flock(2), for which Linux does not look either.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
+
+use rangemap::RangeInclusiveMap;
+
+use super::errno::{Errno, Result};
+
+/// So many ranges a guest may have locked at once; the host's kernel keeps each of them, too.
+const RANGES: usize = 1 << 16;
+
+/// A lock that an owner has or wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub node: u64,
+    pub owner: u64,
+    pub range: RangeInclusive<u64>,
+    /// For itself alone.
+    pub write: bool,
+}
+
+/// The ranges of one owner in one file, and whether they are its alone.
+type Ranges = RangeInclusiveMap<u64, bool>;
+
+/// What owners have.
+#[derive(Default)]
+pub(super) struct Claims {
+    nodes: HashMap<u64, HashMap<u64, Ranges>>,
+    /// Ranges in all.
+    count: usize,
+}
+
+impl Claims {
+    /// Whether there is room for what one more lock can add: a range, and another if it cuts one in two.
+    /// Giving up a part of one can do that too, but is allowed far longer: mostly it makes room.
+    ///
+    /// # Errors
+    /// `ENOLCK` if there is not.
+    pub fn has_room(&self, unlock: bool) -> Result<()> {
+        let most = if unlock { 2 * RANGES } else { RANGES };
+        if self.count + 2 <= most { Ok(()) } else { Err(Errno(libc::ENOLCK)) }
+    }
+
+    /// Notes that an owner was given a lock, in place of what it had in that range.
+    pub fn take(&mut self, claim: Claim) {
+        let Claim { node, owner, range, write } = claim;
+        self.change(node, owner, |ranges| ranges.insert(range, write));
+    }
+
+    /// Notes that an owner gave up what it had in a range.
+    pub fn give_up(&mut self, node: u64, owner: u64, range: RangeInclusive<u64>) {
+        self.change(node, owner, |ranges| ranges.remove(range));
+    }
+
+    /// Notes that an owner gave up all it had in a file.
+    pub fn give_up_all(&mut self, node: u64, owner: u64) {
+        self.change(node, owner, Ranges::clear);
+    }
+
+    /// Forgets everybody.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn change(&mut self, node: u64, owner: u64, change: impl FnOnce(&mut Ranges)) {
+        let owners = self.nodes.entry(node).or_default();
+        let ranges = owners.entry(owner).or_default();
+        let before = ranges.len();
+        change(ranges);
+        let after = ranges.len();
+        self.count = self.count - before + after;
+        if after == 0 {
+            owners.remove(&owner);
+        }
+        if owners.is_empty() {
+            self.nodes.remove(&node);
+        }
+    }
+
+    /// Whether the owner of `wanted` would wait for somebody who, through whatever of `waiting`, waits
+    /// for that owner.
+    pub fn close_a_circle(&self, wanted: &Claim, waiting: &[Claim]) -> bool {
+        let mut seen = HashSet::new();
+        let mut next = vec![wanted];
+        while let Some(claim) = next.pop() {
+            for owner in self.in_the_way(claim) {
+                if owner == wanted.owner {
+                    return true;
+                }
+                if seen.insert(owner) {
+                    next.extend(waiting.iter().filter(|other| other.owner == owner));
+                }
+            }
+        }
+        false
+    }
+
+    /// The owners whose locks are in the way of one.
+    fn in_the_way<'a>(&'a self, claim: &'a Claim) -> impl Iterator<Item = u64> + 'a {
+        let owners = self.nodes.get(&claim.node).into_iter().flatten();
+        let others = owners.filter(|(owner, _)| **owner != claim.owner);
+        let blocking = others.filter(|(_, ranges)| {
+            ranges.overlapping(claim.range.clone()).any(|(_, write)| *write || claim.write)
+        });
+        blocking.map(|(owner, _)| *owner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(node: u64, owner: u64, range: RangeInclusive<u64>, write: bool) -> Claim {
+        Claim { node, owner, range, write }
+    }
+
+    #[test]
+    fn owners_that_would_wait_for_each_other_are_told() {
+        let mut claims = Claims::default();
+        claims.take(claim(1, 10, 0..=9, true));
+        claims.take(claim(2, 20, 0..=9, true));
+        claims.take(claim(3, 30, 0..=9, true));
+        let (a, b) = (claim(2, 10, 5..=5, true), claim(3, 20, 0..=99, false));
+        let c = claim(1, 30, 9..=12, false);
+        assert!(!claims.close_a_circle(&a, &[]));
+        assert!(!claims.close_a_circle(&b, std::slice::from_ref(&a)));
+        assert!(claims.close_a_circle(&c, &[a.clone(), b.clone()]));
+        // Without one of the links there is no circle, and none where nothing is in the way.
+        assert!(!claims.close_a_circle(&c, &[a.clone()]));
+        assert!(!claims.close_a_circle(&claim(1, 30, 10..=12, true), &[a.clone(), b.clone()]));
+        claims.give_up_all(2, 20);
+        assert!(!claims.close_a_circle(&c, &[a, b]));
+    }
+
+    #[test]
+    fn who_only_reads_is_in_the_way_of_who_writes() {
+        let mut claims = Claims::default();
+        for owner in [1, 2] {
+            claims.take(claim(1, owner, 0..=0, false));
+        }
+        let wants = |owner, write| claim(1, owner, 0..=0, write);
+        assert!(!claims.close_a_circle(&wants(1, true), &[]));
+        assert!(claims.close_a_circle(&wants(2, true), &[wants(1, true)]));
+        assert!(!claims.close_a_circle(&wants(2, false), &[wants(1, true)]));
+    }
+
+    #[test]
+    fn others_that_wait_for_each_other_are_none_of_our_business_and_end_the_search() {
+        let mut claims = Claims::default();
+        claims.take(claim(1, 1, 0..=0, true));
+        claims.take(claim(1, 2, 1..=1, true));
+        let waiting = [claim(1, 1, 1..=1, true), claim(1, 2, 0..=0, true)];
+        assert!(!claims.close_a_circle(&claim(1, 3, 0..=1, true), &waiting));
+    }
+
+    #[test]
+    fn what_is_given_up_is_forgotten_and_there_is_an_end_to_what_is_kept() {
+        let mut claims = Claims::default();
+        claims.take(claim(1, 1, 0..=i64::MAX as u64, true));
+        claims.give_up(1, 1, 5..=5);
+        assert_eq!(claims.count, 2);
+        claims.take(claim(1, 1, 5..=5, true));
+        assert_eq!(claims.count, 1);
+        claims.give_up(1, 1, 0..=i64::MAX as u64);
+        assert!(claims.nodes.is_empty());
+        for n in 0..RANGES as u64 - 1 {
+            claims.has_room(false).unwrap();
+            claims.take(claim(1, 1, 2 * n..=2 * n, true));
+        }
+        assert_eq!(claims.has_room(false).unwrap_err().0, libc::ENOLCK);
+        claims.has_room(true).unwrap();
+        claims.clear();
+        claims.has_room(false).unwrap();
+    }
+}
