@@ -105,6 +105,10 @@ fn commands_are_run_beside_its_own_init(runtime: &Path) {
 /// In, out again, and a pipe that is not.
 fn directories_are_copied(lab: &Lab, runtime: &Path) {
     let (from, back) = (lab.path("tree"), lab.path("back"));
+    // Of the round before, perhaps.
+    for dir in [&from, &back] {
+        let _ = std::fs::remove_dir_all(dir);
+    }
     std::fs::create_dir_all(from.join("sub/empty")).unwrap();
     std::fs::write(from.join("sub/file"), vec![b'x'; 1 << 20]).unwrap();
     std::os::unix::fs::symlink("sub/file", from.join("link")).unwrap();
