@@ -134,7 +134,7 @@ mod tests {
         assert!(!claims.close_a_circle(&b, std::slice::from_ref(&a)));
         assert!(claims.close_a_circle(&c, &[a.clone(), b.clone()]));
         // Without one of the links there is no circle, and none where nothing is in the way.
-        assert!(!claims.close_a_circle(&c, &[a.clone()]));
+        assert!(!claims.close_a_circle(&c, std::slice::from_ref(&a)));
         assert!(!claims.close_a_circle(&claim(1, 30, 10..=12, true), &[a.clone(), b.clone()]));
         claims.give_up_all(2, 20);
         assert!(!claims.close_a_circle(&c, &[a, b]));
