@@ -61,7 +61,7 @@ const SUITES: &str = r#"
 cd /m && mkdir names data stress || exit 1
 /t/pjdfstest -c /t/pjdfstest.toml -p names >/tmp/names 2>&1
 sed -n 's/^\(.*[^ ]\)  *FAILED$/NOT-POSIX \1/p' /tmp/names
-echo "names=$(grep -o '[0-9]* failed.*' /tmp/names | tr -d ' ')"
+echo "names=$(grep -o '[0-9][0-9]* failed, .*' /tmp/names | tr -d ' ')"
 
 for seed in $SEEDS; do
     /t/fsx -f /t/fsx.toml -N 2000 -S $seed data/fsx-$seed >/tmp/fsx 2>&1 && continue
