@@ -308,7 +308,8 @@ pub fn first_run(husk: &Path, floor: &Path, dir: &Path) -> Vec<Subject> {
             vmlinux: &vmlinux,
             bzimage: &bzimage,
             initrd: None,
-            cmdline: "console=ttyS0 quiet panic=-1",
+            // husk refuses a Linux of which it finds in time that it has no root; of this it cannot tell.
+            cmdline: "console=ttyS0 quiet panic=-1 root=PARTLABEL=none",
             scratch: &scratch,
             devices: None,
         },
