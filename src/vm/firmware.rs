@@ -261,10 +261,10 @@ mod tests {
         let mut config = VmConfig::new("k");
         config.guest = Some(GuestConfig::default());
         config.disks = vec![DiskConfig::default()];
-        let begin = "console=ttyS0 pci=off";
-        assert_eq!(firmware(&config), format!("{begin} rdinit=/husk/init quiet panic=-1"));
+        let all = |middle: &str| format!("console=ttyS0 {middle} panic=-1 pci=off");
+        assert_eq!(firmware(&config), all("rdinit=/husk/init quiet"));
         config.append = "loglevel=7".to_owned();
-        assert_eq!(firmware(&config), format!("{begin} loglevel=7 rdinit=/husk/init panic=-1"));
+        assert_eq!(firmware(&config), all("loglevel=7 rdinit=/husk/init"));
     }
 
     #[test]
