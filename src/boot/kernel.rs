@@ -57,7 +57,7 @@ pub struct Loaded {
     pub cmdline_max: usize,
     /// The header of the `bzImage` it came in, for `boot_params`.
     pub setup_header: Option<SetupHeader>,
-    /// How it was loaded: `Map` if any of it was mapped.
+    /// How it was loaded: `Map` if that was wanted and any of it was mapped.
     pub method: LoadMethod,
 }
 

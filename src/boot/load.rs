@@ -64,8 +64,8 @@ impl From<io::Error> for LoadError {
     }
 }
 
-/// Loads `segments` of `image` into `memory`, and says how it did: [`LoadMethod::Map`] if at least
-/// one page was mapped. `memory` is as it was mapped, so zeros are left to be.
+/// Loads `segments` of `image` into `memory`, and says how it did: [`LoadMethod::Map`] if that was
+/// wanted and at least one page was mapped. `memory` is as it was mapped, so zeros are left to be.
 pub(super) fn load_segments(
     memory: &GuestMemoryMmap,
     image: &Image,

@@ -1,7 +1,7 @@
 //! What of a kernel Linux reads only to tell what went wrong.
 //!
-//! Of the unwinder's tables `.orc_unwind`, two bytes a place in the code, is read for nothing but a
-//! stack trace; the other, `.orc_unwind_ip`, is walked at every boot. The former is a fourteenth of what
+//! Of the unwinder's tables `.orc_unwind`, six bytes a place in the code, is read for nothing but a
+//! stack trace since Linux 5.6, which no longer sorts it at boot; the other, `.orc_unwind_ip`, is walked at every boot. The former is a fourteenth of what
 //! a distribution's kernel loads. [`relayout`](super::relayout) asks [`pages`] for it and makes a segment
 //! of its own of it, which is mapped where everything else is read. Section headers are believed no
 //! further than that: a file that lies about them gets other pages mapped, with the same contents.
