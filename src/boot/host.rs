@@ -58,9 +58,10 @@ impl Span<'_> {
         self.len as u64
     }
 
-    /// Whether what is behind it is this process's alone, so that pages may be put over it.
+    /// Whether what is behind it is this process's alone, so that pages may be put over it; and not huge
+    /// pages that were set aside for it, which would be lost.
     pub(super) fn is_private(&self) -> bool {
-        self.region.flags() & libc::MAP_SHARED == 0
+        self.region.flags() & (libc::MAP_SHARED | libc::MAP_HUGETLB) == 0
     }
 
     /// The host address. In bounds, because a span is inside its region.
