@@ -162,15 +162,15 @@ impl Session {
             self.locks.release(node, request.owner, flock);
             return Ok(());
         }
-        if !flock {
-            self.locks.claims.has_room(unlock)?;
-        }
         let mut opened = None;
         let fd = match self.locks.files.get(&key) {
             Some(fd) => fd,
             None if unlock => return Ok(()),
             None => opened.insert(self.open_for_lock(node, request.fh, flock)?),
         };
+        if !flock {
+            self.locks.claims.has_room(unlock)?;
+        }
         let locked = if flock {
             let exclusive = i32::from(lock.l_type) == libc::F_WRLCK;
             sys::flock(fd.as_fd(), if exclusive { libc::LOCK_EX } else { libc::LOCK_SH })

@@ -85,3 +85,26 @@ fn directories_have_locks_of_flock_and_unlocking_what_is_free_is_nothing() {
     guest.lock(op::SETLK, ROOT, by(1, unlocked(ALL))).unwrap();
     guest.lock(op::SETLK, ROOT, by(2, ALL)).unwrap();
 }
+
+#[test]
+fn what_a_close_gives_up_is_in_nobodys_way_any_more() {
+    let mut guest = Guest::new();
+    let (node, fh) = guest.create(ROOT, "f", libc::O_RDWR).unwrap();
+    let by = |owner, byte| {
+        let lock = FileLock { start: byte, end: byte, ..ALL };
+        LkIn { fh, owner, lock, ..LkIn::default() }
+    };
+    for owner in [1, 2] {
+        guest.lock(op::SETLK, node, by(owner, owner)).unwrap();
+    }
+    let wait = |guest: &mut Guest, owner, byte| {
+        let bytes = request(op::SETLKW, node, owner, by(owner, byte).as_slice());
+        let Served::Waits(waiting) = guest.serve(bytes, 16).0 else { panic!("no wait") };
+        waiting
+    };
+    let (first, second) = (wait(&mut guest, 1, 2), wait(&mut guest, 2, 1));
+    assert!(guest.session.would_deadlock(&second, [&first].into_iter()));
+    let flush = FlushIn { fh, lock_owner: 2, ..FlushIn::default() };
+    guest.ask(op::FLUSH, node, &flush, &[]).unwrap();
+    assert!(!guest.session.would_deadlock(&second, [&first].into_iter()));
+}
