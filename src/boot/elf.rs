@@ -98,8 +98,8 @@ pub struct Segment {
     pub filesz: u64,
     /// Bytes in memory; those past `filesz` are zero.
     pub memsz: u64,
-    /// Linux reads it only to tell what went wrong: its header says that it is read and nothing else,
-    /// as of the files that husk writes only those segments do.
+    /// Linux reads it only to tell what went wrong, if husk wrote the file: its header says then that it
+    /// is read and nothing else, which husk says of no other segment.
     pub rare: bool,
 }
 

@@ -69,6 +69,22 @@ impl Span<'_> {
         self.region.get_host_address(MemoryRegionAddress(self.start)).map_err(io::Error::other)
     }
 
+    /// Has the host put a page behind the beginning of the span, whose contents are lost.
+    ///
+    /// A page that a system call finds missing is made under the lock of all of this process's mappings,
+    /// and making a huge one takes long: meanwhile no thread can start. One that is missed by the
+    /// program itself is made under its mapping's own lock.
+    pub(super) fn touch(&self) {
+        // A file's page, or one set aside, may be refused, with a signal and not with an error.
+        if self.is_private()
+            && let Ok(host) = self.host()
+        {
+            // SAFETY: inside the region's mapping, which lives as long as the borrow of the region; guest
+            // memory is no Rust object.
+            unsafe { host.write_volatile(0) };
+        }
+    }
+
     /// Reads the bytes at `offset` of `file` into all of the span.
     ///
     /// # Errors

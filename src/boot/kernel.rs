@@ -1,7 +1,7 @@
 //! A kernel, from a path to an entry point.
 //!
-//! [`Kernel::open`] recognises what the user gave; [`Kernel::load`] puts it into guest memory and says
-//! how to enter it. Which vCPU registers that means is for the caller to know.
+//! [`Kernel::open`] recognises what the user gave; [`Kernel::begin_load`] says how it is entered, and
+//! [`Kernel::read`] puts it into guest memory. Which vCPU registers that means is for the caller to know.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use super::cache::Cache;
 use super::elf::Segment;
 use super::error::KernelError;
 use super::image::Image;
-use super::load::{self, LoadMethod};
+use super::load::{self, LoadMethod, Reading};
 use super::recognise::{Body, Recognised, recognise};
 use crate::x86_64::entry::Protocol;
 
@@ -61,6 +61,25 @@ pub struct Loaded {
     pub method: LoadMethod,
 }
 
+/// A kernel on its way into guest memory.
+#[derive(Debug)]
+pub struct Load {
+    reading: Reading,
+    loaded: Loaded,
+}
+
+impl Load {
+    /// Whether it takes long enough for a thread more to be worth it.
+    pub fn is_long(&self) -> bool {
+        self.reading.is_long()
+    }
+
+    /// What it is when it is there.
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+}
+
 /// A kernel file, recognised and checked, open until dropped.
 #[derive(Debug)]
 pub struct Kernel {
@@ -103,8 +122,8 @@ impl Kernel {
 
     /// The guest addresses where its file may be mapped over the guest's memory.
     pub fn mapped(&self, method: LoadMethod) -> Vec<Range<u64>> {
-        let mapped = self.segments().iter().filter(|each| load::is_to_be_mapped(each, method));
-        mapped.map(|segment| segment.paddr..segment.end()).collect()
+        let pages = |segment| load::mapped_pages(&self.image, segment, method);
+        self.segments().iter().filter_map(pages).collect()
     }
 
     fn segments(&self) -> &[Segment] {
@@ -114,19 +133,18 @@ impl Kernel {
         }
     }
 
-    /// Puts it into `memory`, which must be as it was mapped: what has to be zero in it is.
+    /// Begins to put it into `memory`, which must be as it was mapped: what has to be zero in it is.
     ///
     /// # Errors
-    /// When it cannot be entered by the protocol wanted, the guest has no memory where it goes, or
-    /// it cannot be read.
-    pub fn load(
+    /// When it cannot be entered by the protocol wanted, or the guest has no memory where it goes.
+    pub fn begin_load(
         &self,
         memory: &GuestMemoryMmap,
         options: LoadOptions,
-    ) -> Result<Loaded, KernelError> {
+    ) -> Result<Load, KernelError> {
         let (entry, protocol) = self.choose_entry(options.protocol)?;
         let segments = self.segments();
-        let method = load::load_segments(memory, &self.image, segments, options.method)
+        let reading = load::begin(memory, &self.image, segments, options.method)
             .map_err(|source| KernelError::Load { path: self.path.clone(), source })?;
 
         let start = segments.first().map_or(0, |segment| segment.paddr);
@@ -136,15 +154,25 @@ impl Kernel {
             header.pref_address.max(start).saturating_add(u64::from(header.init_size))
         });
         let end = segments.last().map_or(0, Segment::end).max(needs);
-        Ok(Loaded {
+        let loaded = Loaded {
             entry,
             protocol,
             end,
             initrd_max: self.initrd_max(protocol),
             cmdline_max: self.cmdline_max(),
             setup_header: self.header.clone(),
-            method,
-        })
+            method: reading.method,
+        };
+        Ok(Load { reading, loaded })
+    }
+
+    /// Takes part in what was begun. The kernel is there when everybody who does so is done, one at least.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self, load: &Load) -> Result<(), KernelError> {
+        let read = load.reading.read(&self.image);
+        read.map_err(|source| KernelError::Load { path: self.path.clone(), source })
     }
 
     fn choose_entry(&self, wanted: Option<Protocol>) -> Result<(u64, Protocol), KernelError> {

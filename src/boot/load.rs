@@ -1,7 +1,8 @@
 //! Putting a kernel's segments into guest memory.
 //!
-//! `load_segments` is called once per start, by [`Kernel::load`](super::Kernel::load), with
-//! segments whose headers are checked; it checks that the guest has the memory, and then each byte
+//! [`begin`] is called once per start, by [`Kernel::begin_load`](super::Kernel::begin_load), with
+//! segments whose headers are checked; it checks that the guest has the memory, maps what is to be mapped,
+//! and cuts the rest into pieces, which any number of threads [read](Reading::read): each byte
 //! goes from the file to its place once. What is zero in the guest and was never touched stays
 //! untouched, so the parts of a kernel that begin as zeros cost no page here.
 //!
@@ -14,12 +15,13 @@
 //! ```
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::elf::{Segment, is_mappable};
-use super::host::for_each_span;
+use super::host::{HUGE_PAGE, for_each_span};
 use super::image::Image;
 use super::{PAGE, align_down, align_up};
 
@@ -64,14 +66,37 @@ impl From<io::Error> for LoadError {
     }
 }
 
-/// Loads `segments` of `image` into `memory`, and says how it did: [`LoadMethod::Map`] if that was
-/// wanted and at least one page was mapped. `memory` is as it was mapped, so zeros are left to be.
-pub(super) fn load_segments(
+/// Segments on their way into guest memory.
+#[derive(Debug)]
+pub(super) struct Reading {
+    memory: GuestMemoryMmap,
+    pieces: Vec<Piece>,
+    /// The first that nobody reads yet.
+    next: AtomicUsize,
+    /// How they get there: [`LoadMethod::Map`] if that was wanted and at least one page was mapped.
+    pub method: LoadMethod,
+}
+
+/// What is read at once.
+#[derive(Debug)]
+struct Piece {
+    /// Where it begins in the file, in bytes.
+    offset: u64,
+    /// Where it goes.
+    start: u64,
+    len: u64,
+}
+
+/// The most that is read at once: a huge page, which no two threads shall make at the same time.
+const PIECE: u64 = HUGE_PAGE;
+
+/// Begins to load `segments` of `image` into `memory`, which is as it was mapped: zeros are left to be.
+pub(super) fn begin(
     memory: &GuestMemoryMmap,
     image: &Image,
     segments: &[Segment],
     method: LoadMethod,
-) -> Result<LoadMethod, LoadError> {
+) -> Result<Reading, LoadError> {
     for segment in segments {
         let len = usize::try_from(segment.memsz).unwrap_or(usize::MAX);
         if !memory.check_range(GuestAddress(segment.paddr), len) {
@@ -82,72 +107,63 @@ pub(super) fn load_segments(
             });
         }
     }
-    let mut used = LoadMethod::Read;
-    let mut pieces = Vec::new();
+    let (mut used, mut pieces) = (LoadMethod::Read, Vec::new());
     for segment in segments {
-        let target = Target { memory, image, segment };
         let (start, end) = (segment.paddr, segment.paddr + segment.filesz);
-        let pages = match is_to_be_mapped(segment, method) {
-            true => target.mappable_pages(),
-            false => None,
-        };
-        if let Some((from, to)) = pages.filter(|(from, to)| target.map(*from, *to)) {
+        let pages = mapped_pages(image, segment, method);
+        if let Some(pages) = pages.filter(|pages| map(memory, image, segment, pages)) {
             used = method;
-            target.read(start, from)?;
-            target.read(to, end)?;
+            cut(segment, start..pages.start, &mut pieces);
+            cut(segment, pages.end..end, &mut pieces);
         } else {
             for_each_span(memory, start, segment.filesz, |span, _| {
                 span.advise_huge();
                 Ok(())
             })?;
-            target.cut(start, end, &mut pieces);
+            cut(segment, start..end, &mut pieces);
         }
     }
-    read_all(&pieces)?;
-    Ok(used)
+    Ok(Reading { memory: memory.clone(), pieces, next: AtomicUsize::new(0), method: used })
 }
 
-/// Whether the pages of `segment` are mapped, if they can be.
-pub(super) fn is_to_be_mapped(segment: &Segment, method: LoadMethod) -> bool {
-    method == LoadMethod::Map || segment.rare
-}
+impl Reading {
+    /// Whether it is worth a thread more.
+    pub fn is_long(&self) -> bool {
+        self.pieces.iter().map(|piece| piece.len).sum::<u64>() > PIECE
+    }
 
-/// The most that is read at once: a few huge pages, so that threads share the work evenly.
-const PIECE: u64 = 4 << 20;
-/// Threads that read: most of the time goes into zeroing and filling fresh pages, which two do in
-/// half the time; more would take processors from other machines that start.
-const READERS: usize = 2;
-
-/// Reads every piece, the larger kernels in two threads.
-fn read_all(pieces: &[(Target<'_>, u64, u64)]) -> io::Result<()> {
-    let next = AtomicUsize::new(0);
-    let work = || -> io::Result<()> {
-        while let Some((target, from, to)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            target.read(*from, *to)?;
+    /// Reads pieces of `image` until nobody has to begin one. All are there when everybody who called this
+    /// has returned.
+    pub fn read(&self, image: &Image) -> Result<(), LoadError> {
+        while let Some(piece) = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            for_each_span(&self.memory, piece.start, piece.len, |span, done| {
+                let offset = piece.offset + done;
+                match image {
+                    Image::File { file, .. } => {
+                        span.touch();
+                        span.read_from(file, offset)
+                    }
+                    Image::Bytes(_) => span.copy_from(image.slice(offset, span.len())?),
+                }
+            })?;
         }
         Ok(())
-    };
-    let alone = pieces.len() < READERS
-        || std::thread::available_parallelism().is_ok_and(|n| n.get() < READERS);
-    if alone {
-        return work();
     }
-    std::thread::scope(|scope| {
-        let helper = std::thread::Builder::new()
-            .name("husk-load".to_owned())
-            .stack_size(HELPER_STACK)
-            .spawn_scoped(scope, work);
-        let mine = work();
-        // Where no thread can be had, this one has read everything.
-        let theirs = helper.map_or(Ok(()), |thread| {
-            thread.join().unwrap_or_else(|_| Err(io::Error::other("the loading thread panicked")))
-        });
-        mine.and(theirs)
-    })
 }
 
-/// Bytes of stack for a thread that only makes system calls.
-const HELPER_STACK: usize = 64 << 10;
+/// The guest addresses of the whole pages of `segment` that are mapped, if guest memory can be mapped over:
+/// of no file but husk's own, which nobody writes over under a running guest.
+pub(super) fn mapped_pages(
+    image: &Image,
+    segment: &Segment,
+    method: LoadMethod,
+) -> Option<Range<u64>> {
+    let is_ours = matches!(image, Image::File { immutable: true, .. });
+    let is_wanted = method == LoadMethod::Map || segment.rare;
+    let from = align_up(segment.paddr, PAGE)?;
+    let to = align_down(segment.paddr + segment.filesz, PAGE);
+    (is_ours && is_wanted && is_mappable(segment) && from < to).then_some(from..to)
+}
 
 /// The end of the guest's memory as it goes on from address 0 without a hole.
 fn ram_end(memory: &GuestMemoryMmap) -> u64 {
@@ -161,54 +177,27 @@ fn ram_end(memory: &GuestMemoryMmap) -> u64 {
     end
 }
 
-/// A segment on its way.
-#[derive(Clone, Copy)]
-struct Target<'a> {
-    memory: &'a GuestMemoryMmap,
-    image: &'a Image,
-    segment: &'a Segment,
+/// Where in the file the byte for the guest address `at` is.
+fn offset_of(segment: &Segment, at: u64) -> u64 {
+    segment.offset + (at - segment.paddr)
 }
 
-impl Target<'_> {
-    /// Where in the file the byte for the guest address `at` is.
-    fn offset_of(&self, at: u64) -> u64 {
-        self.segment.offset + (at - self.segment.paddr)
-    }
+/// Maps the file's `pages`; false if it could not be, and all must be read.
+fn map(memory: &GuestMemoryMmap, image: &Image, segment: &Segment, pages: &Range<u64>) -> bool {
+    let Image::File { file, .. } = image else { return false };
+    let mapped = for_each_span(memory, pages.start, pages.end - pages.start, |span, done| {
+        span.map_from(file, offset_of(segment, pages.start) + done)
+    });
+    mapped.is_ok()
+}
 
-    /// The whole pages of the segment that could be mapped.
-    fn mappable_pages(&self) -> Option<(u64, u64)> {
-        let Image::File { immutable: true, .. } = self.image else { return None };
-        let from = align_up(self.segment.paddr, PAGE)?;
-        let to = align_down(self.segment.paddr + self.segment.filesz, PAGE);
-        (is_mappable(self.segment) && from < to).then_some((from, to))
-    }
-
-    /// Maps the file's pages at `[from, to)`; false if it could not be, and all must be read.
-    fn map(&self, from: u64, to: u64) -> bool {
-        let Image::File { file, .. } = self.image else { return false };
-        let mapped = for_each_span(self.memory, from, to - from, |span, done| {
-            span.map_from(file, self.offset_of(from) + done)
-        });
-        mapped.is_ok()
-    }
-
-    /// Cuts `[from, to)` into pieces that end at multiples of their size.
-    fn cut(self, from: u64, to: u64, pieces: &mut Vec<(Self, u64, u64)>) {
-        let mut from = from;
-        while from < to {
-            let end = align_down(from, PIECE).saturating_add(PIECE).min(to);
-            pieces.push((self, from, end));
-            from = end;
-        }
-    }
-
-    /// Reads what belongs to `[from, to)`.
-    fn read(&self, from: u64, to: u64) -> io::Result<()> {
-        let offset = self.offset_of(from);
-        for_each_span(self.memory, from, to - from, |span, done| match self.image {
-            Image::File { file, .. } => span.read_from(file, offset + done),
-            Image::Bytes(_) => span.copy_from(self.image.slice(offset + done, span.len())?),
-        })
+/// Cuts what goes to `range` into pieces that end at multiples of their size.
+fn cut(segment: &Segment, range: Range<u64>, pieces: &mut Vec<Piece>) {
+    let mut start = range.start;
+    while start < range.end {
+        let end = align_down(start, PIECE).saturating_add(PIECE).min(range.end);
+        pieces.push(Piece { offset: offset_of(segment, start), start, len: end - start });
+        start = end;
     }
 }
 

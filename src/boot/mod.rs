@@ -39,7 +39,7 @@ pub use cache::Cache;
 pub use cmdline::{Cmdline, CmdlineError};
 pub use error::KernelError;
 pub use initrd::{Initrd, InitrdError};
-pub use kernel::{Kernel, LoadOptions, Loaded};
+pub use kernel::{Kernel, Load, LoadOptions, Loaded};
 pub use load::LoadMethod;
 
 /// The size of a page of guest memory, in bytes.

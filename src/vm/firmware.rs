@@ -9,7 +9,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use super::VmError;
 use super::background::Background;
 use crate::boot::params::{self, BootInfo, E820_RAM, E820_RESERVED, E820Entry};
-use crate::boot::{Cmdline, Initrd, Kernel, KernelError, LoadMethod, LoadOptions, Loaded};
+use crate::boot::{Cmdline, Initrd, Kernel, KernelError, Load, LoadMethod, LoadOptions, Loaded};
 use crate::config::{BootProtocol, ConsoleDevice, VmConfig};
 use crate::guest;
 use crate::memory;
@@ -49,40 +49,49 @@ pub(super) fn load_method(config: &VmConfig) -> LoadMethod {
     }
 }
 
-/// A kernel on its way into guest memory: what takes longest of a start after KVM's own part, so it
-/// begins as soon as there is a kernel and a memory.
+/// A kernel on its way into guest memory: what takes longest of a start, so it begins as soon as there is
+/// a kernel and a memory, in a thread that who waits for it then helps.
 pub(super) struct Loading {
-    work: Background<Result<Loaded, KernelError>>,
-    method: LoadMethod,
+    kernel: Arc<Kernel>,
+    load: Arc<Load>,
+    helper: Option<Background<Result<(), KernelError>>>,
 }
 
 impl Loading {
     /// Begins to load `kernel` into `memory`, which is as it was mapped.
     ///
     /// # Errors
-    /// When no thread can be started.
+    /// Those of [`Kernel::begin_load`], or that no thread can be started.
     pub fn begin(
         kernel: &Arc<Kernel>,
         config: &VmConfig,
         memory: &GuestMemoryMmap,
     ) -> Result<Self, VmError> {
-        let method = load_method(config);
         let protocol = match config.boot_protocol {
             BootProtocol::Auto => None,
             BootProtocol::Pvh => Some(Protocol::Pvh),
             BootProtocol::Linux64 => Some(Protocol::Linux64),
         };
-        let (kernel, memory) = (kernel.clone(), memory.clone());
-        let work =
-            Background::begin("husk-kernel", "the thread that loads the kernel", move || {
-                kernel.load(&memory, LoadOptions { method, protocol })
-            })?;
-        Ok(Self { work, method })
+        let options = LoadOptions { method: load_method(config), protocol };
+        let load = Arc::new(kernel.begin_load(memory, options)?);
+        let mut loading = Self { kernel: kernel.clone(), load, helper: None };
+        if loading.load.is_long() {
+            let (kernel, load) = (loading.kernel.clone(), loading.load.clone());
+            let work = move || kernel.read(&load);
+            let begun = Background::begin("husk-kernel", "the thread that loads the kernel", work);
+            loading.helper = Some(begun?);
+        }
+        Ok(loading)
     }
 
-    fn finish(self, software: &Software) -> Result<Loaded, VmError> {
-        let loaded = self.work.finish()??;
-        if self.method == LoadMethod::Map && loaded.method != LoadMethod::Map {
+    fn finish(self, software: &Software, config: &VmConfig) -> Result<Loaded, VmError> {
+        let mine = self.kernel.read(&self.load);
+        if let Some(helper) = self.helper {
+            helper.finish()??;
+        }
+        mine?;
+        let loaded = self.load.loaded().clone();
+        if load_method(config) == LoadMethod::Map && loaded.method != LoadMethod::Map {
             software.unshared.call_once(|| {
                 log::warn!(
                     "the kernel cannot be shared with other VMs: that takes husk's cache, memory \
@@ -111,7 +120,7 @@ impl Firmware<'_> {
         kernel: Loading,
         memory: &GuestMemoryMmap,
     ) -> Result<Loaded, VmError> {
-        let loaded = kernel.finish(software)?;
+        let loaded = kernel.finish(software, self.config)?;
         let initrd = match &software.initrd {
             Some(initrd) => Some(initrd.load(
                 memory,

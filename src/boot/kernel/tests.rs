@@ -6,6 +6,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::boot::synth::{self, ALL, BASE, INIT_SIZE, PVH_ENTRY, SETUP_LEN, Spec, noise, pack};
 use crate::boot::unpack::Compression;
+use crate::memory;
+use crate::size::Size;
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -39,6 +41,14 @@ fn refusal(bytes: &[u8]) -> String {
 
 fn ram() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 32 << 20)]).unwrap()
+}
+
+impl Kernel {
+    fn load(&self, memory: &GuestMemoryMmap, options: LoadOptions) -> Result<Loaded, KernelError> {
+        let load = self.begin_load(memory, options)?;
+        self.read(&load)?;
+        Ok(load.loaded)
+    }
 }
 
 fn load(kernel: &Kernel, method: LoadMethod) -> (GuestMemoryMmap, Loaded) {
@@ -254,6 +264,48 @@ proptest! {
                 let options = LoadOptions { method, ..LoadOptions::default() };
                 let _ = kernel.load(&ram(), options);
             }
+        }
+    }
+}
+
+/// An ELF with a table that is mapped whatever the method, and where: two huge pages of it are whole.
+fn with_a_rare_table() -> (Spec, Range<u64>) {
+    const MIB: u64 = 1 << 20;
+    let spec = Spec {
+        segments: vec![(BASE, noise(5 * MIB as usize, 1), 6 * MIB)],
+        section: Some((".orc_unwind", BASE + MIB, 3 * MIB + 0x123)),
+        ..Spec::default()
+    };
+    (spec, BASE + 2 * MIB..BASE + 4 * MIB)
+}
+
+#[test]
+fn what_is_mapped_is_told_to_the_page() {
+    let (spec, table) = with_a_rare_table();
+    let kernel = Fixture::new(&spec.build()).open().unwrap();
+    assert_eq!(kernel.mapped(LoadMethod::Read), std::slice::from_ref(&table));
+    let all = kernel.mapped(LoadMethod::Map);
+    assert_eq!(all.iter().map(|each| each.end - each.start).sum::<u64>(), 5 << 20);
+    for method in [LoadMethod::Read, LoadMethod::Map] {
+        assert_loaded(&load(&kernel, method).0, &spec.memory(), BASE);
+    }
+}
+
+#[test]
+fn what_a_guest_wrote_over_its_kernel_is_gone_when_it_boots_again() {
+    let (spec, table) = with_a_rare_table();
+    let kernel = Fixture::new(&spec.build()).open().unwrap();
+    let size = memory::Spec { size: Size(32 << 20), shared: false, hugepages: false };
+    for method in [LoadMethod::Read, LoadMethod::Map] {
+        let memory = memory::allocate(size).unwrap();
+        let options = LoadOptions { method, ..LoadOptions::default() };
+        for _ in 0..2 {
+            kernel.load(&memory, options).unwrap();
+            assert_loaded(&memory, &spec.memory(), BASE);
+            for at in [BASE, table.start, table.end - 8, table.end] {
+                memory.write_obj(!0u64, GuestAddress(at)).unwrap();
+            }
+            memory::discard(&memory, size).unwrap();
         }
     }
 }

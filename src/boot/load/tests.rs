@@ -32,6 +32,17 @@ fn file(bytes: &[u8], immutable: bool) -> (tempfile::NamedTempFile, Image) {
     (named, Image::File { file, len: bytes.len() as u64, immutable })
 }
 
+fn load_segments(
+    memory: &GuestMemoryMmap,
+    image: &Image,
+    segments: &[Segment],
+    method: LoadMethod,
+) -> Result<LoadMethod, LoadError> {
+    let reading = begin(memory, image, segments, method)?;
+    reading.read(image)?;
+    Ok(reading.method)
+}
+
 fn load(memory: &GuestMemoryMmap, image: &Image, method: LoadMethod) -> LoadMethod {
     let segments = Elf::parse(image).unwrap().segments;
     load_segments(memory, image, &segments, method).unwrap()
@@ -154,4 +165,20 @@ fn what_is_rarely_read_is_mapped_even_if_all_else_is_read() {
     let byte = |at: u64| memory.read_obj::<u8>(GuestAddress(at)).unwrap();
     assert_eq!(byte(BASE), 0xaa);
     assert_ne!(byte(segments[1].paddr), 0xaa);
+}
+
+#[test]
+fn no_page_is_mapped_of_a_file_that_is_not_husks_own() {
+    let spec = Spec::default();
+    for (immutable, counts) in [(true, [0, 1, 2]), (false, [0; 3])] {
+        let (_named, image) = file(&spec.build(), immutable);
+        let mut segments = Elf::parse(&image).unwrap().segments;
+        let count = |segments: &[Segment], method| {
+            segments.iter().filter_map(|each| mapped_pages(&image, each, method)).count()
+        };
+        let none = count(&segments, LoadMethod::Read);
+        segments[0].rare = true;
+        let one = count(&segments, LoadMethod::Read);
+        assert_eq!([none, one, count(&segments, LoadMethod::Map)], counts);
+    }
 }
