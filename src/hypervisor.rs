@@ -195,7 +195,7 @@ impl Hypervisor {
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))
     }
 
-    /// A VM for a guest of `memory`, which it has only after [`KvmVm::add_memory`].
+    /// A VM for a guest of `memory`, without interrupt controllers yet.
     ///
     /// # Errors
     /// [`HypervisorError::Call`].
@@ -210,7 +210,6 @@ impl Hypervisor {
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
         vm.set_tss_address(layout::KVM_TSS as usize).map_err(failed("KVM_SET_TSS_ADDR"))?;
-        vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
-        Ok(KvmVm::new(vm, memory.clone()))
+        KvmVm::new(vm, memory.clone())
     }
 }

@@ -17,12 +17,10 @@ pub enum Phase {
     MemoryMapped,
     /// Devices and their backends are open.
     DevicesOpened,
-    /// vCPUs exist.
-    VcpusCreated,
+    /// The KVM VM has its memory and its vCPUs, and the devices their doorbells and interrupts.
+    KvmVmReady,
     /// Kernel, initrd and tables are in guest memory, and vCPUs know where to begin.
     KernelLoaded,
-    /// The KVM VM has its memory, and the devices their doorbells and interrupts.
-    KvmVmReady,
     /// Just before the first KVM_RUN.
     FirstRun,
     /// The guest's first byte on the console.
@@ -41,9 +39,8 @@ impl fmt::Display for Phase {
             Phase::KernelOpened => "kernel opened",
             Phase::MemoryMapped => "memory",
             Phase::DevicesOpened => "devices",
-            Phase::VcpusCreated => "vCPUs",
-            Phase::KernelLoaded => "kernel load",
             Phase::KvmVmReady => "KVM VM",
+            Phase::KernelLoaded => "kernel load",
             Phase::FirstRun => "first KVM_RUN",
             Phase::FirstConsoleByte => "first console byte",
             Phase::UserSpaceMarker => "user-space marker",

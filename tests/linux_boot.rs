@@ -216,7 +216,6 @@ fn the_timeline_has_every_phase_of_a_boot() {
         "kernel opened",
         "devices",
         "kernel load",
-        "vCPUs",
         "KVM VM",
         "first KVM_RUN",
         "first console byte",

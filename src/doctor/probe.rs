@@ -170,7 +170,7 @@ fn machine(
     code: &[u8],
 ) -> Result<KvmVcpu, Trouble> {
     let vm = Arc::new(hypervisor.create_vm(memory)?);
-    vm.add_memory()?;
+    vm.add_interrupt_controllers()?;
     let vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid(hypervisor.supported_cpuid()?.as_slice())?;
     vcpu.begin_with(|reset| {

@@ -21,7 +21,6 @@ use super::ending;
 use super::firmware::{Loading, Software};
 use super::machine::{Machine, Parts};
 use super::mailbox::{Command, Mailbox, Message};
-use super::making::Making;
 use super::panic;
 use super::reboots::Reboots;
 use crate::config::{OnReboot, VmConfig};
@@ -36,7 +35,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Everything a VM is made of.
 pub(super) struct Controller {
-    pub hypervisor: Arc<Hypervisor>,
+    pub hypervisor: Hypervisor,
     /// What KVM can give a guest.
     pub cpuid: CpuId,
     pub config: Arc<VmConfig>,
@@ -69,7 +68,7 @@ impl Controller {
     ///
     /// # Errors
     /// As [`Machine::boot`].
-    pub fn boot(&self, making: Making, kernel: Loading) -> Result<Machine, VmError> {
+    pub fn boot(&self, kernel: Loading) -> Result<Machine, VmError> {
         let mailbox = self.mailbox.clone();
         let on_failure: OnFailure = Arc::new(move |failure| {
             mailbox.post(match failure {
@@ -87,7 +86,7 @@ impl Controller {
             on_failure,
             timeline: &self.timeline,
         };
-        Machine::boot(&parts, making, kernel)
+        Machine::boot(&parts, kernel)
     }
 
     /// Runs `machine` and its successors to the end.
@@ -143,8 +142,7 @@ impl Controller {
         let host = |source| VmError::Host { what: "reboot".to_owned(), source };
         self.devices.reset().map_err(host)?;
         memory::discard(&self.memory, super::memory_spec(&self.config)).map_err(host)?;
-        let making = Making::begin(&self.hypervisor, &self.memory)?;
-        self.boot(making, Loading::begin(&self.software.kernel, &self.config, &self.memory)?)
+        self.boot(Loading::begin(&self.software.kernel, &self.config, &self.memory)?)
     }
 
     /// Answers messages until something has to happen to the machine.

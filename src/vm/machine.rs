@@ -12,12 +12,10 @@ use husk_devices::virtio::mmio::{ACK_USED, INTERRUPT_ACK, QUEUE_NOTIFY};
 use kvm_bindings::CpuId;
 use vm_memory::GuestMemoryMmap;
 
-use super::background::Background;
 use super::devices::Devices;
 use super::ending;
 use super::error::{VmError, host};
 use super::firmware::{Firmware, Loading, Software};
-use super::making::Making;
 use crate::config::VmConfig;
 use crate::hypervisor::{Hypervisor, HypervisorError, KvmVm};
 use crate::timeline::{Phase, Timeline};
@@ -44,8 +42,6 @@ pub(super) struct Machine {
     threads: Vec<JoinHandle<()>>,
     /// Closed by the end of the last of them.
     running: Receiver<()>,
-    /// Gives the guest its devices' registers to read.
-    registers: Option<Background<()>>,
 }
 
 impl Machine {
@@ -53,10 +49,14 @@ impl Machine {
     ///
     /// # Errors
     /// Those of [`Firmware::load`], of KVM, and of starting threads.
-    pub fn boot(parts: &Parts<'_>, making: Making, kernel: Loading) -> Result<Self, VmError> {
-        let (vm, memory) = making.vm()?;
+    pub fn boot(parts: &Parts<'_>, kernel: Loading) -> Result<Self, VmError> {
+        let vm = create_vm(parts)?;
         let vcpus = create_vcpus(parts, &vm)?;
-        parts.timeline.mark(Phase::VcpusCreated);
+        if parts.software.needs_timer(parts.config) {
+            vm.add_timer()?;
+        }
+        connect(&vm, parts.devices)?;
+        parts.timeline.mark(Phase::KvmVmReady);
 
         let firmware = Firmware { config: parts.config, slots: &parts.devices.slots() };
         if parts.config.acpi {
@@ -68,21 +68,10 @@ impl Machine {
         }
         parts.timeline.mark(Phase::KernelLoaded);
 
-        memory.finish()?;
-        if parts.software.needs_timer(parts.config) {
-            vm.add_timer()?;
-        }
-        for file in &parts.devices.handles.pmem {
-            vm.add_region(file.region.clone(), file.file.read_only())?;
-        }
-        connect(&vm, parts.devices)?;
-        parts.timeline.mark(Phase::KvmVmReady);
-
         let gate = Arc::new(Gate::new().map_err(host("vCPU thread"))?);
         let (alive, running) = channel();
         let threads = Vec::with_capacity(vcpus.len());
-        let registers = give_registers(&vm, parts.devices)?;
-        let mut machine = Self { gate: gate.clone(), threads, running, registers };
+        let mut machine = Self { gate: gate.clone(), threads, running };
         // After the machine, so that it is gone before when the machine is dropped here.
         let around = Surroundings {
             buses: parts.devices.buses.clone(),
@@ -112,14 +101,11 @@ impl Machine {
 
     fn end(&mut self, limit: Duration) -> bool {
         self.gate.stop();
-        let registers = self.registers.take();
         let threads = std::mem::take(&mut self.threads);
         if let Err(RecvTimeoutError::Timeout) = self.running.recv_timeout(limit) {
             log::error!(
                 "a vCPU hangs in the host, and is not waited for any longer than {limit:?}"
             );
-            // KVM's grace period may wait for that vCPU.
-            std::mem::forget(registers);
             return false;
         }
         for thread in threads {
@@ -144,6 +130,22 @@ impl Drop for Machine {
     }
 }
 
+/// A VM of KVM's with all that is in the guest's address space.
+fn create_vm(parts: &Parts<'_>) -> Result<Arc<KvmVm>, HypervisorError> {
+    let Parts { hypervisor, memory, devices, .. } = parts;
+    let mut vm = hypervisor.create_vm(memory)?;
+    for file in &devices.handles.pmem {
+        vm.add_region(file.region.clone(), file.file.read_only())?;
+    }
+    if let Some(pages) = devices.registers.clone()
+        && let Err(e) = vm.add_region(pages, true)
+    {
+        log::info!("reading a device's register costs the guest an exit: {e}");
+    }
+    vm.add_interrupt_controllers()?;
+    Ok(Arc::new(vm))
+}
+
 /// Connects every interrupt as an irqfd and every doorbell as an ioeventfd, and so the acknowledgement
 /// of used buffers alone.
 fn connect(vm: &KvmVm, devices: &Devices) -> Result<(), HypervisorError> {
@@ -160,20 +162,6 @@ fn connect(vm: &KvmVm, devices: &Devices) -> Result<(), HypervisorError> {
         vm.connect_doorbell(&devices.acknowledged, acknowledgement, ACK_USED)?;
     }
     Ok(())
-}
-
-/// Gives the guest the pages of its devices' registers, so that it reads them, and above all the cause of
-/// an interrupt, without an exit. That takes KVM a grace period, like any memory: the guest runs meanwhile,
-/// and what it reads before is answered by an exit, as it is to the end where KVM has no read-only memory.
-fn give_registers(vm: &Arc<KvmVm>, devices: &Devices) -> Result<Option<Background<()>>, VmError> {
-    let Some(pages) = devices.registers.clone() else { return Ok(None) };
-    let vm = vm.clone();
-    let work = move || {
-        if let Err(e) = vm.add_region(pages, true) {
-            log::info!("reading a device's register costs the guest an exit: {e}");
-        }
-    };
-    Background::begin("husk-registers", "the thread that gives the guest registers", work).map(Some)
 }
 
 fn create_vcpus(parts: &Parts<'_>, vm: &Arc<KvmVm>) -> Result<Vec<Vcpu>, HypervisorError> {
@@ -202,7 +190,7 @@ mod tests {
             let _ = released.recv();
         });
         let gate = Arc::new(Gate::new().unwrap());
-        (Machine { gate, threads: vec![thread], running, registers: None }, release)
+        (Machine { gate, threads: vec![thread], running }, release)
     }
 
     #[test]

@@ -22,7 +22,6 @@ mod generation;
 mod handles;
 mod machine;
 mod mailbox;
-mod making;
 mod metrics;
 mod net;
 pub(crate) mod overdue;
@@ -56,7 +55,6 @@ use devices::Devices;
 use disks::Disks;
 use firmware::{Loading, Software};
 use mailbox::{Mailbox, Message};
-use making::Making;
 use running::Verdict;
 
 pub use crate::outcome::Outcome;
@@ -75,8 +73,7 @@ const _: () = assert!(config::VIRTIO_DEVICES_MAX <= layout::VIRTIO_MAX);
 
 /// A VM that has everything it needs and does not run yet.
 pub struct Vm {
-    /// First, so that both are dropped before the memory they work on.
-    making: Making,
+    /// First, so that it is dropped before the memory it works on.
     kernel: Loading,
     controller: Controller,
     console: Source,
@@ -120,7 +117,6 @@ impl Vm {
         console: Option<ConsoleStreams>,
         timeline: Arc<Timeline>,
     ) -> Result<Self, VmError> {
-        let hypervisor = Arc::new(hypervisor);
         let max = hypervisor.max_vcpus();
         if config.cpus > max {
             return Err(VmError::TooManyCpus { wanted: config.cpus, max });
@@ -128,8 +124,7 @@ impl Vm {
         timeline.mark(Phase::Configured);
         let memory = memory::allocate(memory_spec(&config))?;
         timeline.mark(Phase::MemoryMapped);
-        let making = Making::begin(&hypervisor, &memory)?;
-        // What takes its time is done while KVM takes the memory, and the kernel's loading goes first.
+        // The rest is done while the kernel is being loaded.
         let kernel = Arc::new(Kernel::open(&config.kernel, cache)?);
         let loading = Loading::begin(&kernel, &config, &memory)?;
         root::check(&kernel, &config, &firmware::cmdline(&config)?)?;
@@ -173,7 +168,7 @@ impl Vm {
             mailbox,
             timeline,
         };
-        Ok(Self { making, kernel: loading, controller, console })
+        Ok(Self { kernel: loading, controller, console })
     }
 
     /// Loads the kernel and lets the guest run.
@@ -182,9 +177,9 @@ impl Vm {
     /// When the kernel does not fit the machine, KVM or the host refuses, or the console cannot be
     /// opened. Then everything is closed again.
     pub fn start(self) -> Result<RunningVm, VmError> {
-        let Self { making, kernel, mut controller, console } = self;
+        let Self { kernel, mut controller, console } = self;
         // Before there is a RunningVm: when dropped it waits for the answer of its controller.
-        let machine = controller.boot(making, kernel)?;
+        let machine = controller.boot(kernel)?;
         controller.devices.connect_console(console)?;
         let verdict = Arc::new(Verdict::default());
         let mut running = RunningVm {

@@ -85,8 +85,8 @@ fn a_vcpu_that_cannot_go_on_holds_up_no_pause_and_no_end() {
     let Some(kvm) = kvm() else { return };
     let (_directory, mut config) = machine_for(&FAULTS);
     config.cpus = 2;
-    let Vm { making, kernel, controller, .. } = make(kvm, &config).unwrap();
-    let machine = controller.boot(making, kernel).unwrap();
+    let Vm { kernel, controller, .. } = make(kvm, &config).unwrap();
+    let machine = controller.boot(kernel).unwrap();
     machine.run();
     // A pause that was asked for before the fault comes to the controller before the word of it.
     let said = controller.mailbox.next(Some(Instant::now() + LIMIT));
