@@ -124,6 +124,8 @@ pub struct Core {
     paused: bool,
     /// The host is busy with another size of what is behind the device.
     resizing: bool,
+    /// The config space has changed since the reset, and its driver, which may have looked before, was not up.
+    untold: bool,
 }
 
 impl Core {
@@ -158,6 +160,7 @@ impl Core {
             running: false,
             paused: false,
             resizing: false,
+            untold: false,
         };
         core.show_config();
         Ok(core)
@@ -278,6 +281,9 @@ impl Core {
                 queue.set_features(self.driver_features);
             }
             self.go();
+            if std::mem::take(&mut self.untold) {
+                self.interrupt.signal_config();
+            }
         }
     }
 
@@ -306,6 +312,7 @@ impl Core {
             let _ = doorbell.read();
         }
         self.show_config();
+        self.untold = false;
         self.interrupt.reset();
     }
 
@@ -347,7 +354,8 @@ impl Core {
         work
     }
 
-    /// Goes on after [`Core::begin_resize`], tells the driver of the new size, and gives it.
+    /// Goes on after [`Core::begin_resize`], tells the driver of the new size, at once or when it is up, and
+    /// gives it.
     ///
     /// # Errors
     /// As [`VirtioDevice::resized`]; the device goes on all the same.
@@ -356,8 +364,10 @@ impl Core {
         let resized = self.device.resized();
         self.show_config();
         self.go();
-        if resized.is_ok() && self.status() & DRIVER_OK != 0 {
-            self.interrupt.signal_config();
+        match self.status() & DRIVER_OK {
+            _ if resized.is_err() => {}
+            0 => self.untold = true,
+            _ => self.interrupt.signal_config(),
         }
         resized
     }

@@ -167,9 +167,10 @@ impl Interrupt {
 
     /// Puts saved words back.
     pub(super) fn set(&self, device_status: u32, interrupt_status: u32, config_generation: u32) {
-        self.shared.registers.status().store(device_status, Ordering::Release);
         self.shared.registers.causes().store(interrupt_status, Ordering::Release);
         self.shared.registers.generation().store(config_generation, Ordering::Release);
+        // Last: who waits for a reset reads this (virtio 1.3 §2.4).
+        self.shared.registers.status().store(device_status, Ordering::Release);
     }
 
     /// Raises the line again when a cause is pending, after a restore: an edge may have been lost.

@@ -49,6 +49,27 @@ fn a_driver_is_told_of_a_new_size_and_has_it_at_once() {
 }
 
 #[test]
+fn a_driver_that_comes_up_after_a_change_is_told_of_it_then() {
+    let file = image(4096);
+    let rig = Rig::new(file.path(), false);
+    rig.driver.negotiate(0);
+    rig.driver.transport.resize(Some(8192)).unwrap();
+    // Not before it is up, for it takes no interrupts.
+    assert_eq!((rig.driver.get(0x60) & 2, rig.driver.get(0xfc)), (0, 0));
+    let up = |rig: &Rig| {
+        rig.driver.negotiate(1 << 32);
+        rig.driver.set(0x70, 1 | 2 | 8 | 4);
+    };
+    // One that begins anew looks anew.
+    up(&rig);
+    assert_eq!((rig.driver.get(0x60) & 2, rig.driver.get(0xfc)), (0, 0));
+    rig.driver.negotiate(1 << 32);
+    rig.driver.transport.resize(Some(16384)).unwrap();
+    rig.driver.set(0x70, 1 | 2 | 8 | 4);
+    assert_eq!((capacity(&rig), rig.driver.get(0x60) & 2, rig.driver.get(0xfc)), (32, 2, 1));
+}
+
+#[test]
 fn a_driver_that_is_not_up_is_not_told_and_a_paused_disk_stays_paused() {
     let file = image(4096);
     let mut device =
