@@ -83,7 +83,8 @@ impl Vm {
     /// Checks `config` and opens everything it names: KVM, kernel, memory, disks, interfaces.
     ///
     /// # Errors
-    /// What is wrong with `config`, or what cannot be had on this host. Then nothing stays open.
+    /// What is wrong with `config`, what cannot be had on this host, or that the kernel does not fit the
+    /// machine. Then nothing stays open.
     pub fn new(config: VmConfig) -> Result<Self, VmError> {
         Self::with(config, None, Arc::default())
     }
@@ -174,8 +175,8 @@ impl Vm {
     /// Loads the kernel and lets the guest run.
     ///
     /// # Errors
-    /// When the kernel does not fit the machine, KVM or the host refuses, or the console cannot be
-    /// opened. Then everything is closed again.
+    /// When the kernel cannot be read, what goes with it does not fit the machine, KVM or the host refuses,
+    /// or the console cannot be opened. Then everything is closed again.
     pub fn start(self) -> Result<RunningVm, VmError> {
         let Self { kernel, mut controller, console } = self;
         // Before there is a RunningVm: when dropped it waits for the answer of its controller.
