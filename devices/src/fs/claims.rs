@@ -40,13 +40,24 @@ pub(super) struct Claims {
 
 impl Claims {
     /// Whether there is room for what one more lock can add: a range, and another if it cuts one in two.
-    /// Giving up a part of one can do that too, but is allowed far longer: mostly it makes room.
     ///
     /// # Errors
     /// `ENOLCK` if there is not.
-    pub fn has_room(&self, unlock: bool) -> Result<()> {
-        let most = if unlock { 2 * RANGES } else { RANGES };
-        if self.count + 2 <= most { Ok(()) } else { Err(Errno(libc::ENOLCK)) }
+    pub fn has_room(&self) -> Result<()> {
+        if self.count + 2 <= RANGES { Ok(()) } else { Err(Errno(libc::ENOLCK)) }
+    }
+
+    /// Whether a range may be given up. It may, unless that cuts one of its owner's in two: then there must
+    /// be room for that, of which there is as much again as for locks.
+    ///
+    /// # Errors
+    /// `ENOLCK` if there is not.
+    pub fn may_give_up(&self, claim: &Claim) -> Result<()> {
+        let (start, end) = (claim.range.start(), claim.range.end());
+        let ranges = self.nodes.get(&claim.node).and_then(|owners| owners.get(&claim.owner));
+        let around = ranges.and_then(|ranges| ranges.get_key_value(start));
+        let cuts = around.is_some_and(|(around, _)| around.start() < start && end < around.end());
+        if cuts && self.count >= 2 * RANGES { Err(Errno(libc::ENOLCK)) } else { Ok(()) }
     }
 
     /// Notes that an owner was given a lock, in place of what it had in that range.
@@ -172,12 +183,33 @@ mod tests {
         claims.give_up(1, 1, 0..=i64::MAX as u64);
         assert!(claims.nodes.is_empty());
         for n in 0..RANGES as u64 - 1 {
-            claims.has_room(false).unwrap();
+            claims.has_room().unwrap();
             claims.take(claim(1, 1, 2 * n..=2 * n, true));
         }
-        assert_eq!(claims.has_room(false).unwrap_err().0, libc::ENOLCK);
-        claims.has_room(true).unwrap();
+        assert_eq!(claims.has_room().unwrap_err().0, libc::ENOLCK);
         claims.clear();
-        claims.has_room(false).unwrap();
+        claims.has_room().unwrap();
+    }
+
+    #[test]
+    fn whatever_is_given_up_goes_unless_it_cuts_more_in_two_than_there_is_room_for() {
+        let mut claims = Claims::default();
+        claims.take(claim(1, 1, 0..=u64::MAX, true));
+        let mut holes = (1..).map(|n| claim(1, 1, 10 * n..=10 * n, true));
+        let refused = loop {
+            let hole = holes.next().unwrap();
+            match claims.may_give_up(&hole) {
+                Ok(()) => claims.give_up(hole.node, hole.owner, hole.range),
+                Err(why) => break (why.0, hole.range),
+            }
+        };
+        let at = 20 * RANGES as u64;
+        assert_eq!((claims.count, refused), (2 * RANGES, (libc::ENOLCK, at..=at)));
+        // The whole of one, a part at an end of one, what was nobody's, what is another's.
+        for range in [at - 9..=at, 11..=19, 11..=12, 18..=19, 15..=25, 10..=10, 0..=u64::MAX] {
+            claims.may_give_up(&claim(1, 1, range, true)).unwrap();
+        }
+        claims.may_give_up(&claim(1, 2, at..=at, true)).unwrap();
+        claims.may_give_up(&claim(2, 1, at..=at, true)).unwrap();
     }
 }

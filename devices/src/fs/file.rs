@@ -218,6 +218,7 @@ impl Session {
     pub(super) fn release(&mut self, call: &mut Call<'_>) -> Result<Outcome> {
         let wanted: ReleaseIn = call.words.object()?;
         self.handles.release(call.header.nodeid, wanted.fh)?;
+        self.locks.close(call.header.nodeid, wanted.fh);
         if wanted.release_flags & RELEASE_FLOCK_UNLOCK != 0 {
             self.locks.release(call.header.nodeid, wanted.lock_owner, true);
         }

@@ -4,7 +4,7 @@
 //! file has that file open once more, and gives its locks up when that is closed. Nothing here waits:
 //! who has to is told so, and asks again.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::claims::{Claim, Claims};
@@ -14,27 +14,48 @@ use super::session::{Call, Outcome, Session, reply_header};
 use super::sys;
 use super::wire::{FileLock, LK_FLOCK, LkIn};
 
-/// Who has a lock: node, owner in the guest, and whether it is one of flock(2).
-type Key = (u64, u64, bool);
+/// Who has a lock: node, whether it is one of flock(2), and owner in the guest.
+type Key = (u64, bool, u64);
+
+/// What an owner has open for its locks.
+struct Holder {
+    fd: OwnedFd,
+    /// The handle that the guest took the last of them through.
+    fh: u64,
+}
 
 /// All locks of a guest.
 #[derive(Default)]
 pub(super) struct Locks {
-    files: HashMap<Key, OwnedFd>,
+    files: BTreeMap<Key, Holder>,
     /// Those of fcntl(2), range by range.
     claims: Claims,
     /// Counts what was given up.
     given_up: u64,
+    /// Counts what was taken of those of fcntl(2).
+    taken: u64,
 }
 
 impl Locks {
     /// Ends the locks of `owner` on `node`.
     pub(super) fn release(&mut self, node: u64, owner: u64, flock: bool) {
-        if self.files.remove(&(node, owner, flock)).is_some() {
+        if self.files.remove(&(node, flock, owner)).is_some() {
             if !flock {
                 self.claims.give_up_all(node, owner);
             }
             self.given_up = self.given_up.wrapping_add(1);
+        }
+    }
+
+    /// Ends the locks of fcntl(2) that were taken through a handle which is closed. Those of an open file
+    /// (`F_OFD_SETLK`) end with it, and of that Linux tells a file server nothing but this. Those of a process
+    /// ended before, when it closed its descriptor: nothing of theirs is found here.
+    pub(super) fn close(&mut self, node: u64, fh: u64) {
+        let through = |(key, holder): (&Key, &Holder)| (holder.fh == fh).then_some(key.2);
+        let of_fcntl = (node, false, 0)..=(node, false, u64::MAX);
+        let owners: Vec<u64> = self.files.range(of_fcntl).filter_map(through).collect();
+        for owner in owners {
+            self.release(node, owner, false);
         }
     }
 
@@ -118,6 +139,11 @@ impl Session {
         self.locks.given_up
     }
 
+    /// How often locks were taken here that owners may wait for for good.
+    pub fn taken(&self) -> u64 {
+        self.locks.taken
+    }
+
     pub(super) fn setlk(&mut self, call: &mut Call<'_>, wait: bool) -> Result<Outcome> {
         let request: LkIn = call.words.object()?;
         let (unique, node) = (call.header.unique, call.header.nodeid);
@@ -156,7 +182,7 @@ impl Session {
         self.share.writable().map_err(|_| Errno(libc::ENOSYS))?;
         let flock = request.lk_flags & LK_FLOCK != 0;
         let mut lock = range(&request.lock)?;
-        let key = (node, request.owner, flock);
+        let key = (node, flock, request.owner);
         let unlock = i32::from(lock.l_type) == libc::F_UNLCK;
         if unlock && (flock || (lock.l_start, lock.l_len) == (0, 0)) {
             self.locks.release(node, request.owner, flock);
@@ -164,37 +190,42 @@ impl Session {
         }
         let mut opened = None;
         let fd = match self.locks.files.get(&key) {
-            Some(fd) => fd,
+            Some(holder) => &holder.fd,
             None if unlock => return Ok(()),
             None => opened.insert(self.open_for_lock(node, request.fh, flock)?),
         };
-        if !flock {
-            self.locks.claims.has_room(unlock)?;
+        let claim = claim(node, request);
+        match &claim {
+            Some(claim) if unlock => self.locks.claims.may_give_up(claim)?,
+            Some(_) => self.locks.claims.has_room()?,
+            None => {}
         }
-        let locked = if flock {
+        if flock {
             let exclusive = i32::from(lock.l_type) == libc::F_WRLCK;
-            sys::flock(fd.as_fd(), if exclusive { libc::LOCK_EX } else { libc::LOCK_SH })
+            sys::flock(fd.as_fd(), if exclusive { libc::LOCK_EX } else { libc::LOCK_SH })?;
         } else {
-            sys::ofd_lock(fd.as_fd(), libc::F_OFD_SETLK, &mut lock)
-        };
-        // Who gets no lock keeps nothing open for it.
-        if locked.is_ok()
-            && let Some(fd) = opened
-        {
-            self.locks.files.insert(key, fd);
+            sys::ofd_lock(fd.as_fd(), libc::F_OFD_SETLK, &mut lock)?;
         }
-        if locked.is_ok()
-            && let Some(claim) = claim(node, request)
-        {
-            match unlock {
-                true => self.locks.claims.give_up(claim.node, claim.owner, claim.range),
-                false => self.locks.claims.take(claim),
+        // Who gets no lock keeps nothing open for it.
+        if let Some(fd) = opened {
+            self.locks.files.insert(key, Holder { fd, fh: request.fh });
+        } else if let Some(holder) = self.locks.files.get_mut(&key).filter(|_| !unlock) {
+            holder.fh = request.fh;
+        }
+        match claim {
+            Some(claim) if unlock => {
+                self.locks.claims.give_up(claim.node, claim.owner, claim.range);
             }
+            Some(claim) => {
+                self.locks.claims.take(claim);
+                self.locks.taken = self.locks.taken.wrapping_add(1);
+            }
+            None => {}
         }
         if unlock {
             self.locks.given_up = self.locks.given_up.wrapping_add(1);
         }
-        locked
+        Ok(())
     }
 
     /// The file or directory once more, for an owner's locks.
@@ -217,8 +248,8 @@ impl Session {
         let node = call.header.nodeid;
         let mut lock = range(&request.lock)?;
         let opened;
-        let fd = match self.locks.files.get(&(node, request.owner, false)) {
-            Some(fd) => fd,
+        let fd = match self.locks.files.get(&(node, false, request.owner)) {
+            Some(holder) => &holder.fd,
             None => {
                 opened = self.open_for_lock(node, request.fh, false)?;
                 &opened

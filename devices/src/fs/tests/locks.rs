@@ -108,3 +108,29 @@ fn what_a_close_gives_up_is_in_nobodys_way_any_more() {
     guest.ask(op::FLUSH, node, &flush, &[]).unwrap();
     assert!(!guest.session.would_deadlock(&second, [&first].into_iter()));
 }
+
+#[test]
+fn locks_of_an_open_file_end_when_it_is_closed() {
+    let mut guest = Guest::new();
+    let (node, first) = guest.create(ROOT, "f", libc::O_RDWR).unwrap();
+    let second = guest.open(node, libc::O_RDWR).unwrap();
+    let by =
+        |fh, owner, start| LkIn { fh, owner, lock: FileLock { start, ..ALL }, ..LkIn::default() };
+    let half = |lock: LkIn| LkIn { lock: FileLock { end: 9, ..lock.lock }, ..lock };
+    guest.lock(op::SETLK, node, half(by(first, 1, 0))).unwrap();
+    guest.lock(op::SETLK, node, by(second, 2, 10)).unwrap();
+    // Linux closes a file of `F_OFD_SETLK` so: who closes it owns nothing, and nothing else is said.
+    let close = |guest: &mut Guest, fh| {
+        let flush = FlushIn { fh, lock_owner: 99, ..FlushIn::default() };
+        guest.ask(op::FLUSH, node, &flush, &[]).unwrap();
+        guest.ask(op::RELEASE, node, &ReleaseIn { fh, ..ReleaseIn::default() }, &[]).unwrap();
+    };
+    let before = guest.session.given_up();
+    close(&mut guest, first);
+    assert_ne!(guest.session.given_up(), before);
+    assert_eq!(guest.holdings(), (1, 2));
+    guest.lock(op::SETLK, node, half(by(second, 3, 0))).unwrap();
+    assert_eq!(guest.lock(op::SETLK, node, by(second, 3, 0)), Err(libc::EAGAIN));
+    close(&mut guest, second);
+    assert_eq!(guest.holdings(), (1, 0));
+}

@@ -1,8 +1,8 @@
 //! What runs on the worker: chains become FUSE requests, and those that wait for a lock wait here.
 //!
 //! A request that waits is asked again when the guest gives a lock up, and as long as there are any,
-//! every now and then, for the host's processes do not tell. When the device stops they are put back,
-//! and served again when it starts.
+//! every now and then, for the host's processes do not tell. Those that would wait for each other for good
+//! are told. When the device stops they are put back, and served again when it starts.
 
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -75,6 +75,8 @@ pub(super) struct Serve {
     interrupt: Interrupt,
     session: Session,
     waiters: Vec<Waiter>,
+    /// [`Session::taken`] when none of them waited for another that waits for it.
+    searched: u64,
     timer: TimerFd,
     /// The timer will ring.
     armed: bool,
@@ -102,6 +104,7 @@ impl Serve {
             queues,
             memory,
             interrupt,
+            searched: session.taken(),
             session,
             waiters: Vec::new(),
             timer,
@@ -180,6 +183,24 @@ impl Serve {
             false
         });
     }
+
+    /// Tells one of the owners that wait for each other since somebody took a lock; of the others, should
+    /// there be more circles, one is told the next time. The last of them to begin: its work is the least.
+    fn break_a_circle(&mut self) {
+        let taken = self.session.taken();
+        if self.searched == taken {
+            return;
+        }
+        let Serve { session, waiters, .. } = self;
+        let all = || waiters.iter().map(|waiter| &waiter.waiting);
+        match all().rev().find(|waiting| session.would_deadlock(waiting, all())) {
+            None => self.searched = taken,
+            Some(&found) => self.answer(|_, waiting| {
+                let it = waiting.unique() == found.unique();
+                Some(it.then(|| waiting.deadlocked()))
+            }),
+        }
+    }
 }
 
 impl MutEventSubscriber for Serve {
@@ -212,6 +233,7 @@ impl MutEventSubscriber for Serve {
         if which.is_none() || given_up != self.session.given_up() {
             let lease = self.lease.clone();
             self.answer(|session, waiting| lease.away(|| session.try_again(waiting)));
+            self.break_a_circle();
         }
         // One that will ring is left alone: others' requests would put it off again and again.
         if self.waiters.is_empty() || self.armed {

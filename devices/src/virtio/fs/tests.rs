@@ -264,6 +264,37 @@ fn owners_that_would_wait_for_each_other_for_good_are_told() {
 }
 
 #[test]
+fn owners_that_wait_for_each_other_since_one_took_a_lock_are_told() {
+    let mut rig = rig();
+    let (node, fh) = rig.create("f");
+    let ask = |unique: u64, opcode: u32, owner: u64, byte: u64, kind: i32| {
+        let lock = FileLock { start: byte, end: byte, kind: kind as u32, pid: 0 };
+        let body = LkIn { fh, owner, lock, lk_flags: 0, padding: 0 };
+        request(opcode, node, unique, body.as_slice())
+    };
+    let take = |rig: &mut Rig, owner, byte, kind| {
+        rig.put(1, &ask(3, op::SETLK, owner, byte, kind), 0x100);
+        rig.driver.wait_used(1, 1);
+    };
+    take(&mut rig, 2, 2, libc::F_WRLCK);
+    take(&mut rig, 3, 3, libc::F_RDLCK);
+    // Owner 1 waits for owner 2, which waits for those that read byte 3.
+    let waits = [(11, 1, 2), (12, 2, 3)].map(|(unique, owner, byte)| {
+        let waits = rig.put(1, &ask(unique, op::SETLKW, owner, byte, libc::F_WRLCK), 16);
+        rig.call(op::LOOKUP, ROOT, &name("f")).unwrap();
+        waits
+    });
+    // Another thread of owner 1's takes a lock without waiting.
+    take(&mut rig, 1, 3, libc::F_RDLCK);
+    assert_eq!(rig.driver.wait_used(1, 1), [(u32::from(waits[1]), 16)]);
+    let reply: OutHeader = object(&rig.driver.read(REPLY, 16));
+    assert_eq!((reply.error, reply.unique), (-libc::EDEADLK, 12));
+    // The other one waits on, for somebody who waits for nobody.
+    rig.put(1, &ask(3, op::SETLK, 2, 2, libc::F_UNLCK), 0x100);
+    assert_eq!(rig.driver.wait_used(1, 2)[1].0, u32::from(waits[0]));
+}
+
+#[test]
 fn a_host_that_hangs_holds_up_no_reset_and_the_next_driver_is_served_when_it_answers() {
     for opcode in [op::FSYNC, op::READ] {
         let Some(file) = HangingFile::mount() else { return };
