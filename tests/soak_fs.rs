@@ -73,6 +73,7 @@ cat >/tmp/fio <<'EOF'
 directory=data
 verify=crc32c
 verify_fatal=1
+verify_state_save=0
 size=4m
 [buffered]
 rw=randwrite
@@ -100,7 +101,7 @@ fio /tmp/fio >/tmp/said 2>&1 || { echo FIO-FAILED; tail -n 20 /tmp/said; }
 # lockf waits for no lock: it kills a process that waits for one which its parent keeps, and a guest's
 # driver cannot take a request back.
 for kind in access chmod dentry dir dirdeep fallocate filename flock getdent hdd link locka lockf \
-    open readahead rename seek symlink touch utime xattr; do
+    lockofd open readahead rename seek symlink touch utime xattr; do
     stress-ng --temp-path /m/stress --verify --timeout 2 --fallocate-bytes 16m --hdd-bytes 16m \
         --readahead-bytes 16m --seek-size 16m --lockf-nonblock --$kind 2 >/tmp/said 2>&1 && continue
     # 3: there is nothing that it could try; 4: the machine is too small.
@@ -111,6 +112,7 @@ for kind in access chmod dentry dir dirdeep fallocate filename flock getdent hdd
 done
 dmesg | grep -E 'WARNING|BUG:'
 rm -rf names data stress
+find /m -mindepth 1 -ls
 echo "left=$(find /m -mindepth 1 | wc -l)"
 echo SUITES-DONE
 "#;
