@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use vm_memory::ByteValued;
 
+use super::entries::next_entry;
 use super::errno::{Errno, Result};
-use super::message::{Name, Words};
+use super::message::Name;
 use super::nodes::Nodes;
 use super::session::{Call, Outcome, Session};
 use super::share::{Cache, Share};
@@ -22,30 +23,6 @@ const REPLY_MAX: usize = 128 << 10;
 /// Bytes of the host's shortest entry, and of the longest one with a name of 255 bytes.
 const SHORTEST: usize = 24;
 const LONGEST: usize = 280;
-/// Bytes of a `linux_dirent64` before its name: inode, position, length, kind.
-const FIXED: usize = 19;
-
-/// One entry as the host has it.
-struct Entry<'a> {
-    ino: u64,
-    /// Where the next one is.
-    next: u64,
-    kind: u8,
-    name: &'a CStr,
-}
-
-/// Takes the first entry from `bytes`.
-fn next_entry<'a>(bytes: &mut &'a [u8]) -> Option<Entry<'a>> {
-    let mut words = Words(bytes);
-    let (ino, next, len) =
-        (words.object().ok()?, words.object().ok()?, words.object::<u16>().ok()?);
-    let kind = words.object().ok()?;
-    let (whole, rest) = bytes.split_at_checked(usize::from(len))?;
-    let name = CStr::from_bytes_until_nul(whole.get(FIXED..)?).ok()?;
-    *bytes = rest;
-    Some(Entry { ino, next, kind, name })
-}
-
 impl Session {
     pub(super) fn opendir(&mut self, call: &mut Call<'_>) -> Result<Outcome> {
         let _: OpenIn = call.words.object()?;
@@ -64,45 +41,51 @@ impl Session {
     /// knows then.
     ///
     /// Never more is read than there is room for: not every file system finds a place in a directory
-    /// again from which something was removed meanwhile.
+    /// again from which something was removed meanwhile. What the guest was told and had no room for it is
+    /// told again as it was.
     pub(super) fn readdir(&mut self, call: &mut Call<'_>, plus: bool) -> Result<Outcome> {
         let wanted: ReadIn = call.words.object()?;
+        let at = i64::try_from(wanted.offset).map_err(|_| Errno(libc::EINVAL))?;
+        let (fd, position) = self.handles.reading(call.header.nodeid, wanted.fh)?;
+        let mut told = self.told.take(wanted.fh, wanted.offset);
+        if at == *position {
+            // It had room for all. This ends also where several entries have one position.
+            told.entries.clear();
+        } else if told.entries.is_empty() {
+            sys::lseek(fd, at, libc::SEEK_SET)?;
+            *position = at;
+        }
+        let done = self.tell(call, &wanted, plus, &mut told.entries);
+        self.told.put(told);
+        done
+    }
+
+    /// Fills the reply with `entries` and, as far as there is room, those that the host has behind them, which
+    /// are added to them.
+    fn tell(
+        &mut self,
+        call: &mut Call<'_>,
+        wanted: &ReadIn,
+        plus: bool,
+        entries: &mut Vec<u8>,
+    ) -> Result<Outcome> {
         let id = call.header.nodeid;
         let (root, dir) = (id == ROOT, self.nodes.dir(id)?);
         let (own, device) = (sys::stat(dir.fd())?.st_ino, dir.device());
         let (fd, position) = self.handles.reading(id, wanted.fh)?;
         let limit = (wanted.size as usize).min(call.room).min(REPLY_MAX);
-        let at = i64::try_from(wanted.offset).map_err(|_| Errno(libc::EINVAL))?;
-        if at != *position {
-            sys::lseek(fd, at, libc::SEEK_SET)?;
-            *position = at;
-        }
         let head = size_of::<Dirent>() + if plus { size_of::<EntryOut>() } else { 0 };
         self.entries.resize(ENTRIES, 0);
+        let mut told = 0;
         loop {
-            // However short the names are, so many bytes of entries grow into the room that is left.
-            let room = (limit - call.reply.len()) * SHORTEST / (head + 8);
-            if room < LONGEST && !call.reply.is_empty() {
-                return Ok(Outcome::Reply);
-            }
-            let room = self.entries.get_mut(..room.min(ENTRIES)).unwrap_or_default();
-            let len = match sys::getdents(fd, room) {
-                Ok(0) => return Ok(Outcome::Reply),
-                Ok(len) => len,
-                // The guest hears of it when it asks for more.
-                Err(_) if !call.reply.is_empty() => return Ok(Outcome::Reply),
-                Err(why) => return Err(why),
-            };
-            let mut bytes = self.entries.get(..len).unwrap_or_default();
+            let mut bytes = entries.get(told..).unwrap_or_default();
             while let Some(entry) = next_entry(&mut bytes) {
                 let name = entry.name.to_bytes();
                 let end = call.reply.len() + (head + name.len()).next_multiple_of(8);
-                // It cannot be; should it be, the guest goes on from here.
+                // The guest goes on from here, with less room than it had before.
                 if end > limit {
-                    return Ok(Outcome::Reply);
+                    return if told == 0 { Err(Errno(libc::EINVAL)) } else { Ok(Outcome::Reply) };
                 }
-                // A position that the host has chosen: as it is, it is given back.
-                *position = entry.next as i64;
                 if plus {
                     let known = known(&self.share, &mut self.nodes, fd, device, entry.name);
                     // Without a number the guest looks it up by itself, should it want to.
@@ -121,6 +104,26 @@ impl Session {
                 call.reply.extend_from_slice(dirent.as_slice());
                 call.reply.extend_from_slice(name);
                 call.reply.resize(end, 0);
+                told = entries.len() - bytes.len();
+            }
+            // However short the names are, so many bytes of entries grow into the room that is left.
+            let room = (limit - call.reply.len()) * SHORTEST / (head + 8);
+            if room < LONGEST && !call.reply.is_empty() {
+                return Ok(Outcome::Reply);
+            }
+            let room = self.entries.get_mut(..room.min(ENTRIES)).unwrap_or_default();
+            let len = match sys::getdents(fd, room) {
+                Ok(0) => return Ok(Outcome::Reply),
+                Ok(len) => len,
+                // The guest hears of it when it asks for more.
+                Err(_) if !call.reply.is_empty() => return Ok(Outcome::Reply),
+                Err(why) => return Err(why),
+            };
+            let mut read = self.entries.get(..len).unwrap_or_default();
+            entries.extend_from_slice(read);
+            while let Some(entry) = next_entry(&mut read) {
+                // A position that the host has chosen: as it is, it is given back.
+                *position = entry.next as i64;
             }
         }
     }

@@ -7,13 +7,14 @@
 //!
 //! ```text
 //! session   one request: header, body, reply      message, wire   what it is made of
-//! tree, attr, file, dir, xattr, lock   the operations
+//! tree, attr, file, dir, entries, xattr, lock, claims   the operations
 //! nodes, handles, stamp   the guest's numbers for files  owner   whose they are   sys, proc   system calls
 //! ```
 
 mod attr;
 mod claims;
 mod dir;
+mod entries;
 mod errno;
 mod file;
 mod handles;

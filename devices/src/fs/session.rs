@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use vm_memory::ByteValued;
 
+use super::entries::LastTold;
 use super::errno::{Errno, Result};
 use super::handles::Handles;
 use super::lock::{Locks, Waiting};
@@ -51,7 +52,9 @@ pub struct Session {
     mounted: bool,
     body: Vec<u8>,
     reply: Vec<u8>,
+    /// Directory entries on their way.
     pub(super) entries: Vec<u8>,
+    pub(super) told: LastTold,
 }
 
 /// A request while it is served.
@@ -93,6 +96,7 @@ impl Session {
             body: Vec::new(),
             reply: Vec::new(),
             entries: Vec::new(),
+            told: LastTold::default(),
         }
     }
 
@@ -290,6 +294,7 @@ impl Session {
         self.mounted = false;
         self.locks.clear();
         self.handles.clear();
+        self.told.clear();
         self.nodes.clear();
     }
 

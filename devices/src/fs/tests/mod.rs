@@ -1,5 +1,6 @@
 //! A guest without a guest: requests made by hand, against real directories.
 
+mod dirs;
 mod hostile;
 mod locks;
 mod posix;

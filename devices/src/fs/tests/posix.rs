@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::fs::wire::{
-    CopyIn, DirentPlus, FOPEN_KEEP_CACHE, FallocateIn, FileLock, ForgetIn, FsyncIn, LinkIn,
-    LseekIn, LseekOut, MknodIn, ReleaseIn, Rename2In, RenameIn, SetxattrIn, StatfsOut, fattr,
+    CopyIn, FOPEN_KEEP_CACHE, FallocateIn, FileLock, ForgetIn, FsyncIn, LinkIn, LseekIn, LseekOut,
+    MknodIn, ReleaseIn, Rename2In, RenameIn, SetxattrIn, StatfsOut, fattr,
 };
 
 const RDWR: i32 = libc::O_RDWR;
@@ -205,57 +205,6 @@ fn a_nameless_file_gets_a_name_when_it_is_ready() {
 }
 
 #[test]
-fn directories_are_read_whole_in_pieces_of_any_size() {
-    let mut guest = Guest::new();
-    let mut wanted: Vec<String> =
-        (0..500).map(|n| format!("{n:0>width$}", width = n % 90 + 3)).collect();
-    wanted.iter().for_each(|name| fs::write(guest.path(name), b"").unwrap());
-    wanted.extend([".".to_owned(), "..".to_owned()]);
-    wanted.sort();
-    for size in [512, 1000, 4096, 1 << 20] {
-        let mut names = guest.names(ROOT, size);
-        names.sort();
-        assert_eq!(names, wanted, "{size} bytes at a time");
-    }
-    let fh = guest.opendir(ROOT).unwrap();
-    let body = ReadIn { fh, size: 20, ..ReadIn::default() };
-    assert_eq!(guest.ask(op::READDIR, ROOT, &body, &[]), Err(libc::EINVAL));
-    let _ = guest.ask(op::READDIR, ROOT, &ReadIn { fh, offset: u64::MAX, ..body }, &[]);
-}
-
-#[test]
-fn a_directory_that_is_emptied_while_it_is_read_gives_every_entry() {
-    // A file system that finds no place again, where there is one.
-    let shm = Path::new("/dev/shm");
-    let dir = if shm.is_dir() { TempDir::new_in(shm) } else { TempDir::new() };
-    let mut guest = Guest::on(dir.unwrap(), ShareOptions::default());
-    (0..300).for_each(|n| fs::write(guest.path(&format!("file {n}")), b"").unwrap());
-    let fh = guest.opendir(ROOT).unwrap();
-    let (mut offset, mut removed) = (0, 0);
-    for opcode in [op::READDIR, op::READDIRPLUS].into_iter().cycle() {
-        let body = ReadIn { fh, offset, size: 4096, ..ReadIn::default() };
-        let reply = guest.ask(opcode, ROOT, &body, &[]).unwrap();
-        if reply.is_empty() {
-            break;
-        }
-        let before = if opcode == op::READDIR { 0 } else { 128 };
-        let mut rest = &reply[..];
-        while !rest.is_empty() {
-            let entry: crate::fs::wire::Dirent = object(&rest[before..]);
-            let end = before + 24 + entry.namelen as usize;
-            let name = std::str::from_utf8(&rest[before + 24..end]).unwrap();
-            if name.starts_with("file") {
-                fs::remove_file(guest.path(name)).unwrap();
-                removed += 1;
-            }
-            offset = entry.off;
-            rest = &rest[end.next_multiple_of(8)..];
-        }
-    }
-    assert_eq!((removed, guest.names(ROOT, 4096).len()), (300, 2));
-}
-
-#[test]
 fn whoever_changes_a_file_takes_its_set_user_id_bits_away() {
     let mut guest = Guest::new();
     let (node, fh) = guest.create(ROOT, "f", RDWR).unwrap();
@@ -278,44 +227,6 @@ fn whoever_changes_a_file_takes_its_set_user_id_bits_away() {
     let body = OpenIn { flags: (RDWR | libc::O_TRUNC) as u32, open_flags: 1 };
     guest.ask(op::OPEN, node, &body, &[]).unwrap();
     assert_eq!(mode(&guest), 0o711);
-}
-
-#[test]
-fn entries_with_attributes_are_known_and_forgotten() {
-    let mut guest = Guest::new();
-    fs::write(guest.path("f"), b"123").unwrap();
-    symlink("f", guest.path("l")).unwrap();
-    let fh = guest.opendir(ROOT).unwrap();
-    let body = ReadIn { fh, size: 4096, ..ReadIn::default() };
-    let reply = guest.ask(op::READDIRPLUS, ROOT, &body, &[]).unwrap();
-    let (mut rest, mut known) = (&reply[..], Vec::new());
-    while !rest.is_empty() {
-        let entry: DirentPlus = object(rest);
-        let end = 152 + entry.dirent.namelen as usize;
-        if &rest[152..end] == b".." {
-            // Not the inode of what is above.
-            assert_eq!(entry.dirent.ino, fs::metadata(guest.dir.path()).unwrap().ino());
-        }
-        if entry.entry.nodeid != 0 {
-            assert_eq!(entry.entry.attr.ino, entry.dirent.ino);
-            known.push((entry.entry.nodeid, rest[152..end].to_vec()));
-        }
-        rest = &rest[end.next_multiple_of(8)..];
-    }
-    known.sort_by(|a, b| a.1.cmp(&b.1));
-    assert_eq!(known.iter().map(|k| &k.1[..]).collect::<Vec<_>>(), [b"f", b"l"]);
-    assert_eq!(guest.lookup(ROOT, "f").unwrap().nodeid, known[0].0);
-    assert_eq!(guest.holdings(), (2, 1));
-    // Known twice, so forgotten by the second.
-    for (left, nlookup) in [(2, 1), (1, 1)] {
-        let forget = request(op::FORGET, known[0].0, 0, ForgetIn { nlookup }.as_slice());
-        assert!(matches!(guest.serve(forget, 0).0, Served::Done(0)));
-        assert_eq!(guest.holdings().0, left);
-    }
-    assert_eq!(guest.getattr(known[0].0), Err(libc::ENOENT));
-    let one = [&1u32.to_le_bytes()[..], &[0; 4], &known[1].0.to_le_bytes(), &9u64.to_le_bytes()];
-    guest.serve(request(op::BATCH_FORGET, 0, 0, &one.concat()), 0);
-    assert_eq!(guest.holdings().0, 0);
 }
 
 #[test]
