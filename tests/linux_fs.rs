@@ -127,7 +127,7 @@ mount -t virtiofs work /work && cmp /work/data /work/data && echo AGAIN
         done.expect(text);
     }
     done.expect_fact("merged", "given,above,0");
-    done.expect_fact("promises", "22");
+    done.expect_fact("promises", "25");
     done.expect_fact("broken", "0");
     // Memory of the host's keeps attributes of root's at least.
     assert_eq!(done.count("NO-ATTRIBUTES"), 0, "{}", done.console);

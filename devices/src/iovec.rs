@@ -331,6 +331,13 @@ impl<'a> Iovecs<'a> {
         check(unsafe { libc::pwritev(fd.as_raw_fd(), list, count, offset) })
     }
 
+    /// One `pwritev2` to the end of a file, wherever that is; the count is not passed over.
+    pub fn append(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let (list, count) = self.raw();
+        // SAFETY: `list` points to `count` pieces that stay mapped for 'a (see the constructors).
+        check(unsafe { libc::pwritev2(fd.as_raw_fd(), list, count, 0, libc::RWF_APPEND) })
+    }
+
     /// One `sendmsg` on a socket, which neither waits nor raises SIGPIPE; the count is not passed
     /// over.
     pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {

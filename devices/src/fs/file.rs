@@ -1,6 +1,6 @@
 //! Files: opening, making, reading and writing them.
 //!
-//! Data go between the file and guest memory by preadv and pwritev, and nowhere else.
+//! Data go between the file and guest memory by preadv, pwritev and pwritev2, and nowhere else.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
@@ -14,15 +14,14 @@ use super::sys;
 use super::wire::{
     CopyIn, CreateIn, CreateOut, EntryOut, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FSYNC_FDATASYNC,
     FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OPEN_KILL_SUIDGID, OpenIn, OpenOut,
-    RELEASE_FLOCK_UNLOCK, ReadIn, ReleaseIn, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
+    RELEASE_FLOCK_UNLOCK, ReadIn, ReleaseIn, WRITE_CACHE, WRITE_KILL_SUIDGID, WriteIn, WriteOut,
 };
 
 /// The most bytes that one request copies within the host: the worker has others to serve.
 const COPY_MAX: u64 = 64 << 20;
 /// The flags of open(2) that mean something to the host. `O_DIRECT` would ask of guest memory what it
-/// need not have, and everything else is the guest's own affair.
-const OPEN_FLAGS: i32 =
-    libc::O_ACCMODE | libc::O_APPEND | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC;
+/// need not have, each write says whether it is `O_APPEND`'s, and everything else is the guest's own affair.
+const OPEN_FLAGS: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC;
 
 fn offset(guest: u64) -> Result<i64> {
     i64::try_from(guest).map_err(|_| Errno(libc::EINVAL))
@@ -38,6 +37,17 @@ impl Share {
             _ => return Err(Errno(libc::EINVAL)),
         }
         Ok(flags)
+    }
+
+    /// Opens a regular file that is there with `flags`, those of [`OPEN_FLAGS`] that the `guest` gave.
+    fn open_there(&self, fd: BorrowedFd<'_>, flags: i32, guest: u32) -> Result<OwnedFd> {
+        match self.reopen(fd, flags) {
+            // What the host lets nobody but append to (`chattr +a`) is written to in no other way.
+            Err(Errno(libc::EPERM)) if guest as i32 & libc::O_APPEND != 0 => {
+                self.reopen(fd, flags | libc::O_APPEND)
+            }
+            opened => opened,
+        }
     }
 
     /// What the guest may keep of a file's data, which are the `same` as when it opened the file last, as far
@@ -71,7 +81,7 @@ impl Session {
         self.has_room()?;
         let id = call.header.nodeid;
         let node = self.nodes.get(id)?.file()?;
-        let fd = self.share.reopen(node.fd(), flags)?;
+        let fd = self.share.open_there(node.fd(), flags, wanted.flags)?;
         if flags & libc::O_TRUNC != 0 && wanted.open_flags & OPEN_KILL_SUIDGID != 0 {
             self.share.disarm(node.fd())?;
         }
@@ -103,7 +113,7 @@ impl Session {
             Err(Errno(libc::EEXIST)) if may_be_there => {
                 let entry = self.find(call.header.nodeid, name)?;
                 let opened = self.nodes.get(entry.nodeid).and_then(|node| {
-                    let fd = self.share.reopen(node.file()?.fd(), flags)?;
+                    let fd = self.share.open_there(node.file()?.fd(), flags, wanted.flags)?;
                     if flags & libc::O_TRUNC != 0 && wanted.open_flags & OPEN_KILL_SUIDGID != 0 {
                         self.share.disarm(node.fd())?;
                     }
@@ -200,10 +210,17 @@ impl Session {
         if wanted.write_flags & WRITE_KILL_SUIDGID != 0 {
             self.share.disarm(fd)?;
         }
+        // A page of a mapping has its place, also if the kernel sends it by a handle that appends.
+        let append =
+            wanted.flags as i32 & libc::O_APPEND != 0 && wanted.write_flags & WRITE_CACHE == 0;
         let mut rest = message.readable(data, len).ok_or(Errno(libc::EINVAL))?;
         while !rest.is_empty() {
             let done = len - rest.len();
-            match rest.pwritev(fd, at.saturating_add(done as i64)) {
+            let written = match append {
+                true => rest.append(fd),
+                false => rest.pwritev(fd, at.saturating_add(done as i64)),
+            };
+            match written {
                 Ok(0) => break,
                 Ok(count) => rest.advance(count),
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
@@ -247,10 +264,17 @@ impl Session {
         Ok(Outcome::Reply)
     }
 
+    /// Takes a file's set-user-id bits away that somebody else than the guest's root is going to change; of
+    /// these requests the guest's kernel does not say so, as it does of writing.
+    fn disarm_for(&self, call: &Call<'_>, fd: BorrowedFd<'_>) -> Result<()> {
+        if call.header.uid == 0 { Ok(()) } else { self.share.disarm(fd) }
+    }
+
     pub(super) fn fallocate(&mut self, call: &mut Call<'_>) -> Result<Outcome> {
         let wanted: FallocateIn = call.words.object()?;
         let fd = self.handles.file(call.header.nodeid, wanted.fh)?;
         let mode = i32::try_from(wanted.mode).map_err(|_| Errno(libc::EOPNOTSUPP))?;
+        self.disarm_for(call, fd)?;
         sys::fallocate(fd, mode, offset(wanted.offset)?, offset(wanted.length)?)?;
         Ok(Outcome::Reply)
     }
@@ -274,6 +298,7 @@ impl Session {
         }
         let from = self.handles.file(call.header.nodeid, wanted.fh_in)?;
         let to = self.handles.file(wanted.nodeid_out, wanted.fh_out)?;
+        self.disarm_for(call, to)?;
         let len = wanted.len.min(COPY_MAX) as usize;
         let (from, to) = ((from, offset(wanted.off_in)?), (to, offset(wanted.off_out)?));
         let copied = sys::copy(from, to, len)?;

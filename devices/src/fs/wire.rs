@@ -99,6 +99,8 @@ pub(super) const FOPEN_DIRECT_IO: u32 = 1 << 0;
 pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// `FOPEN_CACHE_DIR`: the guest may keep this directory's entries.
 pub(super) const FOPEN_CACHE_DIR: u32 = 1 << 3;
+/// `FUSE_WRITE_CACHE`: pages of a mapping, by whichever handle the guest's kernel found first.
+pub(super) const WRITE_CACHE: u32 = 1 << 0;
 /// `FUSE_WRITE_KILL_SUIDGID`: the file's set-user-id bits are to go.
 pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FUSE_OPEN_KILL_SUIDGID`: the same when it is emptied.

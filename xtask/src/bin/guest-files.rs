@@ -7,7 +7,7 @@
 //! files lock FILE                     waits for the lock, says so, and keeps it until its input ends
 //! ```
 
-use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_void};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_long, c_uint, c_void};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
@@ -15,6 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 unsafe extern "C" {
     fn flock(fd: c_int, operation: c_int) -> c_int;
@@ -53,11 +54,13 @@ const LOCK_EX: c_int = 2;
 const LOCK_NB: c_int = 4;
 const LOCK_UN: c_int = 8;
 const F_SETLK: c_int = 6;
+const F_OFD_SETLK: c_int = 37;
 /// `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`
 const PUNCH: c_int = 3;
 /// `RENAME_NOREPLACE`, `RENAME_EXCHANGE`
 const NOREPLACE: c_uint = 1;
 const EXCHANGE: c_uint = 2;
+const SYS_GETDENTS64: c_long = 217;
 const SYS_RENAMEAT2: c_long = 316;
 const SYS_COPY_FILE_RANGE: c_long = 326;
 
@@ -274,6 +277,20 @@ const PROMISES: &[Promise] = &[
         want!(&bytes == b"mapped over a page");
         Ok(())
     }),
+    ("a mapping of a file that is open to append", |dir| {
+        let mut file =
+            OpenOptions::new().read(true).append(true).create(true).open(dir.join("f"))?;
+        file.write_all(&[1; 8192])?;
+        let mapped = Mapping::of(&file, 8192)?;
+        mapped.write(4090, b"in its place");
+        drop(mapped);
+        file.sync_all()?;
+        file.write_all(b"at the end")?;
+        let bytes = fs::read(dir.join("f"))?;
+        want!(bytes.get(4090..4102) == Some(b"in its place"));
+        want!(bytes.get(8192..) == Some(b"at the end"));
+        Ok(())
+    }),
     ("direct writes", |dir| {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).custom_flags(O_DIRECT);
@@ -335,6 +352,24 @@ const PROMISES: &[Promise] = &[
         }
         Ok(())
     }),
+    ("locks of open files", |dir| {
+        let (a, b) = (open(&dir.join("f"))?, open(&dir.join("f"))?);
+        let lock = |file: &File| {
+            let mut lock = Lock { kind: 1, whence: 0, start: 7, len: 1, pid: 0 };
+            // SAFETY: a lock that lives through the call.
+            done(unsafe { fcntl(file.as_raw_fd(), F_OFD_SETLK, &mut lock) })
+        };
+        lock(&a)?;
+        want!(is(lock(&b), 11));
+        drop(a);
+        // Nobody waits for a file's last close.
+        let until = Instant::now() + Duration::from_secs(30);
+        while is(lock(&b), 11) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        lock(&b)?;
+        Ok(())
+    }),
     ("a removed file that is open", |dir| {
         let mut file = open(&dir.join("f"))?;
         file.write_all(b"gone")?;
@@ -357,6 +392,31 @@ const PROMISES: &[Promise] = &[
         want!(fs::read_dir(dir)?.count() == 0);
         Ok(())
     }),
+    ("a directory that is emptied while it is read, by a program with little room", |dir| {
+        (0..90).try_for_each(|n| fs::write(dir.join(format!("name {n}")), ""))?;
+        let open = File::open(dir)?;
+        let mut room = [0u8; 512];
+        loop {
+            let (fd, len) = (open.as_raw_fd(), room.len());
+            // SAFETY: a buffer with its length.
+            let len = done(unsafe { syscall(SYS_GETDENTS64, fd, room.as_mut_ptr(), len) })?;
+            let mut rest = room.get(..len as usize).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
+            // `struct linux_dirent64`: 16 bytes, its length, a byte, and the name.
+            while let Some(&[low, high]) = rest.get(16..18) {
+                let (entry, more) = rest.split_at(u16::from_ne_bytes([low, high]).into());
+                let name = CStr::from_bytes_until_nul(entry.get(19..).unwrap_or_default())?;
+                if name.to_bytes().starts_with(b"name") {
+                    fs::remove_file(dir.join(OsStr::from_bytes(name.to_bytes())))?;
+                }
+                rest = more;
+            }
+        }
+        want!(fs::read_dir(dir)?.count() == 0);
+        Ok(())
+    }),
     ("FIFOs", |dir| {
         let path = dir.join("fifo");
         // SAFETY: a string that a NUL ends.
@@ -371,7 +431,7 @@ const PROMISES: &[Promise] = &[
     ("names", |dir| {
         want!(is(fs::write(dir.join("x".repeat(256)), ""), 36));
         fs::write(dir.join("x".repeat(255)), "")?;
-        let odd = std::ffi::OsStr::from_bytes(b"\xff\x01 \n*");
+        let odd = OsStr::from_bytes(b"\xff\x01 \n*");
         fs::write(dir.join(odd), "odd")?;
         want!(fs::read_dir(dir)?.flatten().any(|entry| entry.file_name() == odd));
         Ok(())

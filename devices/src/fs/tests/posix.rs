@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::*;
 use crate::fs::wire::{
     CopyIn, FOPEN_KEEP_CACHE, FallocateIn, FileLock, ForgetIn, FsyncIn, LinkIn, LseekIn, LseekOut,
-    MknodIn, ReleaseIn, Rename2In, RenameIn, SetxattrIn, StatfsOut, fattr,
+    MknodIn, ReleaseIn, Rename2In, RenameIn, SetxattrIn, StatfsOut, WRITE_CACHE, fattr,
 };
 
 const RDWR: i32 = libc::O_RDWR;
@@ -36,8 +36,20 @@ fn opening_obeys_excl_trunc_append_and_what_the_file_is() {
     fs::write(guest.path("f"), b"0123456789").unwrap();
     assert_eq!(guest.create(ROOT, "f", RDWR | libc::O_EXCL), Err(libc::EEXIST));
     let (node, fh) = guest.create(ROOT, "f", RDWR | libc::O_APPEND).unwrap();
-    assert_eq!(guest.write(node, fh, 0, b"ab"), Ok(2));
+    // As Linux says it of each write: the flag may be set and cleared while the file is open.
+    let append = |write_flags| WriteIn {
+        fh,
+        size: 2,
+        flags: (RDWR | libc::O_APPEND) as u32,
+        write_flags,
+        ..WriteIn::default()
+    };
+    guest.ask(op::WRITE, node, &append(0), b"ab").unwrap();
     assert_eq!(guest.read(node, fh, 8, 10).unwrap(), b"89ab");
+    // A page of a mapping, and who has cleared it.
+    guest.ask(op::WRITE, node, &append(WRITE_CACHE), b"cd").unwrap();
+    assert_eq!(guest.write(node, fh, 2, b"ef"), Ok(2));
+    assert_eq!(guest.read(node, fh, 0, 20).unwrap(), b"cdef456789ab");
     guest.open(node, RDWR | libc::O_TRUNC).unwrap();
     assert_eq!(guest.getattr(node).unwrap().attr.size, 0);
     assert_eq!(guest.open(node, 3), Err(libc::EINVAL));
@@ -227,6 +239,25 @@ fn whoever_changes_a_file_takes_its_set_user_id_bits_away() {
     let body = OpenIn { flags: (RDWR | libc::O_TRUNC) as u32, open_flags: 1 };
     guest.ask(op::OPEN, node, &body, &[]).unwrap();
     assert_eq!(mode(&guest), 0o711);
+    // Without a flag, as Linux has none for them: by who asks.
+    let (other, other_fh) = guest.create(ROOT, "other", RDWR).unwrap();
+    guest.write(other, other_fh, 0, b"data").unwrap();
+    let reserve = FallocateIn { fh, length: 9, ..FallocateIn::default() };
+    let copy =
+        CopyIn { fh_in: other_fh, nodeid_out: node, fh_out: fh, len: 4, ..CopyIn::default() };
+    for (user, left) in [(0, 0o4711), (1000, 0o711)] {
+        for (opcode, node, body) in [
+            (op::FALLOCATE, node, reserve.as_slice()),
+            (op::COPY_FILE_RANGE, other, copy.as_slice()),
+        ] {
+            arm(&mut guest, 0o4711);
+            guest.user = (user, user);
+            guest.call(opcode, node, body).unwrap();
+            guest.user = (0, 0);
+            // Another user's host does it by itself, whoever of the guest's asks.
+            assert_eq!(mode(&guest), if is_root() { left } else { 0o711 }, "{opcode} by {user}");
+        }
+    }
 }
 
 #[test]
