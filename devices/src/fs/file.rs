@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
 use super::errno::{Errno, Result};
-use super::message::{HEADER, Message, REPLY_HEADER};
+use super::message::{HEADER, Message, Name, REPLY_HEADER};
 use super::session::{Call, DATA_MAX, Outcome, Session};
 use super::share::{Cache, Share};
 use super::stamp::Stamp;
@@ -19,6 +19,8 @@ use super::wire::{
 
 /// The most bytes that one request copies within the host: the worker has others to serve.
 const COPY_MAX: u64 = 64 << 20;
+/// So often what is to be opened or made may be gone before it is opened, and there before it is made.
+const CREATE_AGAIN: u32 = 100;
 /// The flags of open(2) that mean something to the host. `O_DIRECT` would ask of guest memory what it
 /// need not have, each write says whether it is `O_APPEND`'s, and everything else is the guest's own affair.
 const OPEN_FLAGS: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC;
@@ -94,44 +96,67 @@ impl Session {
         let name = call.words.name()?;
         let flags = self.share.open_flags(wanted.flags)?;
         self.has_room()?;
-        let dir = self.nodes.dir(call.header.nodeid)?;
         let may_be_there = wanted.flags as i32 & libc::O_EXCL == 0;
-        let made = match self.nodes.has_room() {
+        let mut again = 0..CREATE_AGAIN;
+        loop {
+            match self.make_file(call, name, flags, &wanted) {
+                Ok(fd) => return self.answer_created(call, fd),
+                Err(Errno(libc::EEXIST)) if may_be_there => {}
+                Err(why) => return Err(why),
+            }
+            match self.open_found(call, name, flags, &wanted) {
+                // Somebody on the host has removed it meanwhile.
+                Err(Errno(libc::ENOENT)) if again.next().is_some() => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Makes a file as the user who asks for it; `EEXIST` when the name is taken.
+    fn make_file(
+        &self,
+        call: &Call<'_>,
+        name: Name<'_>,
+        flags: i32,
+        wanted: &CreateIn,
+    ) -> Result<OwnedFd> {
+        let dir = self.nodes.dir(call.header.nodeid)?;
+        if let Err(full) = self.nodes.has_room() {
             // What is there and known needs no room; nothing is made.
-            Err(_) if may_be_there && sys::reference(dir.fd(), name.c_str()).is_ok() => {
-                Err(Errno(libc::EEXIST))
+            let there = sys::reference(dir.fd(), name.c_str()).is_ok();
+            return Err(if there { Errno(libc::EEXIST) } else { full });
+        }
+        let _acting = self.share.owner.act(call.header.uid, call.header.gid)?;
+        let exclusively = flags | libc::O_CREAT | libc::O_EXCL;
+        sys::open_in(dir.fd(), name.c_str(), exclusively, wanted.mode & 0o7777)
+    }
+
+    /// Opens the file that is there instead of one that was to be made, and answers with it.
+    fn open_found(
+        &mut self,
+        call: &mut Call<'_>,
+        name: Name<'_>,
+        flags: i32,
+        wanted: &CreateIn,
+    ) -> Result<Outcome> {
+        let entry = self.find(call.header.nodeid, name)?;
+        let opened = self.nodes.get(entry.nodeid).and_then(|node| {
+            let fd = self.share.open_there(node.file()?.fd(), flags, wanted.flags)?;
+            if flags & libc::O_TRUNC != 0 && wanted.open_flags & OPEN_KILL_SUIDGID != 0 {
+                self.share.disarm(node.fd())?;
             }
-            Err(full) => Err(full),
-            Ok(()) => {
-                let _acting = self.share.owner.act(call.header.uid, call.header.gid)?;
-                let exclusively = flags | libc::O_CREAT | libc::O_EXCL;
-                sys::open_in(dir.fd(), name.c_str(), exclusively, wanted.mode & 0o7777)
+            Ok((fd, sys::stat(node.fd())?))
+        });
+        match opened {
+            Ok((fd, stat)) => {
+                let entry = self.share.entry(entry.nodeid, &stat);
+                self.answer_open(call, entry, fd)
             }
-        };
-        match made {
-            Ok(fd) => self.answer_created(call, fd),
-            Err(Errno(libc::EEXIST)) if may_be_there => {
-                let entry = self.find(call.header.nodeid, name)?;
-                let opened = self.nodes.get(entry.nodeid).and_then(|node| {
-                    let fd = self.share.open_there(node.file()?.fd(), flags, wanted.flags)?;
-                    if flags & libc::O_TRUNC != 0 && wanted.open_flags & OPEN_KILL_SUIDGID != 0 {
-                        self.share.disarm(node.fd())?;
-                    }
-                    Ok((fd, sys::stat(node.fd())?))
-                });
-                match opened {
-                    Ok((fd, stat)) => {
-                        let entry = self.share.entry(entry.nodeid, &stat);
-                        self.answer_open(call, entry, fd)
-                    }
-                    Err(why) => {
-                        // The guest does not hear of it.
-                        self.nodes.forget(entry.nodeid, 1);
-                        Err(why)
-                    }
-                }
+            Err(why) => {
+                // The guest does not hear of it.
+                self.nodes.forget(entry.nodeid, 1);
+                Err(why)
             }
-            Err(why) => Err(why),
         }
     }
 

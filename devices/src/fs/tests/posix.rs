@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::*;
@@ -59,6 +60,35 @@ fn opening_obeys_excl_trunc_append_and_what_the_file_is() {
     assert_eq!(guest.lookup(node, "x"), Err(libc::ENOTDIR));
     assert_eq!(guest.lookup(dir, "x"), Err(libc::ENOENT));
     assert_eq!(guest.create(ROOT, "d", RDWR), Err(libc::EISDIR));
+}
+
+#[test]
+fn a_file_that_may_be_there_is_opened_or_made_while_the_host_makes_and_removes_it() {
+    let mut guest = Guest::new();
+    let (place, stop) = (guest.path("f"), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = fs::OpenOptions::new().write(true).create_new(true).open(&place);
+                let _ = fs::remove_file(&place);
+            }
+        });
+        let done: Vec<_> = (0..3000)
+            .map(|_| {
+                let made = guest.create(ROOT, "f", RDWR);
+                made.map(|(node, fh)| {
+                    let release = ReleaseIn { fh, ..ReleaseIn::default() };
+                    guest.ask(op::RELEASE, node, &release, &[]).unwrap();
+                    let forget = ForgetIn { nlookup: 1 };
+                    guest.serve(request(op::FORGET, node, 0, forget.as_slice()), 0);
+                })
+            })
+            .collect();
+        stop.store(true, Ordering::Relaxed);
+        let failed: Vec<_> = done.into_iter().filter_map(Result::err).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    });
+    assert_eq!(guest.holdings(), (0, 0));
 }
 
 #[test]
