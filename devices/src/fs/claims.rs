@@ -115,7 +115,7 @@ impl Claims {
     }
 
     /// The owners whose locks are in the way of one.
-    fn in_the_way<'a>(&'a self, claim: &'a Claim) -> impl Iterator<Item = u64> + 'a {
+    pub fn in_the_way<'a>(&'a self, claim: &'a Claim) -> impl Iterator<Item = u64> + 'a {
         let owners = self.nodes.get(&claim.node).into_iter().flatten();
         let others = owners.filter(|(owner, _)| **owner != claim.owner);
         let blocking = others.filter(|(_, ranges)| {

@@ -20,8 +20,10 @@ type Key = (u64, bool, u64);
 /// What an owner has open for its locks.
 struct Holder {
     fd: OwnedFd,
-    /// The handle that the guest took the last of them through.
+    /// The handle that the guest took the last of them through,
     fh: u64,
+    /// and which process.
+    pid: u32,
 }
 
 /// All locks of a guest.
@@ -207,10 +209,11 @@ impl Session {
             sys::ofd_lock(fd.as_fd(), libc::F_OFD_SETLK, &mut lock)?;
         }
         // Who gets no lock keeps nothing open for it.
+        let (fh, pid) = (request.fh, request.lock.pid);
         if let Some(fd) = opened {
-            self.locks.files.insert(key, Holder { fd, fh: request.fh });
+            self.locks.files.insert(key, Holder { fd, fh, pid });
         } else if let Some(holder) = self.locks.files.get_mut(&key).filter(|_| !unlock) {
-            holder.fh = request.fh;
+            (holder.fh, holder.pid) = (fh, pid);
         }
         match claim {
             Some(claim) if unlock => {
@@ -261,7 +264,13 @@ impl Session {
             Ok(0) | Err(_) => i64::MAX as u64,
             Ok(len) => start.saturating_add(len - 1),
         };
-        // Whose it is has a number on the host only.
-        call.answer(&FileLock { start, end, kind: lock.l_type as u32, pid: 0 })
+        // One of the host's has a number there only.
+        let in_the_way = claim(node, &request).and_then(|wanted| {
+            let wanted = Claim { range: start..=end, ..wanted };
+            self.locks.claims.in_the_way(&wanted).next()
+        });
+        let holder = in_the_way.and_then(|owner| self.locks.files.get(&(node, false, owner)));
+        let pid = holder.map_or(0, |holder| holder.pid);
+        call.answer(&FileLock { start, end, kind: lock.l_type as u32, pid })
     }
 }
