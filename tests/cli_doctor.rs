@@ -115,11 +115,19 @@ fn a_fetched_kernel_is_the_default_and_is_not_fetched_twice() {
     let (bin, own) = (home.path().join("bin"), home.path().join("data/husk/kernels"));
     std::fs::create_dir(&bin).unwrap();
     fake_apt(&bin, &home.path().join("fresh"));
-    let fetch = || {
+    let fetch_of = |package| {
         let mut command = husk(home.path());
-        command.args(["kernel", "fetch", "--package", "linux-image-x"]).env("PATH", &bin);
+        command.args(["kernel", "fetch", "--package", package]).env("PATH", &bin);
         command.output().unwrap()
     };
+    // What is no name is refused before anything is made, or asked for.
+    let refused = fetch_of("../linux");
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(125), "{said}");
+    assert!(said.contains("`../linux` can be no package's name"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(!home.path().join("data").exists());
+    let fetch = || fetch_of("linux-image-x");
     let output = fetch();
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");

@@ -44,6 +44,17 @@ pub fn packages(os_release: &str, flavour: Flavour) -> &'static [&'static str] {
     }
 }
 
+/// Whether a package can be called that (Debian Policy §5.6.7), perhaps with an architecture (`name:amd64`).
+pub fn is_name(package: &str) -> bool {
+    let (name, architecture) = package.split_once(':').unwrap_or((package, "any"));
+    let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.len() >= 2
+        && name.starts_with(lower)
+        && name.chars().all(|c| lower(c) || matches!(c, '+' | '-' | '.'))
+        && !architecture.is_empty()
+        && architecture.chars().all(|c| lower(c) || c == '-')
+}
+
 /// What `apt-get download` would bring.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archive {
@@ -222,6 +233,18 @@ mod tests {
         assert_eq!(packages(mint, Flavour::Generic), ["linux-image-generic"]);
         assert!(packages("ID=fedora\n", Flavour::Cloud).is_empty());
         assert!(packages("", Flavour::Cloud).is_empty());
+    }
+
+    #[test]
+    fn what_can_be_no_package_is_known_by_its_name() {
+        for right in ["linux-image-6.1.0-48-cloud-amd64", "g++", "linux-image-amd64:amd64"] {
+            assert!(is_name(right), "{right}");
+        }
+        for wrong in
+            ["", "x", "Linux", "-o", "a b", "../x", "linux-image*", "x y\n", "ab:", "ab:c:d"]
+        {
+            assert!(!is_name(wrong), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -21,6 +21,12 @@ pub enum FetchError {
          --package, or give a kernel with `husk run --kernel FILE`"
     )]
     UnknownDistribution,
+    /// What can be no package's name.
+    #[error(
+        "`{0}` can be no package's name, which is lower-case letters, digits, `+`, `-` and `.`: name another \
+         with --package"
+    )]
+    BadPackage(String),
     /// A package that does not exist.
     #[error("apt knows no package {package}; name another with --package")]
     NoPackage {

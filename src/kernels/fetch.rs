@@ -43,6 +43,9 @@ pub struct Fetched {
 /// When this host has no apt, the package is not to be had, or the directory cannot be written.
 /// Then, and when it is cancelled, everything is as it was before.
 pub fn fetch(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Fetched, FetchError> {
+    if let Some(package) = request.package.as_ref().filter(|package| !apt::is_name(package)) {
+        return Err(FetchError::BadPackage(package.escape_debug().to_string()));
+    }
     let directory = super::directory().ok_or(FetchError::NoDirectory)?;
     let runner = Runner::new(request.cancel.clone());
     let mut apt = Apt::host(runner.clone())?;
