@@ -183,9 +183,15 @@ fn volumes_that_cannot_be_shared_are_refused_by_name() {
     run("/proc/self:t", &["volume t", "/proc/self", "the host's processes"]);
     run("dir:a/b", &["`a/b` is no tag"]);
     run("dir:t,cache=some", &["cache=some", "auto"]);
+    run("dir:t:rx", &["`rx` is no mode", "cow"]);
+    run("dir:/mnt:RO,cache=auto", &["`RO` is no mode"]);
     let finished =
         sandbox.run(&["run", "--kernel", "kernel", "--volume", "dir:t", "--print-config"]);
     assert!(finished.stdout.contains(r#""tag": "t""#), "{finished:?}");
+    // A colon in the path is one where a mode follows.
+    let config = ["run", "--kernel", "kernel", "--volume", "d:ir:t:rw", "--print-config"];
+    let finished = sandbox.run(&config);
+    assert!(finished.stdout.contains(r#""path": "d:ir""#), "{finished:?}");
 }
 
 #[test]

@@ -120,25 +120,30 @@ pub fn parse_pmem(text: &str) -> Result<PmemConfig, String> {
     })
 }
 
-/// `--volume`: what is behind the last commas is options, and between the last colons tag and `ro` or `cow`;
-/// the path is what remains.
+/// `--volume`: what is behind the last commas is options, and between the last colons tag and mode; the path is
+/// what remains. One with a colon in it takes a mode, so that a mistyped one is never taken for a tag.
 pub fn parse_volume(text: &str) -> Result<VolumeConfig, String> {
     let (place, options) = behind(text);
     let cache = match options {
         "" => VolumeCache::default(),
         options => parse_cache("--volume", options)?,
     };
-    let (place, readonly, overlay) = match place.rsplit_once(':') {
-        Some((place, "ro")) => (place, true, false),
-        Some((place, "rw")) => (place, false, false),
-        Some((place, "cow")) => (place, false, true),
-        _ => (place, false, false),
+    let (place, mode) = match place.rsplit_once(':') {
+        Some((place, mode @ ("ro" | "rw" | "cow"))) => (place, Some(mode)),
+        _ => (place, None),
     };
+    let (readonly, overlay) = (mode == Some("ro"), mode == Some("cow"));
     let wanted = "which directory, and which tag or directory of the guest's? --volume PATH:TAG, or \
                   --volume PATH:/DIR with a command";
     let (path, tag) = place.rsplit_once(':').ok_or(wanted)?;
     if path.is_empty() || tag.is_empty() {
         return Err(wanted.to_owned());
+    }
+    if mode.is_none() && path.contains(':') {
+        return Err(format!(
+            "`{tag}` is no mode, which is rw, ro or cow; if a colon belongs to the path, say the mode, too: \
+             {place}:rw"
+        ));
     }
     let (tag, mount) = match tag.starts_with('/') {
         true => (String::new(), Some(tag.to_owned())),
