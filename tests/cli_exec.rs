@@ -13,7 +13,7 @@ mod fixture;
 use std::process::Command;
 
 use fixture::assembly::Assembled;
-use fixture::husk::{Finished, Running, Sandbox, refuses, refuses_run};
+use fixture::husk::{Finished, Running, Sandbox, broken_pipe, refuses, refuses_run};
 use fixture::kernel::image;
 use fixture::{Code, Emit};
 
@@ -289,6 +289,13 @@ fn the_agent_is_written_as_a_program_and_its_vm_is_no_vm_for_a_command() {
     assert!(said.status == 2 && said.stderr.contains("husk-agent: "), "{said:?}");
     let mut piped = sandbox.husk(&["agent"]);
     assert_eq!(piped.output().unwrap().stdout, std::fs::read(&path).unwrap());
+    // All of it or an error.
+    let unread = Running::start(sandbox.husk(&["agent"]).stdout(broken_pipe())).finish();
+    assert_eq!(unread.status, 125, "{unread:?}");
+    let script = r#"exec "$0" agent >&-"#;
+    let mut closed = sandbox.program("sh", &["-c", script, env!("CARGO_BIN_EXE_husk")]);
+    let closed = Running::start(&mut closed).finish();
+    assert!(closed.status == 125 && closed.stderr.contains("is closed"), "{closed:?}");
     let unit = sandbox.run(&["agent", "--unit"]).stdout;
     assert!(unit.contains("\nExecStart=/usr/local/sbin/husk-agent\n"), "{unit}");
     let refused = sandbox.run(&["agent", "--output", "none/agent"]);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Error;
-use super::stdout::print;
+use super::stdout::{print, was_closed};
 
 /// How systemd starts the agent.
 const UNIT: &str = include_str!("../../resources/husk-agent.service");
@@ -36,7 +36,15 @@ impl Agent {
                 return Err("it is a program, and nothing for a terminal: --output FILE".into());
             }
             // All of it or an error: half a program is none.
-            None => io::stdout().write_all(husk::agent_program())?,
+            None if was_closed() => {
+                return Err(
+                    "it is written to standard output, which is closed: --output FILE".into()
+                );
+            }
+            None => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(husk::agent_program()).and_then(|()| stdout.flush())?;
+            }
         }
         Ok(0)
     }
