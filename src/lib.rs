@@ -81,7 +81,8 @@ struct LibraryPage;
 
 pub use fixture::{Budget, TestError, TestVm, VmBuilder};
 pub use guest::{
-    ChildInput, ChildOutput, GuestChild, GuestCommand, Output, Status, agent_program, write_agent,
+    ChildInput, ChildOutput, CopyStop, GuestChild, GuestCommand, Output, Status, agent_program,
+    write_agent,
 };
 pub use husk_devices::counters::Counts;
 pub use husk_devices::serial::{ConsoleStreams, EscapeFilter, Escapes};

@@ -391,8 +391,8 @@ fn the_help_explains_every_option_and_fits_on_a_page_or_two() {
         .filter_map(|code| code.split([' ', '[']).next().filter(|name| name.starts_with("--")))
         .collect();
     assert!(documented.contains(&"--disk"), "{documented:?}");
-    for help in ["--help", "-h"] {
-        let finished = sandbox.run(&["run", help]);
+    for help in [["run", "--help"], ["run", "-h"], ["help", "run"]] {
+        let finished = sandbox.run(&help);
         assert_eq!((finished.status, finished.stderr.as_str()), (0, ""), "{finished:?}");
         let options = options(&finished.stdout);
         for name in documented.iter().chain(&["--kernel", "--help"]) {
@@ -402,11 +402,14 @@ fn the_help_explains_every_option_and_fits_on_a_page_or_two() {
             assert!(words.starts_with(char::is_uppercase), "{name} is not explained: {words:?}");
         }
         let lines = finished.stdout.lines().count();
-        assert!(lines < 100, "{help} has {lines} lines");
+        assert!(lines < 100, "{help:?} has {lines} lines");
         let widest = finished.stdout.lines().map(str::len).max().unwrap();
-        assert!(widest <= 110, "{help} is {widest} wide");
+        assert!(widest <= 110, "{help:?} is {widest} wide");
     }
     assert!(sandbox.run(&["--help"]).stdout.contains("run"));
+    assert_eq!(sandbox.run(&["help"]).stdout, sandbox.run(&["--help"]).stdout);
+    let none = sandbox.run(&["help", "walk"]);
+    assert!(none.status == 125 && none.stderr.contains("walk"), "{none:?}");
     assert!(sandbox.run(&["--version"]).stdout.starts_with("husk "));
 }
 

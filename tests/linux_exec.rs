@@ -269,7 +269,12 @@ echo x >/etc/husk-was-here && show /etc/husk-was-here
 stat -f -c %T / /proc /sys /dev /run /tmp
 echo /tmp/* /run/*
 show /proc/1/comm
+./tests --list --format terse
 exit 6"#;
+    // As a test runner wants it: on stdout the list of a test program's tests, and nothing else.
+    let tests = std::env::current_exe().unwrap();
+    std::fs::copy(&tests, here.join("tests")).unwrap();
+    let list = Command::new(&tests).args(["--list", "--format", "terse"]).output().unwrap();
     let cow_arg = format!("{}:/mnt/cow:cow", cow.display());
     let args = ["--memory", "256M", "--cwd", "--volume", &cow_arg, "--rw", work.to_str().unwrap()];
     let command = ["--", "sh", "-c", script, "sh", work.to_str().unwrap()];
@@ -278,8 +283,9 @@ exit 6"#;
     let (status, stdout, stderr) = finish(husk, b"");
     let wanted = format!(
         "{}\nthe host's\n/home/of/mine\nthe guest's\nthe host's\nmore\nthe host's\nx\n\
-         overlayfs\nproc\nsysfs\ntmpfs\ntmpfs\ntmpfs\n/tmp/* /run/*\ninit\n",
-        here.canonicalize().unwrap().display()
+         overlayfs\nproc\nsysfs\ntmpfs\ntmpfs\ntmpfs\n/tmp/* /run/*\ninit\n{}",
+        here.canonicalize().unwrap().display(),
+        String::from_utf8(list.stdout).unwrap()
     );
     assert_eq!((status, stdout, stderr.as_str()), (6, wanted, ""));
     for directory in &directories {
@@ -412,6 +418,11 @@ fn husk_run_passes_a_signal_on_ends_after_the_grace_and_is_reached_by_name() {
     assert!(stderr.contains("the VM has ended: it was killed"), "{stderr}");
 }
 
+/// What is in the guest's /tmp.
+fn there(call: &dyn Fn(&[&str]) -> (i32, String, String)) -> String {
+    call(&["exec", "one", "--", "/bin/busybox", "ls", "/tmp"]).1
+}
+
 /// `husk ps`, `exec` and `cp` for the VM called `one`, in which there is busybox.
 fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
     let call = |args: &[&str]| {
@@ -462,6 +473,41 @@ fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
     copy(from.to_str().unwrap(), "one:/tmp/");
     copy("one:/tmp/cp-from", back.to_str().unwrap());
     assert_eq!(std::fs::read(back).unwrap(), b"copied");
+    // A signal in the middle leaves nothing, here and there.
+    let script = "mkdir /tmp/long && dd if=/dev/null of=/tmp/long/file bs=1M seek=60000";
+    let (status, _, stderr) = call(&["exec", "one", "--", "/bin/busybox", "sh", "-c", script]);
+    assert_eq!(status, 0, "{stderr}");
+    let place = lab.path("cp-cut");
+    std::fs::create_dir(&place).unwrap();
+    let big = lab.hole("cp-big", 1 << 40);
+    let to = place.join("long");
+    let out = ("one:/tmp/long", to.to_str().unwrap(), libc::SIGINT);
+    for (from, to, signal) in [out, (big.to_str().unwrap(), "one:/tmp/big", libc::SIGTERM)] {
+        let mut cut = Command::new(husk());
+        guest::process::with_ordinary_signals(&mut cut);
+        cut.env("XDG_RUNTIME_DIR", runtime).args(["cp", from, to]).stderr(Stdio::piped());
+        let cut = cut.spawn().unwrap();
+        let deadline = std::time::Instant::now() + guest::PATIENCE;
+        let begun = || match signal {
+            libc::SIGINT => place.read_dir().unwrap().count() == 1,
+            _ => there(&call).contains(".husk-"),
+        };
+        while !begun() {
+            assert!(std::time::Instant::now() < deadline, "{from} is not copied");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // SAFETY: kill touches no memory; the child has not been waited for.
+        assert_eq!(unsafe { libc::kill(cut.id() as libc::pid_t, signal) }, 0);
+        let cut = cut.wait_with_output().unwrap();
+        assert_eq!(guest::process::status(cut.status), 128 + signal);
+        assert_eq!(String::from_utf8_lossy(&cut.stderr), "");
+    }
+    assert_eq!(place.read_dir().unwrap().count(), 0, "something was left");
+    let deadline = std::time::Instant::now() + guest::PATIENCE;
+    while there(&call).contains("big") {
+        assert!(std::time::Instant::now() < deadline, "something was left there");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

@@ -15,10 +15,12 @@ mod attach;
 mod awaited;
 mod compare;
 mod course;
+mod cp;
 mod detach;
 mod doctor;
 mod escape;
 mod exec;
+mod exec_in;
 mod footprint;
 mod inspect;
 mod kernel;
@@ -26,16 +28,19 @@ mod keyvalue;
 mod life;
 mod limits;
 mod logging;
+mod logs;
 mod matrix;
 mod metrics;
-mod named;
 mod net;
+mod ps;
 mod run;
 mod signals;
 mod stderr;
 mod stdout;
+mod stop;
 mod terminal;
 mod values;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -46,7 +51,7 @@ const CANNOT: u8 = 125;
 
 /// Run Linux kernels in microVMs on KVM.
 #[derive(Parser)]
-#[command(name = "husk", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "husk", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -60,16 +65,16 @@ enum Command {
     Matrix(matrix::Matrix),
     Doctor(doctor::Doctor),
     Kernel(kernel::Kernel),
-    Ps(named::Ps),
+    Ps(ps::Ps),
     Inspect(inspect::Inspect),
-    Exec(named::ExecIn),
-    Cp(named::Cp),
+    Exec(exec_in::ExecIn),
+    Cp(cp::Cp),
     Agent(agent::Agent),
     Attach(attach::Attach),
-    Logs(named::Logs),
-    Wait(named::Wait),
-    Stop(named::Stop),
-    Kill(named::Kill),
+    Logs(logs::Logs),
+    Wait(wait::Wait),
+    Stop(stop::Stop),
+    Kill(stop::Kill),
     Compare(compare::Compare),
 }
 

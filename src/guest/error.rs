@@ -155,14 +155,17 @@ pub enum ExecError {
         /// The most, in bytes.
         max: u64,
     },
-    /// The guest has stopped in the middle of a file.
-    #[error("{path}: nothing more of it has come from the guest in {} s", .idle.as_secs_f64())]
+    /// The guest has stopped in the middle of a copy.
+    #[error("{path}: the guest has sent or taken nothing more of it in {} s", .idle.as_secs_f64())]
     Stalled {
         /// The file.
         path: String,
         /// How long it was waited for.
         idle: Duration,
     },
+    /// Somebody has [stopped](crate::CopyStop) the copy.
+    #[error("the copy was stopped")]
+    Stopped,
     /// A file of the host's cannot be read or written.
     #[error("{path}: {source}", path = .path.display())]
     HostFile {

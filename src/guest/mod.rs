@@ -29,6 +29,7 @@ use std::path::Path;
 use crate::files;
 pub use child::{ChildInput, ChildOutput, GuestChild};
 pub use command::{GuestCommand, Output, Status};
+pub use copy::CopyStop;
 pub(crate) use copy::{Limits, get, put};
 pub(crate) use session::{PATIENCE, is_late};
 

@@ -298,12 +298,31 @@ impl Session {
     /// # Errors
     /// `BrokenPipe` when it takes no more.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_within(bytes, None)
+    }
+
+    /// The same, and an error that [is late](is_late) when it takes none in that time.
+    ///
+    /// # Errors
+    /// As [`Session::write`].
+    pub fn write_within(&self, bytes: &[u8], idle: Option<Duration>) -> io::Result<usize> {
         if bytes.is_empty() {
             return Ok(0);
         }
+        let until = idle.and_then(|idle| Instant::now().checked_add(idle));
         let mut state = self.state();
         while state.credit == 0 && !state.deaf && state.end.is_none() {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = match until {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
         if state.deaf || state.end.is_some() {
             return Err(io::ErrorKind::BrokenPipe.into());

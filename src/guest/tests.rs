@@ -270,27 +270,28 @@ fn files_are_copied_whole_or_not_at_all() {
     std::fs::write(path("from"), &bytes).unwrap();
     std::fs::set_permissions(path("from"), PermissionsExt::from_mode(0o750)).unwrap();
     let (socket, mut child) = agent();
-    put(socket, &explain(), &path("from"), &path("in")).unwrap();
+    put(socket, &explain(), &path("from"), &path("in"), &Limits::default()).unwrap();
     child.wait().unwrap();
     assert!(std::fs::read(path("in")).unwrap() == bytes);
     assert_eq!(path("in").metadata().unwrap().permissions().mode() & 0o7777, 0o750);
     // Not the rights of whose file it was.
     std::fs::set_permissions(path("in"), PermissionsExt::from_mode(0o4751)).unwrap();
     let (socket, mut child) = agent();
-    get(socket, &explain(), &path("in"), &path("out"), Limits::default()).unwrap();
+    get(socket, &explain(), &path("in"), &path("out"), &Limits::default()).unwrap();
     child.wait().unwrap();
     assert!(std::fs::read(path("out")).unwrap() == bytes);
     assert_eq!(path("out").metadata().unwrap().permissions().mode() & 0o7777, 0o751);
 
     let before = dir.path().read_dir().unwrap().count();
     let (socket, mut child) = agent();
-    let error = put(socket, &explain(), &path("from"), &path("no/such")).unwrap_err();
+    let error =
+        put(socket, &explain(), &path("from"), &path("no/such"), &Limits::default()).unwrap_err();
     child.wait().unwrap();
     assert!(matches!(error, ExecError::GuestFile { .. }), "{error}");
     // In the guest, then on the host: a directory is copied as one, and to where there is none.
     for (wrong, to) in [(path("none"), path("never")), (dir.path().to_owned(), path("no/such"))] {
         let (socket, mut child) = agent();
-        let error = get(socket, &explain(), &wrong, &to, Limits::default()).unwrap_err();
+        let error = get(socket, &explain(), &wrong, &to, &Limits::default()).unwrap_err();
         child.wait().unwrap();
         assert!(
             matches!(error, ExecError::GuestFile { .. } | ExecError::HostFile { .. }),
@@ -388,8 +389,8 @@ fn a_guest_that_never_ends_a_file_or_sends_too_much_of_it_is_left() {
         })
     };
     let copy = |len, idle| {
-        let (to, limits) = (dir.path().join("to"), Limits { max: 1000, idle });
-        get(sending(len), &explain(), "/file".as_ref(), &to, limits).unwrap_err()
+        let (to, limits) = (dir.path().join("to"), Limits { max: 1000, idle, ..Limits::default() });
+        get(sending(len), &explain(), "/file".as_ref(), &to, &limits).unwrap_err()
     };
     let error = copy(1000, Duration::from_millis(100));
     assert!(matches!(&error, ExecError::Stalled { path, .. } if path == "/file"), "{error}");
@@ -432,8 +433,8 @@ fn a_guest_that_sends_a_file_and_hears_nothing_is_left() {
     };
     assert_eq!(set, 0);
     let dir = tempfile::tempdir().unwrap();
-    let limits = Limits { max: u64::MAX, idle: Duration::from_millis(200) };
+    let limits = Limits { max: u64::MAX, idle: Duration::from_millis(200), ..Limits::default() };
     let to = dir.path().join("to");
-    let error = get(socket, &explain(), "/file".as_ref(), &to, limits).unwrap_err();
+    let error = get(socket, &explain(), "/file".as_ref(), &to, &limits).unwrap_err();
     assert!(matches!(error, ExecError::Stalled { .. }), "{error}");
 }

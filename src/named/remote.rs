@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,9 @@ use super::end::{End, Why};
 use super::error::{NameError, host};
 use super::inspection::Inspection;
 use super::record;
-use super::{LINE_MAX, PATIENCE, fds, request};
+use super::{LINE_MAX, PATIENCE, STACK, fds, request};
 use crate::guest::error::{EndedBy, ExecError};
-use crate::guest::{self, GuestChild, GuestCommand};
+use crate::guest::{self, CopyStop, GuestChild, GuestCommand, Limits};
 use crate::runtime::user;
 
 /// The most of a log that is read, in bytes.
@@ -46,6 +46,10 @@ fn yes() -> bool {
     true
 }
 
+/// How long each may take to answer that is asked with all others.
+const LIST_PATIENCE: Duration = Duration::from_secs(1);
+/// How many are asked at the same time.
+const ASKED_AT_ONCE: usize = 64;
 /// The most of a console's last lines that is read with an end, in bytes.
 const CONSOLE_MAX: u64 = 64 << 10;
 /// How long the end of a VM whose agent has gone may take to be told.
@@ -79,14 +83,16 @@ pub(super) fn find_in(directory: &Directory, name: &str) -> Result<Remote, NameE
 /// # Errors
 /// When they cannot be looked for.
 pub fn list() -> Result<Vec<Info>, NameError> {
-    list_in(&Directory::open()?, PATIENCE)
+    list_in(&Directory::open()?, LIST_PATIENCE)
 }
 
 pub(super) fn list_in(directory: &Directory, patience: Duration) -> Result<Vec<Info>, NameError> {
     let mut all = Vec::new();
-    for name in directory.names()? {
-        let remote = Remote { path: directory.socket(&name)?, name };
-        match remote.info_within(patience) {
+    let place = |name: String| Ok(Remote { path: directory.socket(&name)?, name });
+    let remotes: Result<Vec<_>, NameError> = directory.names()?.into_iter().map(place).collect();
+    let remotes = remotes?;
+    for (remote, told) in remotes.iter().zip(ask_all(&remotes, patience)) {
+        match told {
             Ok(info) => all.push(info),
             Err(NameError::Silent { name, pid }) => {
                 let kernel = String::new();
@@ -100,6 +106,30 @@ pub(super) fn list_in(directory: &Directory, patience: Duration) -> Result<Vec<I
         }
     }
     Ok(all)
+}
+
+/// What each of them says of itself, in their order. They are asked at the same time: those that do not answer
+/// are waited for together.
+fn ask_all(remotes: &[Remote], patience: Duration) -> Vec<Result<Info, NameError>> {
+    let mut all = Vec::with_capacity(remotes.len());
+    for some in remotes.chunks(ASKED_AT_ONCE) {
+        std::thread::scope(|scope| {
+            let ask = |remote| {
+                let thread = std::thread::Builder::new().stack_size(STACK);
+                // Where there can be no thread it is asked here.
+                let asked = move || Remote::info_within(remote, patience);
+                thread.spawn_scoped(scope, asked).map_err(|_| remote)
+            };
+            let asked: Vec<_> = some.iter().map(ask).collect();
+            all.extend(asked.into_iter().map(|asked| match asked {
+                Ok(thread) => {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                }
+                Err(remote) => remote.info_within(patience),
+            }));
+        });
+    }
+    all
 }
 
 /// Waits for the end of the VM called `name`, and gives the status that it was [concluded](super::Named::conclude)
@@ -126,7 +156,11 @@ pub(super) fn wait_in(directory: &Directory, name: &str) -> Result<u8, NameError
 impl Remote {
     /// A connection to the VM's husk, whoever that is proved to be.
     fn open(&self) -> Result<UnixStream, NameError> {
-        let socket = fds::connect(&self.path, Some(PATIENCE)).map_err(|e| match e.kind() {
+        self.open_within(PATIENCE)
+    }
+
+    fn open_within(&self, patience: Duration) -> Result<UnixStream, NameError> {
+        let socket = fds::connect(&self.path, Some(patience)).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 NameError::Unknown(self.name.clone())
             }
@@ -149,9 +183,9 @@ impl Remote {
         what: &str,
         patience: Duration,
     ) -> Result<(String, Option<UnixStream>, UnixStream), NameError> {
-        let mut socket = self.open()?;
+        let until = Instant::now().checked_add(patience);
+        let mut socket = self.open_within(patience.min(PATIENCE))?;
         let failed = host(&self.path, "ask");
-        socket.set_read_timeout(Some(patience)).map_err(&failed)?;
         match socket.write_all(format!("{what}\n").as_bytes()) {
             // It may have said no before it was asked.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
@@ -162,6 +196,12 @@ impl Remote {
         // Byte by byte, for what follows the line is somebody else's.
         while !line.ends_with(b"\n") {
             let mut byte = [0];
+            // All of the line, however many bytes come one by one.
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(self.silent(&socket));
+            }
+            socket.set_read_timeout(left).map_err(&failed)?;
             let (count, fd) = fds::receive(&socket, &mut byte).map_err(|e| match e.kind() {
                 io::ErrorKind::WouldBlock => self.silent(&socket),
                 // It gave the name up before it had read what was asked.
@@ -174,6 +214,8 @@ impl Remote {
             }
             line.extend(byte);
         }
+        // What follows it has a time of its own.
+        socket.set_read_timeout(Some(patience)).map_err(&failed)?;
         let line = String::from_utf8_lossy(&line);
         let line = line.trim_end();
         if let Some(why) = line.strip_prefix("ERROR ") {
@@ -356,22 +398,23 @@ impl Remote {
         Ok(command.spawn_on(agent, explain, Instant::now() + guest::PATIENCE)?)
     }
 
-    /// As [`crate::RunningVm::copy_in`].
+    /// As [`crate::RunningVm::copy_in`], until it is stopped.
     ///
     /// # Errors
     /// See [`NameError`].
-    pub fn copy_in(&self, from: &std::path::Path, to: &std::path::Path) -> Result<(), NameError> {
+    pub fn copy_in(&self, from: &Path, to: &Path, stop: &CopyStop) -> Result<(), NameError> {
         let explain = self.explain();
-        Ok(guest::put(self.agent(&explain)?, &explain, from, to)?)
+        let limits = Limits { stop: stop.clone(), ..Limits::default() };
+        Ok(guest::put(self.agent(&explain)?, &explain, from, to, &limits)?)
     }
 
-    /// As [`crate::RunningVm::copy_out`].
+    /// As [`crate::RunningVm::copy_out`], until it is stopped.
     ///
     /// # Errors
     /// See [`NameError`].
-    pub fn copy_out(&self, from: &std::path::Path, to: &std::path::Path) -> Result<(), NameError> {
+    pub fn copy_out(&self, from: &Path, to: &Path, stop: &CopyStop) -> Result<(), NameError> {
         let explain = self.explain();
-        let limits = guest::Limits::default();
-        Ok(guest::get(self.agent(&explain)?, &explain, from, to, limits)?)
+        let limits = Limits { stop: stop.clone(), ..Limits::default() };
+        Ok(guest::get(self.agent(&explain)?, &explain, from, to, &limits)?)
     }
 }

@@ -260,6 +260,24 @@ fn a_husk_that_does_not_answer_is_listed_with_its_process() {
     let listed = list_in(&names, Duration::from_millis(20)).unwrap();
     let (name, pid) = ("deaf".to_owned(), std::process::id());
     assert_eq!(listed, [Info { name, pid, kernel: String::new(), since: 0, answers: false }]);
+    // Those that do not answer are waited for together; a byte now and then is no answer.
+    let deaf: Vec<_> = (0..20)
+        .map(|n| UnixListener::bind(dir.path().join(format!("husk/deaf{n}.sock"))).unwrap())
+        .collect();
+    let slow = UnixListener::bind(dir.path().join("husk/slow.sock")).unwrap();
+    std::thread::spawn(move || {
+        let (mut asked, _) = slow.accept().unwrap();
+        while asked.write_all(b"O").is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let begun = Instant::now();
+    let listed = list_in(&names, Duration::from_millis(500)).unwrap();
+    assert_eq!(listed.len(), deaf.len() + 2);
+    assert!(listed.iter().all(|vm| !vm.answers), "{listed:?}");
+    assert!(listed.is_sorted_by_key(|vm| &vm.name), "{listed:?}");
+    // One after the other they would take eleven seconds.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     let old = r#"{"name": "old", "pid": 1, "kernel": "k", "since": 2}"#;
     assert!(serde_json::from_str::<Info>(old).unwrap().answers);
 }

@@ -76,12 +76,12 @@ impl RunningVm {
     /// Copies the file or directory `from` of the host's to `to` in the guest, with its permissions. If
     /// `to` is a directory it goes into that, by its name (of `DIR/.` what is in it). It appears when all of it is
     /// there; where a directory was before, one file after the other does. Links in a directory are copied as
-    /// links; `from` itself is followed.
+    /// links; `from` itself is followed. It is an error when the guest takes nothing of it for 60 s.
     ///
     /// # Errors
     /// See [`ExecError`].
     pub fn copy_in(&self, from: &Path, to: &Path) -> Result<(), ExecError> {
-        guest::put(self.dial(None)?, &self.explain(), from, to)
+        guest::put(self.dial(None)?, &self.explain(), from, to, &guest::Limits::default())
     }
 
     /// Copies the file or directory `from` of the guest's to `to` on the host, as [`RunningVm::copy_in`]
@@ -91,7 +91,7 @@ impl RunningVm {
     /// # Errors
     /// See [`ExecError`].
     pub fn copy_out(&self, from: &Path, to: &Path) -> Result<(), ExecError> {
-        guest::get(self.dial(None)?, &self.explain(), from, to, guest::Limits::default())
+        guest::get(self.dial(None)?, &self.explain(), from, to, &guest::Limits::default())
     }
 
     /// As [`RunningVm::copy_out`], with `max` bytes at most: a guest may send as much as it likes.
@@ -100,7 +100,7 @@ impl RunningVm {
     /// See [`ExecError`]; [`ExecError::TooLarge`] when there are more.
     pub fn copy_out_at_most(&self, from: &Path, to: &Path, max: u64) -> Result<(), ExecError> {
         let limits = guest::Limits { max, ..guest::Limits::default() };
-        guest::get(self.dial(None)?, &self.explain(), from, to, limits)
+        guest::get(self.dial(None)?, &self.explain(), from, to, &limits)
     }
 
     /// A stream to a program of the guest's that listens at the vsock port `port`. Waits until the guest

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use husk_guest_protocol::stream;
 
-use super::{Limits, PIECE, Peer, shown};
+use super::{PIECE, Peer, shown};
 use crate::guest::error::ExecError;
 use crate::guest::session::{End, Session};
 
@@ -13,7 +13,6 @@ use crate::guest::session::{End, Session};
 pub struct Incoming<'a> {
     session: &'a Session,
     peer: Peer<'a>,
-    limits: Limits,
     /// How much more of it may come.
     left: u64,
     room: Vec<u8>,
@@ -24,19 +23,9 @@ pub struct Incoming<'a> {
 
 impl<'a> Incoming<'a> {
     /// Nothing has come yet.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn new(
-        session: &'a Session,
-        peer: Peer<'a>,
-        limits: Limits,
-    ) -> Result<Incoming<'a>, ExecError> {
-        session
-            .limit_sending(limits.idle)
-            .map_err(|source| ExecError::Host { what: "a session's time", source })?;
+    pub fn new(session: &'a Session, peer: Peer<'a>) -> Incoming<'a> {
         let room = vec![0; PIECE];
-        Ok(Incoming { session, peer, limits, left: limits.max, room, at: 0, len: 0 })
+        Incoming { session, peer, left: peer.limits.max, room, at: 0, len: 0 }
     }
 
     /// What the guest was asked for.
@@ -50,9 +39,9 @@ impl<'a> Incoming<'a> {
     /// When too much of it comes, or nothing for too long.
     pub fn bytes(&mut self) -> Result<&[u8], ExecError> {
         if self.at == self.len {
-            let idle = self.limits.idle;
+            let idle = self.peer.limits.idle;
             let count = self.session.read_within(stream::STDOUT, &mut self.room, idle);
-            let count = count.ok_or_else(|| self.stalled())?;
+            let count = count.ok_or_else(|| self.peer.stalled())?;
             self.charge(count as u64)?;
             (self.at, self.len) = (0, count);
         }
@@ -69,17 +58,13 @@ impl<'a> Incoming<'a> {
     /// # Errors
     /// When that is too much.
     pub fn charge(&mut self, count: u64) -> Result<(), ExecError> {
-        let max = self.limits.max;
+        let max = self.peer.limits.max;
         let path = || shown(self.peer.path.as_os_str());
         self.left = self
             .left
             .checked_sub(count)
             .ok_or_else(|| ExecError::TooLarge { path: path(), max })?;
         Ok(())
-    }
-
-    fn stalled(&self) -> ExecError {
-        ExecError::Stalled { path: shown(self.peer.path.as_os_str()), idle: self.limits.idle }
     }
 
     /// Exactly so many bytes.
@@ -115,10 +100,10 @@ impl<'a> Incoming<'a> {
     /// # Errors
     /// What it says instead.
     pub fn end(&self) -> Result<(), ExecError> {
-        match self.session.wait(Instant::now().checked_add(self.limits.idle)) {
+        match self.session.wait(Instant::now().checked_add(self.peer.limits.idle)) {
             Some(End::Exited(0)) => Ok(()),
             Some(end) => Err(self.peer.error(end, Some(self.session))),
-            None => Err(self.stalled()),
+            None => Err(self.peer.stalled()),
         }
     }
 

@@ -10,6 +10,7 @@
 //! limit, and a time, and leads nowhere but where it was asked to.
 
 mod incoming;
+mod stop;
 mod tree_in;
 mod tree_out;
 
@@ -31,24 +32,27 @@ use super::error::ExecError;
 use super::session::{self, End, Session};
 use crate::files;
 use incoming::Incoming;
+pub use stop::CopyStop;
 
 /// Bytes that are read at a time.
 const PIECE: usize = 64 << 10;
 /// The longest path of the guest's that is shown, in bytes.
 const PATH_SHOWN: usize = 4096;
 
-/// What is taken from a guest that sends a file or a directory, which it may never end.
-#[derive(Debug, Clone, Copy)]
+/// What is taken from a guest that sends a file or a directory, which it may never end, or takes one.
+#[derive(Debug, Clone)]
 pub struct Limits {
-    /// The most of it, in bytes: each file, directory and link counts as [`tree_in::ENTRY`] more.
+    /// The most that it may send, in bytes: each file, directory and link counts as [`tree_in::ENTRY`] more.
     pub max: u64,
-    /// How long it may send nothing.
+    /// How long it may send nothing, or take nothing.
     pub idle: Duration,
+    /// Ends it at once.
+    pub stop: CopyStop,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { max: 64 << 30, idle: Duration::from_secs(60) }
+        Limits { max: 64 << 30, idle: Duration::from_secs(60), stop: CopyStop::default() }
     }
 }
 
@@ -56,15 +60,21 @@ impl Default for Limits {
 ///
 /// # Errors
 /// What cannot be read here or written there.
-pub fn put(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Result<(), ExecError> {
+pub fn put(
+    socket: UnixStream,
+    explain: &Explain,
+    from: &Path,
+    to: &Path,
+    limits: &Limits,
+) -> Result<(), ExecError> {
     let failed = |source| ExecError::HostFile { path: from.to_owned(), source };
     let file = files::open(from).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.permissions().mode();
-    let peer = Peer { explain, path: to };
+    let peer = Peer { explain, path: to, limits };
     if mode & tree::TYPE == tree::DIRECTORY {
         let session = peer.begin(socket, Action::Put, mode, last_name(from))?;
         // Without its end the guest does not have the directory.
-        tree_out::send(&session, &file, from).inspect_err(|_| session.cut())?;
+        tree_out::send(&session, peer, &file, from).inspect_err(|_| session.cut())?;
         return peer.conclude(&session);
     }
     // Words of its own for what it is instead.
@@ -75,12 +85,12 @@ pub fn put(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Res
     let read = loop {
         match file.read(&mut room) {
             Ok(0) => break Ok(()),
-            Ok(count) => {
-                if !send_all(&session, room.get(..count).unwrap_or_default()) {
-                    // The guest has ended it, and says why.
-                    break Ok(());
-                }
-            }
+            Ok(count) => match peer.send_all(&session, room.get(..count).unwrap_or_default()) {
+                Ok(true) => {}
+                // The guest has ended it, and says why.
+                Ok(false) => break Ok(()),
+                Err(e) => break Err(e),
+            },
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => break Err(failed(e)),
         }
@@ -94,14 +104,6 @@ pub fn put(socket: UnixStream, explain: &Explain, from: &Path, to: &Path) -> Res
     peer.conclude(&session)
 }
 
-/// Sends all of it; false when the guest takes no more.
-fn send_all(session: &Session, mut bytes: &[u8]) -> bool {
-    while let Ok(taken @ 1..) = session.write(bytes) {
-        bytes = bytes.get(taken..).unwrap_or_default();
-    }
-    bytes.is_empty()
-}
-
 /// Copies the file or directory `from` of the guest's to `to` on the host. A file appears there whole or not
 /// at all, and so does a directory where there was none.
 ///
@@ -112,17 +114,17 @@ pub fn get(
     explain: &Explain,
     from: &Path,
     to: &Path,
-    limits: Limits,
+    limits: &Limits,
 ) -> Result<(), ExecError> {
-    let peer = Peer { explain, path: from };
+    let peer = Peer { explain, path: from, limits };
     let session = peer.begin(socket, Action::Get, 0, None)?;
-    let done = receive(&session, peer, to, limits);
+    let done = receive(&session, peer, to);
     session.cut();
     done
 }
 
-fn receive(session: &Session, peer: Peer<'_>, to: &Path, limits: Limits) -> Result<(), ExecError> {
-    let mut incoming = Incoming::new(session, peer, limits)?;
+fn receive(session: &Session, peer: Peer<'_>, to: &Path) -> Result<(), ExecError> {
+    let mut incoming = Incoming::new(session, peer);
     // The mode comes before the first byte, and before an end without any.
     incoming.bytes()?;
     let mode = session.mode();
@@ -199,6 +201,7 @@ struct Peer<'a> {
     explain: &'a Explain,
     /// The guest's.
     path: &'a Path,
+    limits: &'a Limits,
 }
 
 impl Peer<'_> {
@@ -218,14 +221,40 @@ impl Peer<'_> {
         let len = request.len() as u32;
         let begin = Begin { version: VERSION, action, tty: false, window: (0, 0), mode, len };
         let until = Instant::now() + session::PATIENCE;
-        session::begin(socket, begin, &request, until).map_err(|end| self.error(end, None))
+        let begun = session::begin(socket, begin, &request, until);
+        let session = begun.map_err(|end| self.error(end, None))?;
+        session
+            .limit_sending(self.limits.idle)
+            .map_err(|source| ExecError::Host { what: "a session's time", source })?;
+        self.limits.stop.began(&session);
+        Ok(session)
+    }
+
+    /// Sends all of it; false when the guest takes no more.
+    fn send_all(&self, session: &Session, mut bytes: &[u8]) -> Result<bool, ExecError> {
+        while !bytes.is_empty() {
+            match session.write_within(bytes, Some(self.limits.idle)) {
+                Ok(taken @ 1..) => bytes = bytes.get(taken..).unwrap_or_default(),
+                Err(e) if session::is_late(&e) => return Err(self.stalled()),
+                Ok(0) | Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     fn conclude(&self, session: &Session) -> Result<(), ExecError> {
-        match session.wait(None) {
+        match session.wait(Instant::now().checked_add(self.limits.idle)) {
             Some(End::Exited(0)) => Ok(()),
-            end => Err(self.error(end.unwrap_or(End::Lost), Some(session))),
+            Some(end) => Err(self.error(end, Some(session))),
+            None => {
+                session.cut();
+                Err(self.stalled())
+            }
         }
+    }
+
+    fn stalled(&self) -> ExecError {
+        ExecError::Stalled { path: shown(self.path.as_os_str()), idle: self.limits.idle }
     }
 
     /// What an end other than the wanted one means.
@@ -242,6 +271,7 @@ impl Peer<'_> {
                 ExecError::Special { path: path(), what: kind_of(kind) }
             }
             End::Cannot(_, errno) => ExecError::Agent(io::Error::from_raw_os_error(errno)),
+            End::Lost if self.limits.stop.is_stopped() => ExecError::Stopped,
             End::Lost => (self.explain)(),
             End::Late => ExecError::NotStarted,
             _ => ExecError::Protocol,

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use husk_guest_protocol::tree::{DATA_MAX, DEPTH_MAX, Head, Kind, TARGET_MAX};
 
-use super::send_all;
+use super::Peer;
 use crate::files::{self, beneath, not_a_file, open_beneath};
 use crate::guest::error::ExecError;
 use crate::guest::session::Session;
@@ -26,20 +26,31 @@ const TOGETHER: usize = 64 << 10;
 ///
 /// # Errors
 /// What cannot be read.
-pub fn send(session: &Session, directory: &File, path: &Path) -> Result<(), ExecError> {
-    let mut out = Out { session, bytes: Vec::with_capacity(TOGETHER), deaf: false };
-    out.walk(directory, path, 0)?;
-    out.record(Kind::End, 0, &[]);
-    out.flush();
-    Ok(())
+pub fn send(
+    session: &Session,
+    peer: Peer<'_>,
+    directory: &File,
+    path: &Path,
+) -> Result<(), ExecError> {
+    let bytes = Vec::with_capacity(TOGETHER);
+    let mut out = Out { session, peer, bytes, deaf: false, late: None };
+    let walked = out.walk(directory, path, 0);
+    if walked.is_ok() {
+        out.record(Kind::End, 0, &[]);
+        out.flush();
+    }
+    out.late.map_or(walked, Err)
 }
 
 struct Out<'a> {
     session: &'a Session,
+    peer: Peer<'a>,
     /// What is to be sent: small records go together.
     bytes: Vec<u8>,
     /// The guest takes no more.
     deaf: bool,
+    /// It has taken nothing for too long.
+    late: Option<ExecError>,
 }
 
 impl Out<'_> {
@@ -124,7 +135,11 @@ impl Out<'_> {
     }
 
     fn flush(&mut self) {
-        self.deaf = self.deaf || !send_all(self.session, &self.bytes);
+        if !self.deaf {
+            let sent = self.peer.send_all(self.session, &self.bytes);
+            self.deaf = !matches!(sent, Ok(true));
+            self.late = sent.err();
+        }
         self.bytes.clear();
     }
 }

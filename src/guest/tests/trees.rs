@@ -11,14 +11,14 @@ use super::*;
 
 fn put(from: &Path, to: &Path) -> Result<(), ExecError> {
     let (socket, mut child) = agent();
-    let done = crate::guest::put(socket, &explain(), from, to);
+    let done = crate::guest::put(socket, &explain(), from, to, &Limits::default());
     child.wait().unwrap();
     done
 }
 
 fn get(from: &Path, to: &Path) -> Result<(), ExecError> {
     let (socket, mut child) = agent();
-    let done = crate::guest::get(socket, &explain(), from, to, Limits::default());
+    let done = crate::guest::get(socket, &explain(), from, to, &Limits::default());
     child.wait().unwrap();
     done
 }
@@ -200,7 +200,7 @@ fn record(kind: Kind, mode: u32, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// What becomes of a directory that a guest sends so, in an empty directory with something beside it.
-fn sent(records: Vec<Vec<u8>>, limits: Limits) -> (Result<(), ExecError>, tempfile::TempDir) {
+fn sent(records: Vec<Vec<u8>>, limits: &Limits) -> (Result<(), ExecError>, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("beside")).unwrap();
     let socket = impostor(move |socket| {
@@ -252,7 +252,7 @@ fn a_guest_that_sends_names_and_ways_that_lead_elsewhere_makes_nothing() {
     wrong.push(vec![directory(b"d"); DEPTH_MAX + 1]);
     for records in wrong {
         let shown = format!("{:?}", String::from_utf8_lossy(&records.concat()));
-        let (done, dir) = sent(records, Limits::default());
+        let (done, dir) = sent(records, &Limits::default());
         let error = done.map(|()| format!("{shown} was taken")).unwrap_err().to_string();
         assert!(!error.chars().any(char::is_control), "{error:?}");
         let left: Vec<_> = contents(dir.path()).into_keys().collect();
@@ -261,10 +261,10 @@ fn a_guest_that_sends_names_and_ways_that_lead_elsewhere_makes_nothing() {
     // All of it in good order is taken, and none of it is more than it may be.
     let good = vec![link(), file(b"new"), record(Kind::Data, 0, b"x"), directory(b"sub")];
     let good = [good, vec![record(Kind::Leave, 0, b""), end()]].concat();
-    let (done, dir) = sent(good, Limits::default());
+    let (done, dir) = sent(good, &Limits::default());
     done.unwrap();
     assert_eq!(contents(&dir.path().join("to")).len(), 3);
-    let (done, dir) = sent(vec![record(Kind::File, 0o106_777, b"new"), end()], Limits::default());
+    let (done, dir) = sent(vec![record(Kind::File, 0o106_777, b"new"), end()], &Limits::default());
     done.unwrap();
     let mode = dir.path().join("to/new").metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o777);
@@ -272,9 +272,9 @@ fn a_guest_that_sends_names_and_ways_that_lead_elsewhere_makes_nothing() {
 
 #[test]
 fn a_guest_that_sends_files_without_end_or_stops_is_left_and_so_is_nothing_of_it() {
-    let limits = |max, idle| Limits { max, idle };
+    let limits = |max, idle| Limits { max, idle, ..Limits::default() };
     let endless = vec![record(Kind::Link, 0, b"link\0x"); 100];
-    let (done, dir) = sent(endless, limits(50 * 4096, LONG));
+    let (done, dir) = sent(endless, &limits(50 * 4096, LONG));
     assert!(matches!(done.unwrap_err(), ExecError::TooLarge { max: 204_800, .. }));
     assert_eq!(contents(dir.path()).len(), 1, "something was left");
     // Permissions that keep its owner out are no obstacle.
@@ -284,7 +284,7 @@ fn a_guest_that_sends_files_without_end_or_stops_is_left_and_so_is_nothing_of_it
         record(Kind::Leave, 0, b""),
         record(Kind::Data, 0, b"x"),
     ];
-    let (done, dir) = sent(closed, limits(1 << 20, LONG));
+    let (done, dir) = sent(closed, &limits(1 << 20, LONG));
     assert!(matches!(done.unwrap_err(), ExecError::Protocol));
     assert_eq!(contents(dir.path()).len(), 1, "something was left");
     let socket = impostor(|socket| {
@@ -297,7 +297,60 @@ fn a_guest_that_sends_files_without_end_or_stops_is_left_and_so_is_nothing_of_it
     let dir = tempfile::tempdir().unwrap();
     let limits = limits(1 << 20, Duration::from_millis(50));
     let to = dir.path().join("to");
-    let error = crate::guest::get(socket, &explain(), "/tree".as_ref(), &to, limits).unwrap_err();
+    let error = crate::guest::get(socket, &explain(), "/tree".as_ref(), &to, &limits).unwrap_err();
     assert!(matches!(error, ExecError::Stalled { .. }), "{error}");
     assert_eq!(contents(dir.path()).len(), 0, "something was left");
+}
+
+#[test]
+fn a_guest_that_takes_nothing_of_what_it_is_sent_or_never_says_that_it_has_it_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("large");
+    fs::File::create(&large).unwrap().set_len(u64::from(WINDOW) * 2).unwrap();
+    fs::write(dir.path().join("small"), "x").unwrap();
+    // More than it takes, in a directory too; and less, of which it then says nothing.
+    for from in [dir.path().to_owned(), large, dir.path().join("small")] {
+        let socket = impostor(|socket| {
+            send(&socket, Frame::Started).unwrap();
+            // Until it is cut off.
+            let _ = (&socket).read_to_end(&mut Vec::new());
+        });
+        let limits = Limits { idle: Duration::from_millis(100), ..Limits::default() };
+        let to = Path::new("/to");
+        let error = crate::guest::put(socket, &explain(), &from, to, &limits).unwrap_err();
+        assert!(matches!(&error, ExecError::Stalled { path, .. } if path == "/to"), "{error}");
+    }
+}
+
+#[test]
+fn a_copy_that_is_stopped_ends_at_once_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("to");
+    for before in [true, false] {
+        let limits = Limits::default();
+        if before {
+            assert!(!limits.stop.stop(), "nothing has begun");
+        }
+        let (stop, part) = (limits.stop.clone(), dir.path().to_owned());
+        let socket = impostor(move |socket| {
+            send(&socket, Frame::Started).unwrap();
+            let _ = send(&socket, Frame::Mode(DIRECTORY | 0o755));
+            let file = record(Kind::File, 0o644, b"half");
+            let _ = send(&socket, Frame::Output(stream::STDOUT, &file));
+            if !before {
+                let begun = Instant::now();
+                while part.read_dir().unwrap().count() == 0 {
+                    assert!(begun.elapsed() < LONG);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                assert!(stop.stop());
+            }
+            // Until it is cut off.
+            let _ = (&socket).read_to_end(&mut Vec::new());
+        });
+        let error =
+            crate::guest::get(socket, &explain(), "/tree".as_ref(), &to, &limits).unwrap_err();
+        assert!(matches!(error, ExecError::Stopped), "{error}");
+        assert_eq!(contents(dir.path()).len(), 0, "something was left");
+    }
 }
