@@ -4,15 +4,14 @@
 //! driver is not built in. That it is there proves nothing. It is looked for once for each kernel, when it is
 //! put into the cache, and not at all in what is no Linux or is not kept.
 
+use super::drivers::{Driver, VIRTIO_MMIO, VIRTIO_VSOCK};
 use super::elf::Elf;
 use super::image::Image;
 
-/// Modules, and the names of their drivers, each with its zero: those without which no guest of husk's reaches
-/// it (`drivers/virtio/virtio_mmio.c`, `net/vmw_vsock/virtio_transport.c`).
-const DRIVERS: [(&str, &[u8]); 2] = [
-    ("virtio_mmio", b"virtio-mmio\0"),
-    ("vmw_vsock_virtio_transport", b"vmw_vsock_virtio_transport\0"),
-];
+/// Drivers, and the names by which they are registered, each with its zero: those without which no guest of husk's
+/// reaches it (`drivers/virtio/virtio_mmio.c`, `net/vmw_vsock/virtio_transport.c`).
+const DRIVERS: [(Driver, &[u8]); 2] =
+    [(VIRTIO_MMIO, b"virtio-mmio\0"), (VIRTIO_VSOCK, b"vmw_vsock_virtio_transport\0")];
 /// What every Linux has (`linux_banner`, init/version-timestamp.c).
 const BANNER: &[u8] = b"Linux version ";
 
@@ -48,7 +47,7 @@ impl Absent {
     /// Their modules' names.
     pub fn modules(self) -> Vec<&'static str> {
         let absent = (0..).zip(DRIVERS).filter(|(bit, _)| self.0 & (1u64 << bit) != 0);
-        absent.map(|(_, (module, _))| module).collect()
+        absent.map(|(_, (driver, _))| driver.module).collect()
     }
 }
 

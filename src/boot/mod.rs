@@ -19,6 +19,7 @@ pub mod bzimage;
 pub mod cache;
 pub(crate) mod carried;
 pub mod cmdline;
+pub mod drivers;
 pub mod elf;
 mod error;
 mod host;

@@ -1,31 +1,30 @@
-//! Which drivers a machine's kernel needs, by their modules' names and the options of the kernel's
-//! configuration that have them.
+//! Which drivers a machine's kernel needs, and what for.
 
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
+use crate::boot::drivers::{
+    BTRFS, Driver, EROFS, EXT4, ND_PMEM, OVERLAY, SQUASHFS, VIRTIO_BALLOON, VIRTIO_BLK,
+    VIRTIO_CONSOLE, VIRTIO_FS, VIRTIO_MMIO, VIRTIO_NET, VIRTIO_PMEM, VIRTIO_RNG, VIRTIO_VSOCK, XFS,
+};
 use crate::config::{ConsoleDevice, VmConfig};
 use crate::files;
 
-/// A driver.
+/// A driver, and what for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Driver {
-    /// The module's name.
-    pub module: &'static str,
-    /// The option of the kernel's configuration.
-    pub option: &'static str,
-    /// What it is for.
+pub struct Need {
+    pub driver: Driver,
     pub purpose: &'static str,
 }
 
-const fn driver(module: &'static str, option: &'static str, purpose: &'static str) -> Driver {
-    Driver { module, option, purpose }
+const fn need(driver: Driver, purpose: &'static str) -> Need {
+    Need { driver, purpose }
 }
 
 /// What a machine cannot do without, and what makes it a better one where the kernel has it.
 #[derive(Debug, Default)]
 pub struct Drivers {
-    pub needed: Vec<Driver>,
+    pub needed: Vec<Need>,
     pub wished: Vec<&'static str>,
     /// What no command waits for: the guest loads it when it has nothing else to do.
     pub later: Vec<&'static str>,
@@ -35,37 +34,33 @@ pub struct Drivers {
 pub fn of(config: &VmConfig) -> Drivers {
     let mut drivers = Drivers {
         needed: vec![
-            driver("virtio_mmio", "CONFIG_VIRTIO_MMIO", "every device of husk's"),
-            driver(
-                "vmw_vsock_virtio_transport",
-                "CONFIG_VIRTIO_VSOCKETS",
-                "the way between husk and its agent",
-            ),
+            need(VIRTIO_MMIO, "every device of husk's"),
+            need(VIRTIO_VSOCK, "the way between husk and its agent"),
         ],
         // The first is asked for by ext4 and by libcrc32c, by a name that modules.dep does not know.
-        wished: vec!["crc32c_generic", "virtio_rng"],
+        wished: vec!["crc32c_generic", VIRTIO_RNG.module],
         // Who listens to the power button does so for long.
         later: vec!["button", "evdev"],
     };
     if !config.disks.is_empty() {
-        drivers.needed.push(driver("virtio_blk", "CONFIG_VIRTIO_BLK", "disks"));
+        drivers.needed.push(need(VIRTIO_BLK, "disks"));
     }
     if !config.nets.is_empty() {
         // net_failover has a symbol that virtio_net needs in some kernels; modules.dep tells.
-        drivers.needed.push(driver("virtio_net", "CONFIG_VIRTIO_NET", "network interfaces"));
+        drivers.needed.push(need(VIRTIO_NET, "network interfaces"));
     }
     if !config.volumes.is_empty() {
         // It needs fuse; modules.dep tells.
-        drivers.needed.push(driver("virtiofs", "CONFIG_VIRTIO_FS", "shared directories"));
+        drivers.needed.push(need(VIRTIO_FS, "shared directories"));
     }
     if config.balloon.is_some() {
-        drivers.wished.push("virtio_balloon");
+        drivers.wished.push(VIRTIO_BALLOON.module);
     }
     if !config.pmem.is_empty() {
-        drivers.wished.extend(["virtio_pmem", "nd_pmem"]);
+        drivers.wished.extend([VIRTIO_PMEM.module, ND_PMEM.module]);
     }
     if !config.ports.is_empty() || config.console_device == ConsoleDevice::Virtio {
-        drivers.wished.push("virtio_console");
+        drivers.wished.push(VIRTIO_CONSOLE.module);
     }
     let root = config.guest.as_ref().and_then(|guest| guest.root.as_ref());
     if let Some(id) = root.and_then(|root| root.disk.as_ref()) {
@@ -73,40 +68,36 @@ pub fn of(config: &VmConfig) -> Drivers {
         match disk.and_then(|disk| file_system(&disk.path)) {
             Some(known) => drivers.needed.push(known),
             // The guest tries what its kernel has.
-            None => drivers.wished.extend(FILE_SYSTEMS.map(|(_, _, driver)| driver.module)),
+            None => drivers.wished.extend(FILE_SYSTEMS.map(|(_, _, need)| need.driver.module)),
         }
     }
     if root.is_some_and(|root| !root.writable) || config.volumes.iter().any(|v| v.overlay) {
         let purpose = "the overlay in memory above what is not written to";
-        drivers.needed.push(driver("overlay", "CONFIG_OVERLAY_FS", purpose));
+        drivers.needed.push(need(OVERLAY, purpose));
     }
     drivers
 }
 
 /// File systems by the bytes at a place of theirs.
-const FILE_SYSTEMS: [(u64, &[u8], Driver); 5] = [
-    (0x438, b"\x53\xef", driver("ext4", "CONFIG_EXT4_FS", "the root's file system, ext4")),
-    (
-        0x400,
-        b"\xe2\xe1\xf5\xe0",
-        driver("erofs", "CONFIG_EROFS_FS", "the root's file system, erofs"),
-    ),
-    (0, b"hsqs", driver("squashfs", "CONFIG_SQUASHFS", "the root's file system, squashfs")),
-    (0, b"XFSB", driver("xfs", "CONFIG_XFS_FS", "the root's file system, xfs")),
-    (0x1_0040, b"_BHRfS_M", driver("btrfs", "CONFIG_BTRFS_FS", "the root's file system, btrfs")),
+const FILE_SYSTEMS: [(u64, &[u8], Need); 5] = [
+    (0x438, b"\x53\xef", need(EXT4, "the root's file system, ext4")),
+    (0x400, b"\xe2\xe1\xf5\xe0", need(EROFS, "the root's file system, erofs")),
+    (0, b"hsqs", need(SQUASHFS, "the root's file system, squashfs")),
+    (0, b"XFSB", need(XFS, "the root's file system, xfs")),
+    (0x1_0040, b"_BHRfS_M", need(BTRFS, "the root's file system, btrfs")),
 ];
 
 /// The file system of the guest's root, if it is to be written to and is of a kind that never is.
 pub fn only_read(config: &VmConfig) -> Option<&'static str> {
     let root = config.guest.as_ref()?.root.as_ref().filter(|root| root.writable)?;
     let disk = config.disks.iter().find(|disk| Some(&disk.id) == root.disk.as_ref())?;
-    let module = file_system(&disk.path)?.module;
+    let module = file_system(&disk.path)?.driver.module;
     ["erofs", "squashfs"].contains(&module).then_some(module)
 }
 
 /// The driver of the file system on the disk at `path`, if it is one of these, and not inside of another
 /// format.
-fn file_system(path: &Path) -> Option<Driver> {
+fn file_system(path: &Path) -> Option<Need> {
     let file = files::open(path).ok()?;
     let kind = file.metadata().ok()?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
@@ -117,7 +108,7 @@ fn file_system(path: &Path) -> Option<Driver> {
         let mut bytes = vec![0; magic.len()];
         file.read_exact_at(&mut bytes, *at).is_ok() && bytes == *magic
     });
-    found.map(|(.., driver)| *driver)
+    found.map(|(.., need)| *need)
 }
 
 #[cfg(test)]
@@ -133,7 +124,7 @@ mod tests {
         image[0x438..0x43a].copy_from_slice(b"\x53\xef");
         std::fs::write(&path, &image).unwrap();
         let names = |config: &VmConfig| -> Vec<&str> {
-            of(config).needed.iter().map(|driver| driver.module).collect()
+            of(config).needed.iter().map(|need| need.driver.module).collect()
         };
         let mut config = VmConfig::new("k");
         config.guest = Some(GuestConfig::default());

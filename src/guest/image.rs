@@ -65,28 +65,28 @@ fn add_modules(config: &VmConfig, absent: &[&str], cpio: &mut Cpio) -> Result<()
     };
     let drivers = drivers::of(config);
     let Some(directory) = found else {
-        let missing = drivers.needed.iter().find(|driver| absent.contains(&driver.module));
+        let missing = drivers.needed.iter().find(|need| absent.contains(&need.driver.module));
         return missing.map_or(Ok(()), |missing| {
             Err(ImageError::NoModules {
                 kernel: config.kernel.clone(),
-                module: missing.module,
-                option: missing.option,
+                module: missing.driver.module,
+                option: missing.driver.option,
                 purpose: missing.purpose,
                 looked: places_of(&config.kernel),
             })
         });
     };
     let modules = Modules::open(&directory)?;
-    if let Some(missing) = drivers.needed.iter().find(|driver| !modules.has(driver.module)) {
+    if let Some(missing) = drivers.needed.iter().find(|need| !modules.has(need.driver.module)) {
         return Err(ImageError::MissingDriver {
             kernel: config.kernel.clone(),
-            module: missing.module,
-            option: missing.option,
+            module: missing.driver.module,
+            option: missing.driver.option,
             purpose: missing.purpose,
             modules: directory,
         });
     }
-    let needed = drivers.needed.iter().map(|driver| driver.module);
+    let needed = drivers.needed.iter().map(|need| need.driver.module);
     // What others ask for comes first.
     let wanted: Vec<&str> = drivers.wished.iter().copied().chain(needed).collect();
     let now = modules.closure(&wanted);

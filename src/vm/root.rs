@@ -2,6 +2,7 @@
 //! is certain to end in a panic is refused before it is started; what may do is left to it.
 
 use super::VmError;
+use crate::boot::drivers::{Driver, ND_PMEM, VIRTIO_BLK, VIRTIO_MMIO, VIRTIO_PMEM};
 use crate::boot::{Cmdline, Kernel};
 use crate::config::VmConfig;
 use crate::guest::modules::{Modules, directory_of};
@@ -10,19 +11,9 @@ use crate::guest::modules::{Modules, directory_of};
 /// (`Documentation/admin-guide/kernel-parameters.txt`).
 const OTHERS: [&str; 3] = ["nfsroot=", "cifsroot=", "initrdmem="];
 
-/// Disks by the beginning of their names in `root=`, and the drivers that they take, with the options that
-/// build these in.
-const DISKS: [(&str, &[(&str, &str)]); 2] = [
-    ("/dev/vd", &[("virtio_mmio", "CONFIG_VIRTIO_MMIO"), ("virtio_blk", "CONFIG_VIRTIO_BLK")]),
-    (
-        "/dev/pmem",
-        &[
-            ("virtio_mmio", "CONFIG_VIRTIO_MMIO"),
-            ("virtio_pmem", "CONFIG_VIRTIO_PMEM"),
-            ("nd_pmem", "CONFIG_BLK_DEV_PMEM"),
-        ],
-    ),
-];
+/// Disks by the beginning of their names in `root=`, and the drivers that they take.
+const DISKS: [(&str, &[Driver]); 2] =
+    [("/dev/vd", &[VIRTIO_MMIO, VIRTIO_BLK]), ("/dev/pmem", &[VIRTIO_MMIO, VIRTIO_PMEM, ND_PMEM])];
 
 /// Refuses a `kernel` that must panic with this command line, for want of a root.
 ///
@@ -37,7 +28,7 @@ pub(super) fn check(kernel: &Kernel, config: &VmConfig, line: &Cmdline) -> Resul
     let lacks = match line.value("root").filter(|root| !root.is_empty()) {
         None => VmError::NothingToBoot { kernel: path() },
         Some(root) => match module_of(config, root) {
-            Some((module, option)) => {
+            Some(Driver { module, option }) => {
                 VmError::RootIsModule { kernel: path(), root: root.to_owned(), module, option }
             }
             None => return Ok(()),
@@ -47,11 +38,11 @@ pub(super) fn check(kernel: &Kernel, config: &VmConfig, line: &Cmdline) -> Resul
 }
 
 /// The driver of the root `root` that the kernel has, as far as its modules are there to tell, only as a module,
-/// which nothing loads; and the option that builds it in.
-fn module_of(config: &VmConfig, root: &str) -> Option<(&'static str, &'static str)> {
+/// which nothing loads.
+fn module_of(config: &VmConfig, root: &str) -> Option<Driver> {
     let (_, drivers) = DISKS.iter().find(|(prefix, _)| root.starts_with(prefix))?;
     let modules = Modules::open(&directory_of(&config.kernel)?).ok()?;
-    drivers.iter().find(|(module, _)| modules.is_loadable(module)).copied()
+    drivers.iter().find(|driver| modules.is_loadable(driver.module)).copied()
 }
 
 #[cfg(test)]
@@ -66,7 +57,7 @@ mod tests {
         std::fs::write(modules.join("modules.dep"), "k/virtio_blk.ko:\nk/virtio_mmio.ko:\n")
             .unwrap();
         let config = VmConfig::new(dir.path().join("vmlinux-1.2"));
-        let module = |root| module_of(&config, root).map(|(module, _)| module);
+        let module = |root| module_of(&config, root).map(|driver| driver.module);
         assert_eq!(module("/dev/vda1"), Some("virtio_mmio"));
         std::fs::write(modules.join("modules.builtin"), "k/virtio_mmio.ko\n").unwrap();
         assert_eq!(module("/dev/vda1"), Some("virtio_blk"));
