@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use husk_devices::virtio::console::tty::WindowSize;
 use serde::{Deserialize, Serialize};
 
-use super::directory::{Directory, clean};
+use super::directory::Directory;
 use super::end::{End, Why};
 use super::error::{NameError, host};
 use super::inspection::Inspection;
 use super::record;
-use super::{LINE_MAX, PATIENCE, STACK, fds, request};
+use super::{LINE_MAX, PATIENCE, fds, request};
 use crate::guest::error::{EndedBy, ExecError};
 use crate::guest::{self, CopyStop, GuestChild, GuestCommand, Limits};
 use crate::runtime::user;
@@ -46,10 +46,6 @@ fn yes() -> bool {
     true
 }
 
-/// How long each may take to answer that is asked with all others.
-const LIST_PATIENCE: Duration = Duration::from_secs(1);
-/// How many are asked at the same time.
-const ASKED_AT_ONCE: usize = 64;
 /// The most of a console's last lines that is read with an end, in bytes.
 const CONSOLE_MAX: u64 = 64 << 10;
 /// How long the end of a VM whose agent has gone may take to be told.
@@ -61,8 +57,8 @@ type Explain = Arc<dyn Fn() -> ExecError + Send + Sync>;
 /// A named VM.
 #[derive(Debug, Clone)]
 pub struct Remote {
-    name: String,
-    path: PathBuf,
+    pub(super) name: String,
+    pub(super) path: PathBuf,
 }
 
 /// The VM called `name`.
@@ -76,60 +72,6 @@ pub fn find(name: &str) -> Result<Remote, NameError> {
 pub(super) fn find_in(directory: &Directory, name: &str) -> Result<Remote, NameError> {
     let remote = Remote { name: name.to_owned(), path: directory.socket(name)? };
     remote.open().map(|_| remote)
-}
-
-/// All VMs with names that there are. Names of those that are gone are removed.
-///
-/// # Errors
-/// When they cannot be looked for.
-pub fn list() -> Result<Vec<Info>, NameError> {
-    list_in(&Directory::open()?, LIST_PATIENCE)
-}
-
-pub(super) fn list_in(directory: &Directory, patience: Duration) -> Result<Vec<Info>, NameError> {
-    let mut all = Vec::new();
-    let place = |name: String| Ok(Remote { path: directory.socket(&name)?, name });
-    let remotes: Result<Vec<_>, NameError> = directory.names()?.into_iter().map(place).collect();
-    let remotes = remotes?;
-    for (remote, told) in remotes.iter().zip(ask_all(&remotes, patience)) {
-        match told {
-            Ok(info) => all.push(info),
-            Err(NameError::Silent { name, pid }) => {
-                let kernel = String::new();
-                all.push(Info { name, pid, kernel, since: 0, answers: false });
-            }
-            Err(NameError::Unknown(_)) => {
-                let _lock = directory.lock()?;
-                clean(&remote.path);
-            }
-            Err(e) => log::warn!("{e}"),
-        }
-    }
-    Ok(all)
-}
-
-/// What each of them says of itself, in their order. They are asked at the same time: those that do not answer
-/// are waited for together.
-fn ask_all(remotes: &[Remote], patience: Duration) -> Vec<Result<Info, NameError>> {
-    let mut all = Vec::with_capacity(remotes.len());
-    for some in remotes.chunks(ASKED_AT_ONCE) {
-        std::thread::scope(|scope| {
-            let ask = |remote| {
-                let thread = std::thread::Builder::new().stack_size(STACK);
-                // Where there can be no thread it is asked here.
-                let asked = move || Remote::info_within(remote, patience);
-                thread.spawn_scoped(scope, asked).map_err(|_| remote)
-            };
-            let asked: Vec<_> = some.iter().map(ask).collect();
-            all.extend(asked.into_iter().map(|asked| match asked {
-                Ok(thread) => {
-                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                }
-                Err(remote) => remote.info_within(patience),
-            }));
-        });
-    }
-    all
 }
 
 /// Waits for the end of the VM called `name`, and gives the status that it was [concluded](super::Named::conclude)
@@ -247,7 +189,7 @@ impl Remote {
         self.info_within(PATIENCE)
     }
 
-    fn info_within(&self, patience: Duration) -> Result<Info, NameError> {
+    pub(super) fn info_within(&self, patience: Duration) -> Result<Info, NameError> {
         let (answer, ..) = self.ask(request::INFO, patience)?;
         serde_json::from_str(&answer).map_err(|_| NameError::Nonsense(self.name.clone()))
     }
