@@ -54,6 +54,15 @@ const REDIS: Root = Root {
     machine: false,
 };
 
+/// With systemd as its init.
+const SYSTEMD: Root = Root {
+    name: "systemd",
+    packages: "systemd-sysv,udev,kmod,procps",
+    size: "512M",
+    variant: MINBASE,
+    machine: false,
+};
+
 /// Makes the root file system of the tests' Debian unless it is there. A mirror other than Debian's
 /// own can be named by `$HUSK_DEBIAN_MIRROR`.
 pub fn get() -> Result<PathBuf> {
@@ -68,6 +77,11 @@ pub fn tools() -> Result<PathBuf> {
 /// Makes the root file system of the example of a service unless it is there: Redis alone.
 pub fn redis() -> Result<PathBuf> {
     REDIS.get()
+}
+
+/// Makes the root file system of a Debian with systemd unless it is there.
+pub fn systemd() -> Result<PathBuf> {
+    SYSTEMD.get()
 }
 
 impl Root {

@@ -2,6 +2,7 @@
 //! `target/guest/`. Callers get one directory of links with names that do not change; the tests
 //! find it in `$HUSK_ASSETS`.
 
+mod crates;
 mod debian;
 mod initramfs;
 mod names;
@@ -31,6 +32,8 @@ pub fn soak() -> Result<PathBuf> {
     links.push((TOOLS, debian::tools()?));
     links.push((FSX, suites::fsx()?));
     links.push((PJDFSTEST, suites::pjdfstest()?));
+    links.push((SYSTEMD, debian::systemd()?));
+    links.push((CRATES, crates::get()?));
     link("assets-soak", &links)
 }
 
@@ -92,15 +95,19 @@ fn link(directory: &str, links: &[(&str, PathBuf)]) -> Result<PathBuf> {
 }
 
 /// Copies assets (what their links lead to) into `to`, holes staying holes. 9p is slow and the
-/// testbed's own disk is RAM, so this is done before anything is timed.
+/// testbed's own disk is RAM, so this is done before anything is timed. Directories stay where they are,
+/// and a link leads to them: cargo knows its own by their path.
 pub fn copy_to_ram(from: &Path, names: &[&str], to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
     for name in names {
+        let (asset, copy) = (from.join(name), to.join(name));
+        if asset.is_dir() {
+            let real = asset.canonicalize().with_context(|| format!("finding {}", asset.display()));
+            symlink(real?, &copy).with_context(|| format!("linking {}", asset.display()))?;
+            continue;
+        }
         host::output(
-            host::command("cp")
-                .args(["--sparse=always", "--dereference"])
-                .arg(from.join(name))
-                .arg(to.join(name)),
+            host::command("cp").args(["--sparse=always", "--dereference"]).arg(asset).arg(copy),
         )?;
     }
     Ok(())

@@ -23,6 +23,10 @@ pub const TOOLS: &str = "tools.ext4";
 pub const FSX: &str = "fsx";
 /// For soaks only: what tries POSIX' promises about paths, a static program.
 pub const PJDFSTEST: &str = "pjdfstest";
+/// For soaks only: a directory with published crates and their tests, built: cargo's workspace.
+pub const CRATES: &str = "crates";
+/// For soaks only: a Debian root file system whose init is systemd.
+pub const SYSTEMD: &str = "systemd.ext4";
 /// A Debian root file system.
 pub const DEBIAN: &str = "debian.ext4";
 /// A root file system with Redis and what it needs, and nothing else.
