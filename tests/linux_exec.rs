@@ -418,11 +418,6 @@ fn husk_run_passes_a_signal_on_ends_after_the_grace_and_is_reached_by_name() {
     assert!(stderr.contains("the VM has ended: it was killed"), "{stderr}");
 }
 
-/// What is in the guest's /tmp.
-fn there(call: &dyn Fn(&[&str]) -> (i32, String, String)) -> String {
-    call(&["exec", "one", "--", "/bin/busybox", "ls", "/tmp"]).1
-}
-
 /// `husk ps`, `exec` and `cp` for the VM called `one`, in which there is busybox.
 fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
     let call = |args: &[&str]| {
@@ -474,6 +469,7 @@ fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
     copy("one:/tmp/cp-from", back.to_str().unwrap());
     assert_eq!(std::fs::read(back).unwrap(), b"copied");
     // A signal in the middle leaves nothing, here and there.
+    let there = || call(&["exec", "one", "--", "/bin/busybox", "ls", "/tmp"]).1;
     let script = "mkdir /tmp/long && dd if=/dev/null of=/tmp/long/file bs=1M seek=60000";
     let (status, _, stderr) = call(&["exec", "one", "--", "/bin/busybox", "sh", "-c", script]);
     assert_eq!(status, 0, "{stderr}");
@@ -490,7 +486,7 @@ fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
         let deadline = std::time::Instant::now() + guest::PATIENCE;
         let begun = || match signal {
             libc::SIGINT => place.read_dir().unwrap().count() == 1,
-            _ => there(&call).contains(".husk-"),
+            _ => there().contains(".husk-"),
         };
         while !begun() {
             assert!(std::time::Instant::now() < deadline, "{from} is not copied");
@@ -504,7 +500,7 @@ fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
     }
     assert_eq!(place.read_dir().unwrap().count(), 0, "something was left");
     let deadline = std::time::Instant::now() + guest::PATIENCE;
-    while there(&call).contains("big") {
+    while there().contains("big") {
         assert!(std::time::Instant::now() < deadline, "something was left there");
         std::thread::sleep(Duration::from_millis(20));
     }
