@@ -320,6 +320,23 @@ impl Session {
     }
 }
 
+/// Whether a request is one that may well keep the host busy for long: those about data are.
+pub fn takes_long(message: &dyn Message) -> bool {
+    let opcode = object::<InHeader>(message, 0).map_or(0, |header| header.opcode);
+    matches!(
+        opcode,
+        op::READ
+            | op::WRITE
+            | op::SETATTR
+            | op::FSYNC
+            | op::FSYNCDIR
+            | op::SYNCFS
+            | op::FALLOCATE
+            | op::LSEEK
+            | op::COPY_FILE_RANGE
+    )
+}
+
 /// Whether a request is answered at all.
 fn has_reply(opcode: u32) -> bool {
     !matches!(opcode, op::FORGET | op::BATCH_FORGET | op::INTERRUPT)

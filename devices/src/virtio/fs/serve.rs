@@ -5,14 +5,15 @@
 //! are told. When the device stops they are put back, and served again when it starts.
 
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::fs::{Message, Served, Session, Waiting};
+use super::gather::Gather;
+use crate::fs::{Message, Served, Session, Waiting, takes_long};
 use crate::virtio::device::Activation;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, IovecBuffer, Iovecs, Queue, QueueState};
@@ -22,6 +23,8 @@ use crate::worker::Lease;
 const AGAIN: Duration = Duration::from_millis(50);
 /// Requests of a round, after which those that must not wait have their turn.
 const BUDGET: u16 = 16;
+/// So long at most the guest is not told of a request that is done, while others are served.
+const UNTOLD: Duration = Duration::from_millis(1);
 
 /// A chain, and what lets us touch it.
 struct Request<'r, 'c> {
@@ -77,6 +80,7 @@ pub(super) struct Serve {
     waiters: Vec<Waiter>,
     /// [`Session::taken`] when none of them waited for another that waits for it.
     searched: u64,
+    gather: Gather,
     timer: TimerFd,
     /// The timer will ring.
     armed: bool,
@@ -93,7 +97,6 @@ impl Serve {
         let Activation { queues, memory, interrupt, .. } = activation;
         let mut queues = queues.into_iter().map(|queue| {
             queue.map(|mut queue| {
-                queue.set_prompt(true);
                 queue.set_budget(BUDGET);
                 queue.ring();
                 queue
@@ -107,6 +110,7 @@ impl Serve {
             searched: session.taken(),
             session,
             waiters: Vec::new(),
+            gather: Gather::default(),
             timer,
             armed: false,
             lease,
@@ -120,22 +124,35 @@ impl Serve {
 
     /// Serves the requests of one queue.
     fn round(&mut self, which: usize) {
-        let Serve { queues, memory, interrupt, session, waiters, lease, .. } = self;
+        let Serve { queues, memory, interrupt, session, waiters, gather, lease, .. } = self;
         let Some(queue) = queues.get_mut(which).and_then(Option::as_mut) else { return };
         queue.quiet();
+        // What must not wait does not, and tells nothing of who waits for answers.
+        if which != 0 {
+            gather.before_round(queue.waiting(memory));
+        }
         let most = usize::from(queue.size() / 8).max(1);
         let (mut interrupted, mut given_up) = (Vec::new(), false);
+        // When the first of the requests was done of which the guest has not been told.
+        let mut untold: Option<Instant> = None;
         queue.process(memory, interrupt, |chain| {
             // What is put back here is found when the device starts again.
             if lease.is_recalled() {
                 return Answer::Stop;
             }
-            match session.serve(&mut Request { chain, lease }) {
-                Served::Done(len) => Answer::Done(len),
-                // After this answer the queue touches nothing: each chain was signalled by itself.
+            let mut request = Request { chain, lease };
+            if untold.is_some_and(|since| takes_long(&request) || since.elapsed() >= UNTOLD) {
+                untold = None;
+                return Answer::TellFirst;
+            }
+            match session.serve(&mut request) {
+                Served::Done(len) => {
+                    untold.get_or_insert_with(Instant::now);
+                    Answer::Done(len)
+                }
                 Served::GivenUp => {
                     given_up = true;
-                    Answer::Stop
+                    Answer::Gone
                 }
                 Served::Interrupt(unique) => {
                     interrupted.push(unique);

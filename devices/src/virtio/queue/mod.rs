@@ -174,6 +174,10 @@ pub enum Answer {
     /// Not now: the chain is put back and the round ends. Whoever says so calls
     /// [`Queue::process`] again by itself, for the driver is not asked for a doorbell.
     Stop,
+    /// Not before the driver has been told of what is done: then the chain is offered again.
+    TellFirst,
+    /// The round ends, and the queue touches guest memory no more, which is somebody else's by now.
+    Gone,
     /// The chain breaks the device's rules beyond answering: the device needs a reset.
     Broken(&'static str),
 }
@@ -273,6 +277,13 @@ impl Queue {
         if let Ok(rung) = self.doorbell.read() {
             self.counters.add_doorbells(rung.saturating_sub(own));
         }
+    }
+
+    /// Chains that wait to be taken; 0 if the ring is malformed, which the next round will find.
+    pub fn waiting(&self, memory: &GuestMemoryMmap) -> usize {
+        let rings = Rings::resolve(memory, &self.state);
+        let new = rings.and_then(|rings| self.available(&rings, self.state.next_avail));
+        usize::from(new.unwrap_or(0)) + self.again.len()
     }
 
     /// Entries.
@@ -424,6 +435,11 @@ impl Queue {
                         }
                     },
                     Answer::Stop => break 'round Round::Stopped,
+                    Answer::TellFirst => {
+                        self.signal(&rings, interrupt)?;
+                        continue;
+                    }
+                    Answer::Gone => return Ok(Round::Stopped),
                     Answer::Broken(why) => return Err(Malformed::Device(why)),
                 }
                 if let Answer::Done(len) = answer {

@@ -44,6 +44,10 @@ impl Rig {
         assert!(self.ring.used().is_empty());
     }
 
+    fn waiting(&self) -> usize {
+        self.queue.waiting(&self.memory)
+    }
+
     fn interrupts(&self) -> u64 {
         self.line.event().read().unwrap_or(0)
     }
@@ -196,6 +200,29 @@ fn a_prompt_queue_interrupts_after_each_chain() {
     rig.ring.push(&[Piece::In(DATA, 4)]);
     rig.process(|_| Answer::Done(0));
     assert_eq!(rig.interrupts(), 2);
+}
+
+#[test]
+fn what_is_done_is_told_before_a_chain_that_wants_it_so_and_untold_when_all_is_given_up() {
+    let mut rig = Rig::new(8);
+    for _ in 0..4 {
+        rig.ring.push(&[Piece::In(DATA, 4)]);
+    }
+    assert_eq!(rig.waiting(), 4);
+    let mut offered = Vec::new();
+    rig.process(|chain| {
+        offered.push(chain.head());
+        match offered.len() {
+            3 => Answer::TellFirst,
+            5 => Answer::Gone,
+            _ => Answer::Done(0),
+        }
+    });
+    assert_eq!(offered, [0, 1, 2, 2, 3]);
+    assert_eq!((rig.interrupts(), rig.ring.used().len(), rig.waiting()), (1, 3, 1));
+    // Who goes on tells of all of it.
+    rig.process(|_| Answer::Done(0));
+    assert_eq!((rig.interrupts(), rig.waiting()), (1, 0));
 }
 
 #[test]

@@ -1,0 +1,127 @@
+//! Whether to let the guest go on for a moment before its requests are served, so that there are more of them.
+//!
+//! Where guest and worker share a processor, the worker that a doorbell wakes takes the vCPU's place at once.
+//! A guest with many threads that each ask for something then pays exits, an interrupt and four changes of thread for
+//! each request. A worker of `SCHED_BATCH` (sched(7)) waits until the vCPU has nothing more to do, or has had
+//! its turn: the others ask, too, and without a doorbell. A thread that is alone with its request gains nothing by
+//! that, and neither does a guest that computes meanwhile: so it is tried, and tried rarely where it does
+//! not pay. Where a processor is free, the worker runs there at once either way.
+
+/// It pays when so many requests are found at a time.
+const PAYS: usize = 3;
+/// Rounds in which it did not pay, one after the other, that end a try.
+const POOR: u8 = 3;
+/// Rounds until the next one, at most.
+const RARELY: u16 = 128;
+
+/// What has been learnt of the guest. The thread that asks is the worker, which has nothing else to do.
+#[derive(Default)]
+pub(super) struct Gather {
+    /// The worker waits for its turn.
+    patient: bool,
+    poor: u8,
+    /// Rounds until the next try, and until the one after that, should it be in vain.
+    skip: u16,
+    then: u16,
+}
+
+impl Gather {
+    /// To be called before a round that finds so many requests.
+    pub(super) fn before_round(&mut self, found: usize) {
+        if let Some(patient) = self.learn(found) {
+            set_policy(patient);
+        }
+    }
+
+    /// Whether to be patient from now on, if that changes.
+    fn learn(&mut self, found: usize) -> Option<bool> {
+        if found == 0 {
+            return None;
+        }
+        if !self.patient {
+            if self.skip > 0 {
+                self.skip -= 1;
+                return None;
+            }
+            (self.patient, self.poor) = (true, 0);
+            return Some(true);
+        }
+        if found >= PAYS {
+            (self.poor, self.then) = (0, 0);
+            return None;
+        }
+        self.poor += 1;
+        if self.poor < POOR {
+            return None;
+        }
+        self.then = (2 * self.then).clamp(8, RARELY);
+        (self.patient, self.skip) = (false, self.then);
+        Some(false)
+    }
+}
+
+/// How the calling thread comes to its turn.
+fn set_policy(patient: bool) {
+    let policy = if patient { libc::SCHED_BATCH } else { libc::SCHED_OTHER };
+    // SAFETY: all zeroes is the only sched_param that these policies have.
+    let param: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: a whole sched_param, which is not kept. Should the host refuse, it stays as it was, which is right, too.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const param) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In how many of `rounds` rounds, each with so many requests, the worker is patient.
+    fn patient(gather: &mut Gather, rounds: u32, found: usize) -> u32 {
+        (0..rounds)
+            .map(|_| {
+                gather.learn(found);
+                u32::from(gather.patient)
+            })
+            .sum()
+    }
+
+    #[test]
+    fn who_asks_for_much_at_a_time_is_let_go_on_and_who_does_not_is_served_at_once() {
+        let mut gather = Gather::default();
+        assert_eq!(patient(&mut gather, 100, 8), 100);
+        // Three rounds of each 131 or so, once that is known.
+        let alone = patient(&mut gather, 13_100, 1);
+        assert!((290..=330).contains(&alone), "{alone}");
+        // A single try finds that it is otherwise now.
+        let again = patient(&mut gather, 1000, 3);
+        assert!(again >= 1000 - u32::from(RARELY), "{again}");
+    }
+
+    #[test]
+    fn a_few_rounds_with_little_to_do_and_those_with_nothing_are_no_change() {
+        let mut gather = Gather::default();
+        assert_eq!(gather.learn(0), None);
+        assert_eq!(gather.learn(1), Some(true));
+        for found in [1, 2, 9, 0, 2, 0, 1, 8, 1] {
+            assert_eq!(gather.learn(found), None);
+        }
+        assert_eq!((gather.learn(2), gather.learn(1)), (None, Some(false)));
+    }
+
+    #[test]
+    fn the_worker_changes_its_policy_and_no_other_threads() {
+        // SAFETY: no memory is passed.
+        let policy = || unsafe { libc::sched_getscheduler(0) };
+        let before = policy();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut gather = Gather::default();
+                gather.before_round(1);
+                assert_eq!(policy(), libc::SCHED_BATCH);
+                for _ in 0..POOR {
+                    gather.before_round(1);
+                }
+                assert_eq!(policy(), libc::SCHED_OTHER);
+            });
+        });
+        assert_eq!(policy(), before);
+    }
+}
