@@ -23,10 +23,10 @@ use crate::{apt, assets, cargo, host};
 #[derive(clap::Args)]
 pub struct Args {
     /// Rounds; each starts one guest for each cache policy
-    #[arg(long, default_value_t = 3, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N")]
     rounds: usize,
     /// Files in the tree, twenty in a directory
-    #[arg(long, default_value_t = 8000, value_name = "N")]
+    #[arg(long, default_value_t = 4000, value_name = "N")]
     files: usize,
     /// Cache policies of the share
     #[arg(long, value_delimiter = ',', default_value = "auto,always,never")]
@@ -203,7 +203,7 @@ work() {
     figure later git status --short
     sleep 2
     figure find find . -name nothing
-    figure grep grep -rc tree part*0/
+    figure grep grep -rc line part*0/
     figure build compile
     cd /
 }
@@ -215,7 +215,7 @@ commit)
 outside) work outside "$2" ;;
 inside)
     mkdir -p /disk /memory
-    mount -t ext4 /dev/vda /disk && mount -t tmpfs memory /memory && cp -a /share/. /memory || exit 1
+    mount -t ext4 /dev/vda /disk && mount -t tmpfs memory /memory && cp -a /disk/. /memory || exit 1
     work disk /disk
     work memory /memory
     work share /share
