@@ -95,16 +95,22 @@ pub(crate) const REQUIRED: [Capability; 7] = [
 ];
 
 const TSC_DEADLINE: Capability = capability(Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER");
+/// Memory that a guest cannot write to.
+pub(crate) const READONLY_MEM: Capability = capability(Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM");
 const TIMER: Capability = capability(Cap::Pit2, "KVM_CAP_PIT2");
 
 /// What husk uses where it is there, and what for.
-pub(crate) const USED: [(Capability, &str); 4] = [
+pub(crate) const USED: [(Capability, &str); 5] = [
     (TSC_DEADLINE, "cheap guest timers"),
     (
         capability(Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
         "a guest that need not calibrate its clock",
     ),
     (capability(Cap::KvmclockCtrl, "KVM_CAP_KVMCLOCK_CTRL"), "a pause without alarms in the guest"),
+    (
+        READONLY_MEM,
+        "read-only --pmem files, and registers of devices that a guest reads without an exit",
+    ),
     (TIMER, "machines without ACPI, or kernels that are not Linux"),
 ];
 

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use fixture::assembly::RESET;
 use fixture::guest::config;
 use fixture::{Console, Emit, Guest, Kernel};
-use husk::config::{GuestConfig, VolumeCache, VolumeConfig, VsockConfig};
+use husk::config::{
+    DiskConfig, DiskEngine, GuestConfig, NetConfig, VolumeCache, VolumeConfig, VsockConfig,
+};
 use husk::{Outcome, Vm};
 
 /// What a process has.
@@ -72,10 +74,22 @@ fn two_hundred_vms_and_a_hundred_reboots_leak_no_descriptor_thread_or_mapping() 
     });
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("v.sock");
+    let disk = directory.path().join("disk.img");
+    std::fs::write(&disk, [0; 4096]).unwrap();
     leaves_nothing("start and drop", 200, |round| {
         let guest = Guest::start_with(&spinning, |config| {
             config.cpus = 1 + round as u32 % 3;
             config.memory.shared = round % 2 == 1;
+            config.rng = true;
+            let engine = [DiskEngine::Auto, DiskEngine::Threads][round % 2];
+            config.disks = vec![DiskConfig {
+                path: disk.clone(),
+                engine,
+                overlay: round % 3 == 0,
+                ..DiskConfig::default()
+            }];
+            let link = format!("leaks-{}", std::process::id());
+            config.nets = vec![NetConfig { link: Some(link), ..NetConfig::default() }];
             config.vsock = Some(VsockConfig { cid: 3, socket: socket.clone() });
             config.volumes.push(VolumeConfig {
                 id: "fs0".to_owned(),

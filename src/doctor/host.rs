@@ -11,6 +11,8 @@ use crate::memory::Meminfo;
 
 /// CAP_NET_ADMIN of `include/uapi/linux/capability.h`.
 const CAP_NET_ADMIN: u32 = 12;
+/// CAP_SYS_PTRACE, likewise.
+const CAP_SYS_PTRACE: u32 = 19;
 
 /// Adds all of it.
 pub fn examine(report: &mut Report) {
@@ -18,9 +20,15 @@ pub fn examine(report: &mut Report) {
     checks.push(cpu(cpu_flag()));
     checks.push(kernel(&report.host_kernel));
     checks.push(guest_kernel());
-    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop);
-    checks.push(tap(tun, has_net_admin()));
+    let open = |path| OpenOptions::new().read(true).write(true).open(path).map(drop);
+    checks.push(tap(open("/dev/net/tun"), has_capability(CAP_NET_ADMIN)));
+    checks.push(vhost_net(open("/dev/vhost-net")));
     checks.push(huge_pages(&Meminfo::read()));
+    let sysctl = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").ok();
+    checks.push(userfaultfd(
+        open("/dev/userfaultfd").is_ok() || has_capability(CAP_SYS_PTRACE),
+        sysctl.as_deref(),
+    ));
 }
 
 /// The host's kernel release, as `uname -r` prints it.
@@ -81,9 +89,9 @@ fn guest_kernel() -> Check {
     }
 }
 
-fn has_net_admin() -> bool {
+fn has_capability(number: u32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    effective_capabilities(&status).is_some_and(|caps| caps >> CAP_NET_ADMIN & 1 == 1)
+    effective_capabilities(&status).is_some_and(|caps| caps >> number & 1 == 1)
 }
 
 fn effective_capabilities(status: &str) -> Option<u64> {
@@ -109,6 +117,41 @@ fn tap(device: io::Result<()>, admin: bool) -> Check {
             NAME,
             format!("/dev/net/tun cannot be opened: {e}"),
             "load it with `sudo modprobe tun`; in a container, pass --device /dev/net/tun",
+        ),
+    }
+}
+
+fn vhost_net(device: io::Result<()>) -> Check {
+    const NAME: &str = "vhost-net";
+    match device {
+        Ok(()) => Check::ok(NAME, "the host's kernel can move a TAP's frames"),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Check::warn(
+            NAME,
+            "no permission to open /dev/vhost-net: husk moves a TAP's frames itself",
+            "join the group that owns it (`sudo usermod -aG kvm $USER`), then log in again",
+        ),
+        Err(e) => Check::warn(
+            NAME,
+            format!("/dev/vhost-net cannot be opened ({e}): husk moves a TAP's frames itself"),
+            "load it with `sudo modprobe vhost_net`; in a container, pass --device /dev/vhost-net",
+        ),
+    }
+}
+
+/// `permitted`: also to handle faults within the kernel; `sysctl` is what `vm.unprivileged_userfaultfd` says.
+fn userfaultfd(permitted: bool, sysctl: Option<&str>) -> Check {
+    const NAME: &str = "userfaultfd";
+    match (permitted, sysctl.map(str::trim)) {
+        (_, None) => Check::warn(
+            NAME,
+            "this host's kernel has none, or /proc does not tell",
+            "nothing need be done, husk does not use it yet; a kernel with CONFIG_USERFAULTFD has it",
+        ),
+        (true, _) | (_, Some("1")) => Check::ok(NAME, "there; husk does not use it yet"),
+        _ => Check::warn(
+            NAME,
+            "only root may have page faults told; husk does not use it yet",
+            "`sudo sysctl vm.unprivileged_userfaultfd=1`, or permission to open /dev/userfaultfd",
         ),
     }
 }
@@ -154,6 +197,49 @@ mod tests {
         assert!(tap(error(io::ErrorKind::NotFound), true).remedy.unwrap().contains("modprobe"));
         let denied = tap(error(io::ErrorKind::PermissionDenied), false);
         assert!(denied.remedy.unwrap().contains("chmod"));
+    }
+
+    #[test]
+    fn vhost_net_says_what_is_done_without_it_and_how_to_get_it() {
+        assert_eq!(vhost_net(Ok(())).status, Status::Ok);
+        let without = |kind: io::ErrorKind| vhost_net(Err(kind.into()));
+        for (kind, remedy) in [
+            (io::ErrorKind::NotFound, "modprobe vhost_net"),
+            (io::ErrorKind::PermissionDenied, "group"),
+        ] {
+            let check = without(kind);
+            assert_eq!(check.status, Status::Warn);
+            assert!(check.detail.contains("husk moves") && check.remedy.unwrap().contains(remedy));
+        }
+    }
+
+    #[test]
+    fn userfaultfd_is_there_for_who_is_permitted_or_everybody() {
+        let status = |permitted, sysctl| userfaultfd(permitted, sysctl).status;
+        assert_eq!(
+            (status(true, Some("0\n")), status(false, Some("1\n"))),
+            (Status::Ok, Status::Ok)
+        );
+        assert_eq!((status(false, Some("0\n")), status(true, None)), (Status::Warn, Status::Warn));
+        assert!(userfaultfd(false, Some("0")).remedy.unwrap().contains("sysctl"));
+    }
+
+    #[test]
+    fn every_line_is_there() {
+        let mut report = crate::doctor::examine();
+        report.checks.retain(|check| !check.name.contains("KVM"));
+        let names: Vec<_> = report.checks.iter().map(|check| check.name.as_str()).collect();
+        for name in [
+            "CPU virtualisation",
+            "host kernel",
+            "a kernel to boot",
+            "TAP networking",
+            "vhost-net",
+            "huge pages",
+            "userfaultfd",
+        ] {
+            assert!(names.contains(&name), "{name} is missing in {names:?}");
+        }
     }
 
     #[test]

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use kvm_bindings::{
     KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, VmFd};
+use kvm_ioctls::{IoEventAddress, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::KvmVcpu;
-use super::{HypervisorError, failed};
+use super::{HypervisorError, READONLY_MEM, failed};
 
 /// A VM of KVM's, at first with nothing but memory.
 ///
@@ -47,8 +47,8 @@ impl KvmVm {
         region: Arc<GuestRegionMmap>,
         read_only: bool,
     ) -> Result<(), HypervisorError> {
-        if read_only && !self.fd.check_extension(Cap::ReadonlyMem) {
-            return Err(HypervisorError::Missing("KVM_CAP_READONLY_MEM"));
+        if read_only && !self.fd.check_extension(READONLY_MEM.cap) {
+            return Err(HypervisorError::Missing(READONLY_MEM.name));
         }
         // Each was mapped, so there are far fewer than 2^32.
         let slot = (self.memory.num_regions() + self.beside.len()) as u32;
