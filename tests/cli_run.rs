@@ -263,6 +263,21 @@ fn an_idle_guest_with_its_stdin_at_its_end_costs_no_time() {
 }
 
 #[test]
+fn memory_that_the_guest_has_not_touched_costs_nothing() {
+    needs_kvm!();
+    let sandbox = deaf();
+    let machine = ["run", "--kernel", "kernel", "--memory", "1G", "--console", "file=log"];
+    let running = Running::start(&mut sandbox.husk(&machine));
+    wait_for_text(&sandbox.path().join("log"), "up");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.child.id())).unwrap();
+    let of = |name| status.lines().find_map(|line: &str| line.strip_prefix(name)).unwrap();
+    let kib = |name| of(name).trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+    assert!(kib("VmSize:") > 1 << 20 && kib("VmRSS:") < 32 << 10, "{status}");
+    running.signal(libc::SIGKILL);
+    running.finish();
+}
+
+#[test]
 fn the_console_can_be_a_file_or_nothing() {
     needs_kvm!();
     let sandbox = sandbox(|a| {

@@ -12,10 +12,12 @@
 mod guest;
 
 use std::fs;
+use std::process::Command;
 
 use guest::{
-    Builder, Done, FULL_STD, Lab, MEMTEST, TINY, VMLINUX_CLOUD, VMLINUZ_CLOUD, VMLINUZ_STD,
+    Builder, Done, FULL_STD, Lab, MEMTEST, TINY, VMLINUX_CLOUD, VMLINUZ_CLOUD, VMLINUZ_STD, husk,
 };
+use husk::doctor::Report;
 
 /// What a guest says of itself. Bootloader type 0xb0 is PVH's, 0xff that of boot_params filled in
 /// by a loader without a number of its own.
@@ -24,6 +26,10 @@ echo "cpus=$(nproc)"
 echo "total=$(dmesg | sed -n 's/.*Memory: [0-9]*K.\([0-9]*\)K available.*/\1/p')"
 echo "free=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo)"
 echo "cmdline=$(cat /proc/cmdline)"
+cd /sys/devices/system/cpu
+echo "x2apic=$(grep -c '^flags.* x2apic ' /proc/cpuinfo)"
+echo "packages=$(cat cpu[0-9]*/topology/physical_package_id | sort -u | wc -l)"
+echo "cores=$(cat cpu[0-9]*/topology/thread_siblings_list | sort -u | wc -l)"
 echo "loader=$(cat /proc/sys/kernel/bootloader_type)"
 echo "clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 echo "tsc=$(dmesg | grep -c 'tsc: Detected [0-9.]* MHz processor')"
@@ -41,6 +47,10 @@ fn check(guest: Builder<'_>, cpus: u32, mib: u64) -> Done {
     let done = guest.run();
     done.expect_clean();
     done.expect_fact("cpus", &cpus_arg);
+    // One package of as many cores, each of one thread.
+    done.expect_fact("x2apic", &cpus_arg)
+        .expect_fact("packages", "1")
+        .expect_fact("cores", &cpus_arg);
     // All of it is there, but the kernel counts neither page 0 nor the legacy areas (388 KiB).
     let total = done.number("total");
     let all = mib * 1024;
@@ -55,6 +65,14 @@ fn check(guest: Builder<'_>, cpus: u32, mib: u64) -> Done {
         done.fail("the kernel has complaints");
     }
     done
+}
+
+#[test]
+fn doctor_finds_that_linux_boots_where_it_does() {
+    let Some(_lab) = Lab::open() else { return };
+    let doctor = Command::new(husk()).args(["doctor", "--json"]).output().unwrap();
+    let report: Report = serde_json::from_slice(&doctor.stdout).unwrap();
+    assert_eq!((doctor.status.code(), report.linux_boots), (Some(0), true), "{report:?}");
 }
 
 /// Each kernel with three of the nine pairs of processors and memory, so that over all four

@@ -244,7 +244,7 @@ exit 0
     let done = guest.finish();
     done.expect_status(0).expect("HUSK-EXIT 0");
     done.expect_fact("full", "1").expect_fact("before", "0");
-    done.expect_fact("read-vdb", "1");
+    done.expect_fact("read-vdb", "1").expect_fact("write-vdb", "1");
     done.expect_fact("read-vdc", "1").expect_fact("write-vdc", "1");
     assert!(done.number("errors") >= 4, "{}", done.console);
     done.expect_fact("sound", "0");

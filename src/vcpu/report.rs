@@ -96,6 +96,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_instruction_that_kvm_cannot_interpret_leads_to_the_doctor() {
+        let report = |cause| CrashReport { cpu: 0, cause, regs: None, sregs: None, code: vec![] };
+        // KVM_INTERNAL_ERROR_EMULATION of `linux/kvm.h`.
+        let leads = |cause| report(cause).to_string().contains("run `husk doctor`");
+        assert!(leads(Cause::InternalError { suberror: 1 }));
+        assert!(!leads(Cause::TripleFault));
+    }
+
+    #[test]
     fn registers_after_amds_reset_are_not_shown_as_those_of_the_fault() {
         let mut report = CrashReport {
             cpu: 1,
