@@ -221,6 +221,34 @@ fn without_permission_a_tap_and_a_disk_are_refused_by_name() {
 }
 
 #[test]
+fn who_may_open_tun_is_told_what_makes_a_tap_of_his_own() {
+    needs_kvm!();
+    let sandbox = Sandbox::with_kernel();
+    std::fs::set_permissions(sandbox.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    // As nobody, in a network namespace of its own with a TAP of root's.
+    let script = |program: &str, args: &str| {
+        format!(
+            r#"mount -t tmpfs none /mnt; mknod /mnt/kvm c 10 232; mknod /mnt/tun c 10 200
+               chmod 666 /mnt/*; mount --bind /mnt/kvm /dev/kvm; mount --bind /mnt/tun /dev/net/tun
+               exec unshare --net sh -ec 'ip tuntap add roots mode tap user 0
+                   exec setpriv --reuid=65534 --regid=65534 --clear-groups {program} {args}' "$0" "$@""#
+        )
+    };
+    let probe = script("sh -c \"exec 3<>/dev/kvm 4<>/dev/net/tun\"", "");
+    let Some(mut command) = in_mount_namespace(&sandbox, &probe) else { return };
+    if !command.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        fixture::skipped("no other user can be given /dev/kvm and TAPs here");
+        return;
+    }
+    for name in ["roots", "none-such"] {
+        let script = script(r#""$0" "$@""#, &format!("--net tap={name}"));
+        let Some(command) = in_mount_namespace(&sandbox, &script) else { return };
+        let words = [name, "no permission", "ip tuntap add", "CAP_NET_ADMIN"];
+        refuses(&sandbox, command, &words);
+    }
+}
+
+#[test]
 fn a_tap_that_husk_made_is_gone_whatever_ends_husk() {
     needs_kvm!();
     let sandbox = Sandbox::new();
