@@ -238,22 +238,32 @@ fn to_init(subjects: &[Subject], rounds: usize) -> Result<()> {
             Summary::of(faults.get(n).unwrap_or(&empty)).median
         );
     }
-    aims(|name| {
+    let median = |all: &[Vec<f64>], name: &str| {
         let n = subjects.iter().position(|subject| subject.name == name)?;
-        let times = times.get(n).filter(|times| !times.is_empty())?;
+        let times = all.get(n).filter(|times| !times.is_empty())?;
         Some(Summary::of(times).median)
-    });
+    };
+    aims(&AIMS, "", |name| median(&times, name));
+    aims(&OUTSIDE_AIMS, ", outside the guest's clock", |name| median(&outside, name));
     Ok(())
 }
 
-/// What a kernel built for speed is to bring: ratios of medians, of those that were measured.
-const AIMS: [(&str, &str, f64); 2] =
-    [(rivals::HUSK_FAST, rivals::FIRECRACKER_FAST, 0.85), (rivals::HUSK_FAST, rivals::HUSK, 0.25)];
+/// An aim: the ratio of the first to the second.
+type Aim = (&'static str, &'static str, f64);
+/// What is to be reached, as ratios of medians, of those that were measured: with any kernel, and with one built
+/// for speed.
+const AIMS: [Aim; 3] = [
+    (rivals::HUSK, rivals::QEMU, 0.85),
+    (rivals::HUSK_FAST, rivals::FIRECRACKER_FAST, 0.85),
+    (rivals::HUSK_FAST, rivals::HUSK, 0.25),
+];
+/// Of what is outside the guest's clock.
+const OUTSIDE_AIMS: [Aim; 1] = [(rivals::HUSK, rivals::FIRECRACKER, 0.8)];
 
-fn aims(median: impl Fn(&str) -> Option<f64>) {
-    for (this, that, aim) in AIMS {
+fn aims(aims: &[Aim], what: &str, median: impl Fn(&str) -> Option<f64>) {
+    for (this, that, aim) in aims {
         if let (Some(ours), Some(theirs)) = (median(this), median(that)) {
-            println!("{this} / {that}: {:.2} (the aim is {aim} at most)", ours / theirs);
+            println!("{this} / {that}{what}: {:.2} (the aim is {aim} at most)", ours / theirs);
         }
     }
 }

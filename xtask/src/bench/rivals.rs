@@ -82,7 +82,11 @@ pub fn fast(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
 
 /// The subjects that the aims are about.
 pub const HUSK: &str = "husk, vmlinux";
-/// The same with a kernel built for speed.
+/// See [`HUSK`].
+pub const QEMU: &str = "QEMU microvm, vmlinux";
+/// See [`HUSK`].
+pub const FIRECRACKER: &str = "Firecracker, vmlinux";
+/// husk with a kernel built for speed.
 pub const HUSK_FAST: &str = "husk, fast kernel";
 /// A rival with that kernel.
 pub const FIRECRACKER_FAST: &str = "Firecracker, fast kernel";
@@ -127,7 +131,7 @@ fn qemu(guest: &Guest<'_>) -> Option<Subject> {
     let program = arg(&host::find("qemu-system-x86_64")?);
     let machine = "microvm,accel=kvm,pit=off,pic=off,rtc=on";
     let mut subject = Subject::new(
-        "QEMU microvm, vmlinux",
+        QEMU,
         &[
             &program,
             "-M",
@@ -249,7 +253,7 @@ fn firecracker(guest: &Guest<'_>) -> Option<Subject> {
     std::fs::write(&file, config.to_string()).ok()?;
     let command =
         [&program, "--no-api", "--no-seccomp", "--level", "Off", "--config-file", &arg(&file)];
-    Some(Subject::new("Firecracker, vmlinux", &command))
+    Some(Subject::new(FIRECRACKER, &command))
 }
 
 fn kvmtool(guest: &Guest<'_>) -> Option<Subject> {
