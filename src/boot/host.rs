@@ -139,16 +139,22 @@ impl Span<'_> {
         unsafe { libc::madvise(start as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };
     }
 
-    /// Puts the pages of `file` at `offset` in place of all of the span, copy-on-write. Both must
-    /// be whole pages of the host, and the span private.
+    /// Whether a file's pages from `offset` on may be put in place of the span: both are whole pages of the
+    /// host, and the span is private.
+    pub(super) fn can_be_mapped(&self, offset: u64) -> bool {
+        let whole = |value: u64| value.is_multiple_of(PAGE);
+        let host = self.host().is_ok_and(|host| whole(host as u64));
+        host && whole(self.len as u64) && whole(offset) && self.is_private()
+    }
+
+    /// Puts the pages of `file` at `offset` in place of all of the span, copy-on-write.
     ///
     /// # Errors
-    /// `InvalidInput` when they are not, else what `mmap` says. Then the span may have lost what
-    /// was behind it: reading into it works, or says `EFAULT`.
+    /// `InvalidInput` where that cannot be, else what `mmap` says. Then the span may have lost what
+    /// was behind it.
     pub(super) fn map_from(&self, file: &File, offset: u64) -> io::Result<()> {
         let host = self.host()?;
-        let whole = |value: u64| value.is_multiple_of(PAGE);
-        if !whole(host as u64) || !whole(self.len as u64) || !whole(offset) || !self.is_private() {
+        if !self.can_be_mapped(offset) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;

@@ -58,6 +58,9 @@ pub enum LoadError {
     /// The file could not be read.
     #[error("cannot be read into guest memory: {0}")]
     Read(io::Error),
+    /// The file could not be mapped, though guest memory allows it.
+    #[error("cannot be mapped into guest memory: {0}; try it without --share-kernel")]
+    Map(io::Error),
 }
 
 impl From<io::Error> for LoadError {
@@ -111,7 +114,9 @@ pub(super) fn begin(
     for segment in segments {
         let (start, end) = (segment.paddr, segment.paddr + segment.filesz);
         let pages = mapped_pages(image, segment, method);
-        if let Some(pages) = pages.filter(|pages| map(memory, image, segment, pages)) {
+        if let Some(pages) = pages
+            && map(memory, image, segment, &pages).map_err(LoadError::Map)?
+        {
             used = method;
             cut(segment, start..pages.start, &mut pieces);
             cut(segment, pages.end..end, &mut pieces);
@@ -182,13 +187,24 @@ fn offset_of(segment: &Segment, at: u64) -> u64 {
     segment.offset + (at - segment.paddr)
 }
 
-/// Maps the file's `pages`; false if it could not be, and all must be read.
-fn map(memory: &GuestMemoryMmap, image: &Image, segment: &Segment, pages: &Range<u64>) -> bool {
-    let Image::File { file, .. } = image else { return false };
-    let mapped = for_each_span(memory, pages.start, pages.end - pages.start, |span, done| {
-        span.map_from(file, offset_of(segment, pages.start) + done)
-    });
-    mapped.is_ok()
+/// Maps the file's `pages`; false if guest memory is not such that it could be, and all must be read.
+fn map(
+    memory: &GuestMemoryMmap,
+    image: &Image,
+    segment: &Segment,
+    pages: &Range<u64>,
+) -> io::Result<bool> {
+    let Image::File { file, .. } = image else { return Ok(false) };
+    let (len, offset) = (pages.end - pages.start, offset_of(segment, pages.start));
+    let mut can_be = true;
+    for_each_span(memory, pages.start, len, |span, done| {
+        can_be &= span.can_be_mapped(offset + done);
+        Ok(())
+    })?;
+    if can_be {
+        for_each_span(memory, pages.start, len, |span, done| span.map_from(file, offset + done))?;
+    }
+    Ok(can_be)
 }
 
 /// Cuts what goes to `range` into pieces that end at multiples of their size.

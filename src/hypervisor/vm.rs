@@ -16,7 +16,8 @@ use super::{HypervisorError, READONLY_MEM, failed};
 ///
 /// Memory comes before the interrupt controllers. Those bring I/O regions, and since Linux 6.17 KVM lets
 /// the list without them go after a grace period of the host's kernel, without haste; whatever
-/// changes the guest's memory meanwhile waits for its end, 5 to 12 ms, and else 0.3 ms.
+/// changes the guest's memory meanwhile waits for its end, 5 to 12 ms, and else 0.3 ms. (Where KVM
+/// adds a page for the processors' APICs with the first vCPU, that may wait all the same.)
 pub(crate) struct KvmVm {
     /// Before the memory, which must stay mapped as long as this is open. Every [`KvmVcpu`] keeps
     /// the VM open too, and so holds all of this.

@@ -114,6 +114,35 @@ impl Claims {
         false
     }
 
+    /// Which of those that are `waiting` waits for another that waits for it, through whatever others; the last.
+    /// Who is in the way of each is found out once.
+    pub fn find_circle(&self, waiting: &[Claim]) -> Option<usize> {
+        let mut by_owner: HashMap<u64, Vec<usize>> = HashMap::new();
+        for (n, claim) in waiting.iter().enumerate() {
+            by_owner.entry(claim.owner).or_default().push(n);
+        }
+        let blocked_by = |claim| {
+            let owners = self.in_the_way(claim).filter_map(|owner| by_owner.get(&owner));
+            owners.flatten().copied().collect::<Vec<_>>()
+        };
+        let blocked_by: Vec<_> = waiting.iter().map(blocked_by).collect();
+        waiting.iter().enumerate().rposition(|(n, wanted)| {
+            let mut seen = HashSet::new();
+            let mut next = vec![n];
+            while let Some(at) = next.pop() {
+                for &other in blocked_by.get(at).into_iter().flatten() {
+                    if waiting.get(other).is_some_and(|claim| claim.owner == wanted.owner) {
+                        return true;
+                    }
+                    if seen.insert(other) {
+                        next.push(other);
+                    }
+                }
+            }
+            false
+        })
+    }
+
     /// The owners whose locks are in the way of one.
     pub fn in_the_way<'a>(&'a self, claim: &'a Claim) -> impl Iterator<Item = u64> + 'a {
         let owners = self.nodes.get(&claim.node).into_iter().flatten();
@@ -131,6 +160,22 @@ mod tests {
 
     fn claim(node: u64, owner: u64, range: RangeInclusive<u64>, write: bool) -> Claim {
         Claim { node, owner, range, write }
+    }
+
+    #[test]
+    fn of_those_that_wait_the_last_of_a_circle_is_found() {
+        let mut claims = Claims::default();
+        let all = 0..=u64::MAX;
+        for (node, owner) in [(1, 10), (2, 20), (3, 30)] {
+            claims.take(claim(node, owner, all.clone(), true));
+        }
+        let wants = |owner, node| claim(node, owner, all.clone(), false);
+        assert_eq!(claims.find_circle(&[]), None);
+        assert_eq!(claims.find_circle(&[wants(10, 2), wants(20, 3), wants(40, 1)]), None);
+        let circle = [wants(10, 2), wants(20, 3), wants(30, 1), wants(40, 1)];
+        assert_eq!(claims.find_circle(&circle), Some(2));
+        // A second request of an owner's that is in a circle is told of as well.
+        assert_eq!(claims.find_circle(&[wants(10, 2), wants(20, 1), wants(20, 3)]), Some(1));
     }
 
     #[test]

@@ -23,6 +23,7 @@ const REPLY_MAX: usize = 128 << 10;
 /// Bytes of the host's shortest entry, and of the longest one with a name of 255 bytes.
 const SHORTEST: usize = 24;
 const LONGEST: usize = 280;
+
 impl Session {
     pub(super) fn opendir(&mut self, call: &mut Call<'_>) -> Result<Outcome> {
         let _: OpenIn = call.words.object()?;

@@ -136,6 +136,14 @@ fn range(lock: &FileLock) -> Result<libc::flock> {
 }
 
 impl Session {
+    /// The number of one of the requests that wait, each for another of them; the last to begin.
+    pub fn find_deadlock<'a>(&self, waiting: impl Iterator<Item = &'a Waiting>) -> Option<u64> {
+        let (waiting, claims): (Vec<&Waiting>, Vec<Claim>) =
+            waiting.filter_map(|waiting| Some((waiting, waiting.claim()?))).unzip();
+        let found = self.locks.claims.find_circle(&claims)?;
+        waiting.get(found).map(|waiting| waiting.unique())
+    }
+
     /// How often locks were given up here, for whoever asks again.
     pub fn given_up(&self) -> u64 {
         self.locks.given_up

@@ -36,6 +36,6 @@ mod xattr;
 pub use errno::Errno;
 pub use lock::Waiting;
 pub use message::Message;
-pub use session::{DATA_MAX, Served, Session, takes_long};
+pub use session::{DATA_MAX, Served, Session, is_brief};
 pub use share::{Cache, Share, ShareError, ShareOptions};
 pub use sys::own_umask;

@@ -320,20 +320,19 @@ impl Session {
     }
 }
 
-/// Whether a request is one that may well keep the host busy for long: those about data are.
-pub fn takes_long(message: &dyn Message) -> bool {
+/// Whether a request is one that the host mostly answers from memory: those that look at names and change nothing.
+pub fn is_brief(message: &dyn Message) -> bool {
     let opcode = object::<InHeader>(message, 0).map_or(0, |header| header.opcode);
     matches!(
         opcode,
-        op::READ
-            | op::WRITE
-            | op::SETATTR
-            | op::FSYNC
-            | op::FSYNCDIR
-            | op::SYNCFS
-            | op::FALLOCATE
-            | op::LSEEK
-            | op::COPY_FILE_RANGE
+        op::LOOKUP
+            | op::GETATTR
+            | op::READLINK
+            | op::ACCESS
+            | op::OPENDIR
+            | op::READDIR
+            | op::READDIRPLUS
+            | op::RELEASEDIR
     )
 }
 

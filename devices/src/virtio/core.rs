@@ -125,6 +125,7 @@ pub struct Core {
     /// The host is busy with another size of what is behind the device.
     resizing: bool,
     /// The config space has changed since the reset, and its driver, which may have looked before, was not up.
+    /// (A saved state has nothing of it.)
     untold: bool,
 }
 

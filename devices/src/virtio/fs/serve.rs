@@ -13,7 +13,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::gather::Gather;
-use crate::fs::{Message, Served, Session, Waiting, takes_long};
+use crate::fs::{Message, Served, Session, Waiting, is_brief};
 use crate::virtio::device::Activation;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, IovecBuffer, Iovecs, Queue, QueueState};
@@ -23,7 +23,7 @@ use crate::worker::Lease;
 const AGAIN: Duration = Duration::from_millis(50);
 /// Requests of a round, after which those that must not wait have their turn.
 const BUDGET: u16 = 16;
-/// So long at most the guest is not told of a request that is done, while others are served.
+/// After so long the guest is told of what is done before another request is served.
 const UNTOLD: Duration = Duration::from_millis(1);
 
 /// A chain, and what lets us touch it.
@@ -141,7 +141,7 @@ impl Serve {
                 return Answer::Stop;
             }
             let mut request = Request { chain, lease };
-            if untold.is_some_and(|since| takes_long(&request) || since.elapsed() >= UNTOLD) {
+            if untold.is_some_and(|since| !is_brief(&request) || since.elapsed() >= UNTOLD) {
                 untold = None;
                 return Answer::TellFirst;
             }
@@ -182,13 +182,14 @@ impl Serve {
         }
     }
 
-    /// Answers those that wait for whom `reply` has a reply; nobody any more, once it gives nothing.
+    /// Answers those that wait for whom `reply` has a reply; nobody any more, once it gives nothing. False
+    /// then: guest memory is somebody else's.
     fn answer(
         &mut self,
         mut reply: impl FnMut(&mut Session, &Waiting) -> Option<Option<[u8; 16]>>,
-    ) {
+    ) -> bool {
         let Serve { queues: [_, queue], memory, interrupt, session, waiters, .. } = self;
-        let Some(queue) = queue else { return };
+        let Some(queue) = queue else { return true };
         let mut given_up = false;
         waiters.retain(|waiter| {
             let reply = if given_up { None } else { reply(session, &waiter.waiting) };
@@ -199,6 +200,7 @@ impl Serve {
             queue.complete(memory, interrupt, [(waiter.head, reply.len() as u32)]);
             false
         });
+        !given_up
     }
 
     /// Tells one of the owners that wait for each other since somebody took a lock; of the others, should
@@ -209,13 +211,14 @@ impl Serve {
             return;
         }
         let Serve { session, waiters, .. } = self;
-        let all = || waiters.iter().map(|waiter| &waiter.waiting);
-        match all().rev().find(|waiting| session.would_deadlock(waiting, all())) {
+        match session.find_deadlock(waiters.iter().map(|waiter| &waiter.waiting)) {
             None => self.searched = taken,
-            Some(&found) => self.answer(|_, waiting| {
-                let it = waiting.unique() == found.unique();
-                Some(it.then(|| waiting.deadlocked()))
-            }),
+            Some(found) => {
+                self.answer(|_, waiting| {
+                    let it = waiting.unique() == found;
+                    Some(it.then(|| waiting.deadlocked()))
+                });
+            }
         }
     }
 }
@@ -249,7 +252,9 @@ impl MutEventSubscriber for Serve {
         }
         if which.is_none() || given_up != self.session.given_up() {
             let lease = self.lease.clone();
-            self.answer(|session, waiting| lease.away(|| session.try_again(waiting)));
+            if !self.answer(|session, waiting| lease.away(|| session.try_again(waiting))) {
+                return;
+            }
             self.break_a_circle();
         }
         // One that will ring is left alone: others' requests would put it off again and again.
