@@ -59,7 +59,7 @@ pub enum LoadError {
     #[error("cannot be read into guest memory: {0}")]
     Read(io::Error),
     /// The file could not be mapped, though guest memory allows it.
-    #[error("cannot be mapped into guest memory: {0}; try it without --share-kernel")]
+    #[error("cannot be mapped into guest memory: {0}")]
     Map(io::Error),
 }
 
