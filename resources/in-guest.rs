@@ -1,5 +1,5 @@
 //! Tests of a crate that is run with husk as cargo's runner: they fail anywhere but in its guest. See
-//! `tests/soak_runner.rs`.
+//! `tests/soak_runner.rs`, which also runs the ignored ones, to see that husk passes their failures on.
 
 use std::fs;
 use std::io::Read;

@@ -99,48 +99,45 @@ impl Claims {
     /// Whether the owner of `wanted` would wait for somebody who, through whatever of `waiting`, waits
     /// for that owner.
     pub fn close_a_circle(&self, wanted: &Claim, waiting: &[Claim]) -> bool {
-        let mut seen = HashSet::new();
-        let mut next = vec![wanted];
-        while let Some(claim) = next.pop() {
-            for owner in self.in_the_way(claim) {
-                if owner == wanted.owner {
+        let all = [waiting, std::slice::from_ref(wanted)].concat();
+        self.is_in_a_circle(waiting.len(), &all, &mut HashMap::new())
+    }
+
+    /// Which of those that are `waiting` waits for another that waits for it, through whatever others; the last.
+    pub fn find_circle(&self, waiting: &[Claim]) -> Option<usize> {
+        let mut known = HashMap::new();
+        (0..waiting.len()).rev().find(|n| self.is_in_a_circle(*n, waiting, &mut known))
+    }
+
+    /// Whether one of `waiting` waits for its own owner in the end. `known` has for whom each waits, which is found
+    /// out once.
+    fn is_in_a_circle(
+        &self,
+        n: usize,
+        waiting: &[Claim],
+        known: &mut HashMap<usize, Vec<usize>>,
+    ) -> bool {
+        let owner = |n: usize| waiting.get(n).map(|claim| claim.owner);
+        let (mut seen, mut next) = (HashSet::new(), vec![n]);
+        while let Some(at) = next.pop() {
+            for &other in &*known.entry(at).or_insert_with(|| self.waited_for(at, waiting)) {
+                if owner(other) == owner(n) {
                     return true;
                 }
-                if seen.insert(owner) {
-                    next.extend(waiting.iter().filter(|other| other.owner == owner));
+                if seen.insert(other) {
+                    next.push(other);
                 }
             }
         }
         false
     }
 
-    /// Which of those that are `waiting` waits for another that waits for it, through whatever others; the last.
-    /// Who is in the way of each is found out once.
-    pub fn find_circle(&self, waiting: &[Claim]) -> Option<usize> {
-        let mut by_owner: HashMap<u64, Vec<usize>> = HashMap::new();
-        for (n, claim) in waiting.iter().enumerate() {
-            by_owner.entry(claim.owner).or_default().push(n);
-        }
-        let blocked_by = |claim| {
-            let owners = self.in_the_way(claim).filter_map(|owner| by_owner.get(&owner));
-            owners.flatten().copied().collect::<Vec<_>>()
-        };
-        let blocked_by: Vec<_> = waiting.iter().map(blocked_by).collect();
-        waiting.iter().enumerate().rposition(|(n, wanted)| {
-            let mut seen = HashSet::new();
-            let mut next = vec![n];
-            while let Some(at) = next.pop() {
-                for &other in blocked_by.get(at).into_iter().flatten() {
-                    if waiting.get(other).is_some_and(|claim| claim.owner == wanted.owner) {
-                        return true;
-                    }
-                    if seen.insert(other) {
-                        next.push(other);
-                    }
-                }
-            }
-            false
-        })
+    /// Those of `waiting` whose owners' locks are in the way of one of them.
+    fn waited_for(&self, n: usize, waiting: &[Claim]) -> Vec<usize> {
+        let owners: HashSet<u64> =
+            waiting.get(n).into_iter().flat_map(|claim| self.in_the_way(claim)).collect();
+        let others = waiting.iter().enumerate().filter(|(_, claim)| owners.contains(&claim.owner));
+        others.map(|(other, _)| other).collect()
     }
 
     /// The owners whose locks are in the way of one.

@@ -235,16 +235,20 @@ fn so_many_wait_for_a_lock_that_the_queue_has_room_for_who_gives_it_up() {
     rig.driver.transport.reset();
 }
 
+/// Requests for a byte of a file, as fcntl(2) locks: of a number and an opcode, an owner, the byte and the kind.
+fn bytes_of(node: u64, fh: u64) -> impl Fn(u64, u32, u64, u64, i32) -> Vec<u8> {
+    move |unique, opcode, owner, byte, kind| {
+        let lock = FileLock { start: byte, end: byte, kind: kind as u32, pid: 0 };
+        let body = LkIn { fh, owner, lock, lk_flags: 0, padding: 0 };
+        request(opcode, node, unique, body.as_slice())
+    }
+}
+
 #[test]
 fn owners_that_would_wait_for_each_other_for_good_are_told() {
     let mut rig = rig();
     let (node, fh) = rig.create("f");
-    // Byte by byte, as fcntl(2) locks.
-    let ask = |unique: u64, opcode: u32, owner: u64, byte: u64, kind: i32| {
-        let lock = FileLock { start: byte, end: byte, kind: kind as u32, pid: 0 };
-        let body = LkIn { fh, owner, lock, lk_flags: 0, padding: 0 };
-        request(opcode, node, unique, body.as_slice())
-    };
+    let ask = bytes_of(node, fh);
     let reply = |rig: &Rig| object::<OutHeader>(&rig.driver.read(REPLY, 16));
     for owner in [1, 2] {
         rig.put(1, &ask(owner, op::SETLK, owner, owner, libc::F_WRLCK), 16);
@@ -267,11 +271,7 @@ fn owners_that_would_wait_for_each_other_for_good_are_told() {
 fn owners_that_wait_for_each_other_since_one_took_a_lock_are_told() {
     let mut rig = rig();
     let (node, fh) = rig.create("f");
-    let ask = |unique: u64, opcode: u32, owner: u64, byte: u64, kind: i32| {
-        let lock = FileLock { start: byte, end: byte, kind: kind as u32, pid: 0 };
-        let body = LkIn { fh, owner, lock, lk_flags: 0, padding: 0 };
-        request(opcode, node, unique, body.as_slice())
-    };
+    let ask = bytes_of(node, fh);
     let take = |rig: &mut Rig, owner, byte, kind| {
         rig.put(1, &ask(3, op::SETLK, owner, byte, kind), 0x100);
         rig.driver.wait_used(1, 1);
