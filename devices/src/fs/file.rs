@@ -3,7 +3,7 @@
 //! Data go between the file and guest memory by preadv, pwritev and pwritev2, and nowhere else.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::errno::{Errno, Result};
 use super::message::{HEADER, Message, Name, REPLY_HEADER};
@@ -20,7 +20,7 @@ use super::wire::{
 /// The most bytes that one request copies within the host: the worker has others to serve.
 const COPY_MAX: u64 = 64 << 20;
 /// So often what is to be opened or made may be gone before it is opened, and there before it is made.
-const CREATE_AGAIN: u32 = 100;
+const CREATE_AGAIN: u64 = 100;
 /// The flags of open(2) that mean something to the host. `O_DIRECT` would ask of guest memory what it
 /// need not have, each write says whether it is `O_APPEND`'s, and everything else is the guest's own affair.
 const OPEN_FLAGS: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC;
@@ -97,17 +97,21 @@ impl Session {
         let flags = self.share.open_flags(wanted.flags)?;
         self.has_room()?;
         let may_be_there = wanted.flags as i32 & libc::O_EXCL == 0;
-        let mut again = 0..CREATE_AGAIN;
+        let mut again = 1..=CREATE_AGAIN;
         loop {
             match self.make_file(call, name, flags, &wanted) {
                 Ok(fd) => return self.answer_created(call, fd),
                 Err(Errno(libc::EEXIST)) if may_be_there => {}
                 Err(why) => return Err(why),
             }
-            match self.open_found(call, name, flags, &wanted) {
-                // Somebody on the host has removed it meanwhile.
-                Err(Errno(libc::ENOENT)) if again.next().is_some() => {}
-                done => return done,
+            let found = self.open_found(call, name, flags, &wanted);
+            match again.next() {
+                // Somebody on the host has removed it meanwhile. Who makes and removes it without a pause
+                // can keep step with this loop, so that it always comes at the wrong moment: it changes step.
+                Some(turn) if matches!(found, Err(Errno(libc::ENOENT))) => {
+                    std::thread::sleep(Duration::from_micros(turn));
+                }
+                _ => return found,
             }
         }
     }
