@@ -18,5 +18,6 @@ pub mod serial;
 #[cfg(test)]
 #[path = "../../tests/fixture/skipped.rs"]
 mod skipped;
+mod unix_socket;
 pub mod virtio;
 pub mod worker;

@@ -81,8 +81,9 @@ impl KvmVm {
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };
-        // SAFETY: the region stays mapped as long as the VM exists: `self` holds it (the caller
-        // vouches for that), drops it after the VM's descriptor, and is held by every vCPU. Guest
+        // SAFETY: the region stays mapped as long as guest code can run: `self` holds it (the caller
+        // vouches for that), drops it after the VM's descriptor, and is held by every vCPU, without
+        // whose descriptor there is no KVM_RUN. Guest
         // memory is only accessed through vm-memory, which allows it to change at any time.
         unsafe { self.fd.set_user_memory_region(slot) }
             .map_err(failed("KVM_SET_USER_MEMORY_REGION"))

@@ -254,8 +254,7 @@ fn answer(chain: &Chain<'_>, flush: impl FnOnce() -> Option<u32>) -> Answer {
         return Answer::Broken("a pmem request without type");
     }
     let result = if u32::from_le_bytes(kind) == FLUSH { flush() } else { Some(FAILED) };
-    // After this answer the queue touches nothing: no chain of the round is left to be signalled.
-    let Some(result) = result else { return Answer::Stop };
+    let Some(result) = result else { return Answer::Gone };
     match chain.copy_from(0, &result.to_le_bytes()) {
         Ok(()) => Answer::Done(4),
         Err(_) => Answer::Broken("a pmem request without room for its result"),

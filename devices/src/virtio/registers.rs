@@ -93,8 +93,8 @@ impl Registers {
         self.pages.get_atomic_ref(at).expect("offsets are of the specification: words in the page")
     }
 
-    /// The config space has `bytes` from `at` on now. A field of it changes at once: a driver sees all
-    /// of it, or nothing.
+    /// The config space has `bytes` from `at` on now. A driver that reads meanwhile may see a field half
+    /// old; the notification of the change, which follows, has it read again.
     pub(super) fn set_config(&self, at: u64, bytes: &[u8]) {
         let end = at.saturating_add(bytes.len() as u64);
         debug_assert!(end <= REGISTERS_LEN - CONFIG, "a config space of {end} bytes");

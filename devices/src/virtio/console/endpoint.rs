@@ -5,12 +5,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use crate::unix_socket::{BindError, Listener};
 use crate::virtio::queue::Iovecs;
 
 /// A port's host side that cannot be had. Each names the path and the way out.
@@ -41,10 +41,7 @@ pub struct Endpoint {
 
 enum Kind {
     Socket {
-        listener: UnixListener,
-        path: PathBuf,
-        /// Device and inode of what stands at `path`.
-        identity: (u64, u64),
+        listener: Listener,
         client: Option<UnixStream>,
     },
     /// For what the guest writes; it reads nothing.
@@ -58,25 +55,14 @@ impl Endpoint {
     /// # Errors
     /// See [`EndpointError`].
     pub fn socket(path: &Path) -> Result<Endpoint, EndpointError> {
-        let host = |source| EndpointError::Host { path: path.to_owned(), what: "socket", source };
-        match std::fs::symlink_metadata(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(host(e)),
-            Ok(found) if !found.file_type().is_socket() => {
-                return Err(EndpointError::NotASocket(path.to_owned()));
+        let listener = Listener::bind(path).map_err(|why| match why {
+            BindError::InUse => EndpointError::InUse(path.to_owned()),
+            BindError::NotASocket => EndpointError::NotASocket(path.to_owned()),
+            BindError::Host(_, source) => {
+                EndpointError::Host { path: path.to_owned(), what: "socket", source }
             }
-            Ok(_) if is_dead(path).map_err(host)? => std::fs::remove_file(path).map_err(host)?,
-            Ok(_) => return Err(EndpointError::InUse(path.to_owned())),
-        }
-        let listener = UnixListener::bind(path).map_err(host)?;
-        let mode = std::fs::Permissions::from_mode(0o600);
-        std::fs::set_permissions(path, mode).map_err(host)?;
-        listener.set_nonblocking(true).map_err(host)?;
-        let made = std::fs::symlink_metadata(path).map_err(host)?;
-        let identity = (made.dev(), made.ino());
-        Ok(Endpoint {
-            kind: Kind::Socket { listener, path: path.to_owned(), identity, client: None },
-        })
+        })?;
+        Ok(Endpoint { kind: Kind::Socket { listener, client: None } })
     }
 
     /// Writes to the file at `path`, which is made or emptied; a FIFO or a terminal is written to.
@@ -142,10 +128,7 @@ impl Endpoint {
         let Kind::Socket { listener, client: client @ None, .. } = &mut self.kind else {
             return false;
         };
-        let Ok((stream, _)) = listener.accept() else { return false };
-        if stream.set_nonblocking(true).is_err() {
-            return false;
-        }
+        let Ok(stream) = listener.accept() else { return false };
         *client = Some(stream);
         true
     }
@@ -171,45 +154,6 @@ impl Endpoint {
             Kind::Socket { client: Some(client), .. } => from.send(client.as_fd()),
             Kind::Socket { client: None, .. } => Ok(from.len()),
             Kind::File(file) => from.writev(file.as_fd()),
-        }
-    }
-}
-
-/// Whether nobody listens to the socket at `path` any more. Somebody who has no time for another
-/// connection is alive, and is not waited for.
-fn is_dead(path: &Path) -> io::Result<bool> {
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: socket takes no pointers.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was made just now and is nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut address =
-        libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
-    let bytes = path.as_os_str().as_bytes();
-    if bytes.len() >= address.sun_path.len() {
-        return Err(io::ErrorKind::InvalidFilename.into());
-    }
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = *from as libc::c_char;
-    }
-    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    // SAFETY: `address` is a whole sockaddr_un, whose path ends with a NUL.
-    let done = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) };
-    Ok(done != 0 && io::Error::last_os_error().kind() == io::ErrorKind::ConnectionRefused)
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        let Kind::Socket { path, identity, .. } = &self.kind else { return };
-        // Somebody may have put something else there.
-        let ours = |found: std::fs::Metadata| (found.dev(), found.ino()) == *identity;
-        if std::fs::symlink_metadata(path).is_ok_and(ours)
-            && let Err(e) = std::fs::remove_file(path)
-        {
-            log::warn!("port socket {}: it stays: {e}", path.display());
         }
     }
 }

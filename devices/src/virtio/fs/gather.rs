@@ -7,12 +7,19 @@
 //! that, and neither does a guest that computes meanwhile: so it is tried, and tried rarely where it does
 //! not pay. Where a processor is free, the worker runs there at once either way.
 
+use std::cell::Cell;
+
 /// It pays when so many requests are found at a time.
 const PAYS: usize = 3;
 /// Rounds in which it did not pay, one after the other, that end a try.
 const POOR: u8 = 3;
 /// Rounds until the next one, at most.
 const RARELY: u16 = 128;
+
+thread_local! {
+    /// Whether it is this module that made the calling thread wait for its turn.
+    static OURS: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What has been learnt of the guest. The thread that asks is the worker, which has nothing else to do.
 #[derive(Default)]
@@ -30,7 +37,12 @@ pub(super) struct Gather {
 impl Gather {
     /// To be called before a round that finds so many requests.
     pub(super) fn before_round(&mut self, found: usize) {
-        if !*self.may.get_or_insert_with(|| policy() == libc::SCHED_OTHER) {
+        // The thread outlives the driver it served before, for whom it may have been made patient.
+        let may = *self.may.get_or_insert_with(|| {
+            self.patient = OURS.get();
+            self.patient || policy() == libc::SCHED_OTHER
+        });
+        if !may {
             return;
         }
         if let Some(patient) = self.learn(found) {
@@ -71,8 +83,9 @@ fn policy() -> i32 {
     unsafe { libc::sched_getscheduler(0) }
 }
 
-/// Changes that.
+/// Sets it.
 fn set_policy(patient: bool) {
+    OURS.set(patient);
     let policy = if patient { libc::SCHED_BATCH } else { libc::SCHED_OTHER };
     // SAFETY: all zeroes is the only sched_param that these policies have.
     let param: libc::sched_param = unsafe { std::mem::zeroed() };
@@ -121,14 +134,15 @@ mod tests {
     fn the_worker_changes_its_policy_and_no_other_threads() {
         let before = policy();
         if before != libc::SCHED_OTHER {
-            eprintln!("SKIPPED: the tests run under a policy of their own");
-            return;
+            return crate::skipped::skipped("the tests run under a scheduling policy of their own");
         }
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut gather = Gather::default();
                 gather.before_round(1);
                 assert_eq!(policy(), libc::SCHED_BATCH);
+                // The next driver's, on the same thread.
+                let mut gather = Gather::default();
                 for _ in 0..POOR {
                     gather.before_round(1);
                 }

@@ -112,6 +112,10 @@ impl VirtioDevice for Fs {
         self.seat.start(&self.worker, |lease| Serve::new(activation, session, timer, lease))
     }
 
+    fn recall(&mut self) {
+        self.seat.recall();
+    }
+
     fn stop(&mut self) -> Vec<QueueState> {
         let Some(serve) = self.seat.stop() else { return Vec::new() };
         let (session, states) = serve.end();

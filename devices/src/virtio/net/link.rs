@@ -19,11 +19,9 @@
 //! What is watched is an epoll descriptor with whatever socket there is in it; nobody asks that one
 //! which, for every call tries whatever is next.
 
-use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -34,6 +32,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::backend::{Backend, Received, widen};
 use super::mac_of;
 use crate::lock::{self, Part, Sharing};
+use crate::unix_socket;
 use crate::virtio::queue::Iovecs;
 
 mod wire;
@@ -142,7 +141,7 @@ impl Link {
             return Err(LinkError::Unsafe { path: directory.to_owned() });
         }
         let socket = directory.join(format!("{name}.link"));
-        if address(&socket).is_none() {
+        if unix_socket::address(&socket).is_err() {
             return Err(LinkError::TooLong { path: socket });
         }
         let path = directory.join(format!("{name}.lock"));
@@ -344,13 +343,6 @@ fn take_side(file: &File) -> io::Result<Option<Side>> {
     Ok(None)
 }
 
-fn seqpacket() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: socket takes no pointers.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    owned(fd)
-}
-
 /// What a system call that makes a descriptor returned.
 fn owned(fd: RawFd) -> io::Result<OwnedFd> {
     if fd < 0 {
@@ -360,30 +352,13 @@ fn owned(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The address of a socket at `path`, if it is short enough.
-fn address(path: &Path) -> Option<libc::sockaddr_un> {
-    // SAFETY: all zeroes is a sockaddr_un without a path.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    let bytes = OsStr::as_bytes(path.as_os_str());
-    // The last byte stays 0.
-    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
-        return None;
-    }
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    Some(address)
-}
-
 /// `bind` or `connect`.
 type Call =
     unsafe extern "C" fn(libc::c_int, *const libc::sockaddr, libc::socklen_t) -> libc::c_int;
 
 fn with_address(call: Call, socket: &OwnedFd, path: &Path) -> io::Result<()> {
-    let address = address(path).ok_or(io::ErrorKind::InvalidFilename)?;
-    let len = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: both calls read an address that is as long as said and lives through the call.
+    let (address, len) = unix_socket::address(path)?;
+    // SAFETY: both calls read an address, `len` bytes of a sockaddr_un that lives through the call.
     if unsafe { call(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -396,7 +371,7 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let socket = seqpacket()?;
+    let socket = unix_socket::socket(libc::SOCK_SEQPACKET)?;
     with_address(libc::bind, &socket, path)?;
     // One may wait to be accepted, which is when this VM's driver is up; a third is turned away.
     // SAFETY: listen takes no pointers.
@@ -408,7 +383,7 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
 
 /// Connects to whoever listens at `path`, if anybody does.
 fn connect(path: &Path) -> io::Result<Option<OwnedFd>> {
-    let socket = seqpacket()?;
+    let socket = unix_socket::socket(libc::SOCK_SEQPACKET)?;
     match with_address(libc::connect, &socket, path) {
         Ok(()) => Ok(Some(socket)),
         Err(e) => match e.raw_os_error() {

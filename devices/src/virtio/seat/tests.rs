@@ -77,7 +77,7 @@ fn a_device_whose_worker_hangs_is_given_up_and_serves_again_when_the_worker_retu
     use Kind::*;
     std::thread::scope(|scope| {
         // A disk has workers of its own.
-        for kind in [Rng, Net, NetStream, Vsock, Tty, Ports, Balloon, Pmem] {
+        for kind in [Rng, Net, NetStream, Vsock, Tty, Ports, Balloon, Pmem, Fs] {
             scope.spawn(move || outlives_a_worker_that_hangs(kind));
         }
     });
@@ -86,13 +86,19 @@ fn a_device_whose_worker_hangs_is_given_up_and_serves_again_when_the_worker_retu
 #[test]
 fn devices_that_are_stopped_together_are_waited_for_together() {
     use Kind::*;
-    let (subjects, releases): (Vec<_>, Vec<_>) =
-        [Rng, Net, Vsock, Tty, Ports, Pmem].map(hung).into_iter().unzip();
-    let begin = Instant::now();
-    subjects.iter().for_each(|subject| subject.driver.transport.recall());
-    subjects.iter().for_each(|subject| subject.driver.transport.reset());
-    assert!(begin.elapsed() < 5 * PATIENCE, "{:?}", begin.elapsed());
-    drop(releases);
+    std::thread::scope(|scope| {
+        for kind in [Rng, Net, Vsock, Tty, Ports, Balloon, Pmem, Fs] {
+            scope.spawn(move || {
+                let (subjects, releases): (Vec<_>, Vec<_>) =
+                    std::iter::repeat_with(|| hung(kind)).take(6).unzip();
+                let begin = Instant::now();
+                subjects.iter().for_each(|subject| subject.driver.transport.recall());
+                subjects.iter().for_each(|subject| subject.driver.transport.reset());
+                assert!(begin.elapsed() < 5 * PATIENCE, "{kind:?}: {:?}", begin.elapsed());
+                drop(releases);
+            });
+        }
+    });
     // And those that do not hang go on after it as after any stop.
     let mut subject = Subject::new(Vsock);
     subject.assert_works_after_reset();
