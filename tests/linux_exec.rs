@@ -148,6 +148,10 @@ fn files(vm: &RunningVm, lab: &Lab) {
     assert_eq!(text(&run(vm, &shell("stat -c '%a %s' /root/copy"))), "751 1048576\n");
     vm.copy_out(Path::new("/root/copy"), &back).unwrap();
     assert!(std::fs::read(back).unwrap() == bytes);
+    let (part, most) = (lab.path("part"), bytes.len() as u64 / 2);
+    let error = vm.copy_out_at_most(Path::new("/root/copy"), &part, most).unwrap_err();
+    assert!(matches!(error, ExecError::TooLarge { .. }), "{error}");
+    assert!(!part.exists());
     let error = vm.copy_in(&from, Path::new("/no/such/place")).unwrap_err();
     assert!(matches!(error, ExecError::GuestFile { .. }), "{error}");
 }

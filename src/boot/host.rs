@@ -58,8 +58,8 @@ impl Span<'_> {
         self.len as u64
     }
 
-    /// Whether what is behind it is this process's alone, so that pages may be put over it; and not huge
-    /// pages that were set aside for it, which would be lost.
+    /// Whether it is private memory of ordinary pages: a file can then be mapped over it without touching
+    /// another process's memory and without losing reserved huge pages.
     pub(super) fn is_private(&self) -> bool {
         self.region.flags() & (libc::MAP_SHARED | libc::MAP_HUGETLB) == 0
     }
@@ -172,6 +172,12 @@ impl Span<'_> {
                 at,
             )
         };
-        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // It is a mapping of its own now, and guest memory is not for children (crate::memory).
+        // SAFETY: the range is the mapping just made; no access to it changes.
+        unsafe { libc::madvise(mapped, self.len, libc::MADV_DONTFORK) };
+        Ok(())
     }
 }

@@ -133,7 +133,7 @@ impl Kernel {
         }
     }
 
-    /// Begins to put it into `memory`, which must be as it was mapped: what has to be zero in it is.
+    /// Begins to put it into `memory`, which must be freshly mapped: what is not loaded is taken to be zero.
     ///
     /// # Errors
     /// When it cannot be entered by the protocol wanted, or the guest has no memory where it goes.

@@ -26,6 +26,22 @@ pub fn watch(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     std::thread::Builder::new().stack_size(STACK).spawn(work).map(drop)
 }
 
+/// Does `act` whenever it is asked for, as long as there is what it is done with.
+pub fn whenever<T: Send + Sync + 'static>(
+    asked: Awaited,
+    with: &Arc<T>,
+    mut act: impl FnMut(&T) + Send + 'static,
+) -> std::io::Result<()> {
+    let with = Arc::downgrade(with);
+    watch(move || {
+        loop {
+            asked.wait();
+            let Some(with) = with.upgrade() else { return };
+            act(&with);
+        }
+    })
+}
+
 /// Tells the guest the size of the terminal, now and whenever it changes, as long as there is a VM.
 pub fn attend_window(resized: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> {
     let tell = |vm: &RunningVm| {
@@ -34,14 +50,7 @@ pub fn attend_window(resized: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<(
         }
     };
     tell(vm);
-    let vm = Arc::downgrade(vm);
-    watch(move || {
-        loop {
-            resized.wait();
-            let Some(vm) = vm.upgrade() else { return };
-            tell(&vm);
-        }
-    })
+    whenever(resized, vm, tell)
 }
 
 /// Writes the metrics now and whenever it is asked for them, as long as there is a VM.
@@ -51,14 +60,7 @@ pub fn attend_metrics(
     vm: &Arc<RunningVm>,
 ) -> std::io::Result<()> {
     file.write(vm);
-    let vm = Arc::downgrade(vm);
-    watch(move || {
-        loop {
-            asked.wait();
-            let Some(vm) = vm.upgrade() else { return };
-            file.write(&vm);
-        }
-    })
+    whenever(asked, vm, move |vm| file.write(vm))
 }
 
 /// Looks at the sizes of all disks whenever it is asked to, as long as there is a VM.
@@ -66,16 +68,11 @@ pub fn attend_disks(asked: Awaited, vm: &Arc<RunningVm>) -> std::io::Result<()> 
     if vm.disks().is_empty() {
         return Ok(());
     }
-    let vm = Arc::downgrade(vm);
-    watch(move || {
-        loop {
-            asked.wait();
-            let Some(vm) = vm.upgrade() else { return };
-            for id in vm.disks() {
-                match vm.resize_disk(id, None) {
-                    Ok(size) => log::info!("disk {id} has {size} bytes"),
-                    Err(e) => log::warn!("{e}"),
-                }
+    whenever(asked, vm, |vm| {
+        for id in vm.disks() {
+            match vm.resize_disk(id, None) {
+                Ok(size) => log::info!("disk {id} has {size} bytes"),
+                Err(e) => log::warn!("{e}"),
             }
         }
     })

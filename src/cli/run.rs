@@ -3,7 +3,6 @@
 mod name;
 mod session;
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -325,21 +324,14 @@ impl Run {
 
 /// Refuses a file for what the guest writes that is the configuration's own: it would be emptied.
 fn spare(file: &Path, config: &VmConfig) -> Result<(), String> {
-    let console = match &config.console {
-        ConsoleConfig::File(console) => Some(("console", console)),
-        _ => None,
-    };
-    let ports = config.ports.iter().filter_map(|port| Some(("port", port.file.as_ref()?)));
-    let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-    for (what, written) in ports.chain(console) {
-        if identity(written).is_some_and(|id| identity(file) == Some(id)) {
-            let (written, file) = (written.display(), file.display());
-            return Err(format!(
-                "{what}: cannot write to {written}: it is the --config file {file}"
-            ));
-        }
+    match config.written_over([file]) {
+        Some((what, written, file)) => Err(format!(
+            "{what}: cannot write to {}: it is the --config file {}",
+            written.display(),
+            file.display()
+        )),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! found without opening anything; the rest is found by [`crate::Vm::new`].
 
 mod address;
+mod error;
 mod guest;
 mod json;
 mod memory;
@@ -14,6 +15,8 @@ mod net;
 mod validate;
 mod volume;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use husk_devices::virtio::vsock::GUEST_CIDS;
@@ -21,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::size::{Size, SizeError};
 pub use address::{AddressError, InterfaceAddress};
+pub use error::ConfigError;
 pub use guest::{GuestConfig, RootConfig};
 pub use husk_devices::block::{Cache as DiskCache, DiskFormat, EngineChoice as DiskEngine};
 pub use json::{ConfigFileError, FILE_MAX, ToJsonError};
@@ -29,7 +33,7 @@ pub use mount::{OWN_MOUNTS, check_mount};
 pub use nearest::nearest;
 pub(crate) use net::parse_mac;
 pub use net::{NetConfig, NetHost, Publish, PublishError, RateLimiter, TokenBucket, Vhost};
-pub use validate::{CPUS_MAX, ConfigError, VIRTIO_DEVICES_MAX};
+pub use validate::{CPUS_MAX, VIRTIO_DEVICES_MAX};
 pub use volume::{VolumeCache, VolumeConfig};
 
 /// A virtual machine.
@@ -146,6 +150,27 @@ impl VmConfig {
 }
 
 impl VmConfig {
+    /// A file for what the guest writes (its console, a port) that is one of `others`, under whatever name:
+    /// it would be emptied. Gives what it is for, its path, and the other's.
+    pub fn written_over<'a>(
+        &'a self,
+        others: impl IntoIterator<Item = &'a Path>,
+    ) -> Option<(&'static str, &'a Path, &'a Path)> {
+        let identity = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+        let others: Vec<_> =
+            others.into_iter().filter_map(|path| Some((identity(path)?, path))).collect();
+        let console = match &self.console {
+            ConsoleConfig::File(console) => Some(("console", console.as_path())),
+            _ => None,
+        };
+        let ports = self.ports.iter().filter_map(|port| Some(("port", port.file.as_deref()?)));
+        ports.chain(console).find_map(|(what, written)| {
+            let wanted = identity(written)?;
+            let (_, other) = others.iter().find(|(found, _)| *found == wanted)?;
+            Some((what, written, *other))
+        })
+    }
+
     /// Every path in it, with what it is the path of.
     fn paths(&self) -> Vec<(String, &Path)> {
         let mut paths = vec![("kernel".to_owned(), self.kernel.as_path())];

@@ -9,7 +9,7 @@ use husk_devices::virtio::net::tap::is_interface_name;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::address::InterfaceAddress;
-use super::validate::ConfigError;
+use super::error::ConfigError;
 
 /// The most pairs of queues of an interface.
 const QUEUES_MAX: u16 = husk_devices::virtio::net::MAX_PAIRS;

@@ -14,10 +14,10 @@ use super::{HypervisorError, READONLY_MEM, failed};
 
 /// A VM of KVM's, at first with nothing but memory.
 ///
-/// Memory comes before the interrupt controllers. Those bring I/O regions, and since Linux 6.17 KVM lets
-/// the list without them go after a grace period of the host's kernel, without haste; whatever
-/// changes the guest's memory meanwhile waits for its end, 5 to 12 ms, and else 0.3 ms. (Where KVM
-/// adds a page for the processors' APICs with the first vCPU, that may wait all the same.)
+/// Set its memory before creating the interrupt controllers. They register I/O regions, and since Linux
+/// 6.17 the old list of those is freed after a grace period of the host's kernel, for which every
+/// later change of memory waits: 5 to 12 ms instead of 0.3. (Where KVM adds a page for the
+/// processors' APICs with the first vCPU, that may wait all the same.)
 pub(crate) struct KvmVm {
     /// Before the memory, which must stay mapped as long as this is open. Every [`KvmVcpu`] keeps
     /// the VM open too, and so holds all of this.

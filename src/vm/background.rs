@@ -39,8 +39,7 @@ impl<T: Send + 'static> Background<T> {
 
 impl<T> Drop for Background<T> {
     fn drop(&mut self) {
-        // Nobody wants the result any more, nor to hear of its errors; but nothing of it may be left when
-        // whoever wanted it is told so.
+        // The result is not wanted any more, but the thread must have ended before the caller goes on.
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

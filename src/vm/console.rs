@@ -6,7 +6,7 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,23 +68,16 @@ impl Console {
 /// # Errors
 /// That refusal.
 pub(super) fn check(config: &VmConfig) -> Result<(), VmError> {
-    let console = match &config.console {
-        ConsoleConfig::File(console) => Some(("console", console)),
-        _ => None,
-    };
-    let ports = config.ports.iter().filter_map(|port| Some(("port", port.file.as_ref()?)));
-    let identity = |path: &Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
-    for (what, written) in ports.chain(console) {
-        let Some(wanted) = identity(written) else { continue };
-        let disks = config.disks.iter().map(|disk| disk.path.as_path());
-        let disks = disks.chain(config.pmem.iter().map(|pmem| pmem.path.as_path()));
-        let mut others = disks.chain([config.kernel.as_path()]).chain(config.initrd.as_deref());
-        if let Some(other) = others.find(|other| identity(other) == Some(wanted)) {
+    let disks = config.disks.iter().map(|disk| disk.path.as_path());
+    let pmem = config.pmem.iter().map(|pmem| pmem.path.as_path());
+    let kernel = [config.kernel.as_path()].into_iter().chain(config.initrd.as_deref());
+    match config.written_over(disks.chain(pmem).chain(kernel)) {
+        Some((what, written, other)) => {
             let source = io::Error::other(format!("the VM needs it as {}", other.display()));
-            return Err(host(format!("{what}: cannot write to {}", written.display()))(source));
+            Err(host(format!("{what}: cannot write to {}", written.display()))(source))
         }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 type Opened = (ConsoleStreams, Option<(PathBuf, OwnedFd)>);

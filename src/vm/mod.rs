@@ -73,7 +73,7 @@ const _: () = assert!(config::VIRTIO_DEVICES_MAX <= layout::VIRTIO_MAX);
 
 /// A VM that has everything it needs and does not run yet.
 pub struct Vm {
-    /// First, so that it is dropped before the memory it works on.
+    /// Its thread is waited for when this is dropped.
     kernel: Loading,
     controller: Controller,
     console: Source,

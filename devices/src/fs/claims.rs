@@ -47,8 +47,8 @@ impl Claims {
         if self.count + 2 <= RANGES { Ok(()) } else { Err(Errno(libc::ENOLCK)) }
     }
 
-    /// Whether a range may be given up. It may, unless that cuts one of its owner's in two: then there must
-    /// be room for that, of which there is as much again as for locks.
+    /// Whether a range may be given up. Unlocking the middle of a range leaves two, so by unlocking there
+    /// may come to be up to twice [`RANGES`].
     ///
     /// # Errors
     /// `ENOLCK` if there is not.

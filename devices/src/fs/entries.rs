@@ -12,9 +12,9 @@ use super::message::Words;
 
 /// Bytes of a `linux_dirent64` before its name: inode, position, length, kind.
 const FIXED: usize = 19;
-/// So many directories' last replies are kept,
+/// Directories whose last replies are kept.
 const DIRECTORIES: usize = 32;
-/// of at most so many bytes: a kernel that asks for more than a page knows that its program has room for it.
+/// The longest reply that is kept, in bytes: a kernel that asks for more than a page knows that its program has room for it.
 const KEPT: usize = 4096;
 
 /// One entry as the host has it.

@@ -19,7 +19,8 @@ use super::wire::{
 
 /// The most bytes that one request copies within the host: the worker has others to serve.
 const COPY_MAX: u64 = 64 << 20;
-/// So often what is to be opened or made may be gone before it is opened, and there before it is made.
+/// How often CREATE tries again when the host removes the file before it is opened and makes it before it is
+/// made. Try n is preceded by a sleep of n microseconds.
 const CREATE_AGAIN: u64 = 100;
 /// The flags of open(2) that mean something to the host. `O_DIRECT` would ask of guest memory what it
 /// need not have, each write says whether it is `O_APPEND`'s, and everything else is the guest's own affair.

@@ -124,8 +124,8 @@ pub struct Core {
     paused: bool,
     /// The host is busy with another size of what is behind the device.
     resizing: bool,
-    /// The config space has changed since the reset, and its driver, which may have looked before, was not up.
-    /// (A saved state has nothing of it.)
+    /// The config space has changed while no driver was up, which may have read it before it set
+    /// `DRIVER_OK`: it is notified then. Not part of a saved state.
     untold: bool,
 }
 

@@ -81,8 +81,7 @@ pub trait VirtioDevice: Send {
     /// as after power-on. For devices that keep something beside their queues over a stop.
     fn reset(&mut self) {}
 
-    /// Gives what makes that which is behind the device `size` bytes large, or finds how large it is by
-    /// now. Called while the device is stopped, as it stays until [`VirtioDevice::resized`].
+    /// The work that makes the backend `size` bytes large or, with `None`, measures it. Called while the device is stopped, as it stays until [`VirtioDevice::resized`].
     ///
     /// # Errors
     /// Why it keeps its size.

@@ -11,7 +11,7 @@ use husk::{GuestChild, GuestCommand, Status, WindowSize};
 use super::streams::{self, Shown, To};
 use crate::cli::awaited::Awaited;
 use crate::cli::escape::Escape;
-use crate::cli::life::watch;
+use crate::cli::life::whenever;
 use crate::cli::{Error, terminal};
 
 /// How long what the command wrote is waited for after its end without a limit: for ever, nearly.
@@ -105,15 +105,10 @@ impl Attached {
 
 /// Tells the command's terminal its size whenever that changes, as long as there is a command.
 fn attend_window(resized: Awaited, child: &Arc<GuestChild>) -> std::io::Result<()> {
-    let child = Arc::downgrade(child);
-    watch(move || {
-        loop {
-            resized.wait();
-            let Some(child) = child.upgrade() else { return };
-            if let Some(size) = terminal::size() {
-                // After its end it has none.
-                let _ = child.resize(size);
-            }
+    whenever(resized, child, |child| {
+        if let Some(size) = terminal::size() {
+            // After its end it has none.
+            let _ = child.resize(size);
         }
     })
 }

@@ -1,6 +1,17 @@
 use super::super::workload::Workload;
 use super::*;
 
+/// A lab without a kernel, where there is what it is made of.
+fn lab() -> Option<Lab> {
+    match Lab::make(Workload::True, None) {
+        Err(why @ CompareError::NoBusybox { .. }) => {
+            crate::skipped::skipped(why);
+            None
+        }
+        lab => Some(lab.unwrap()),
+    }
+}
+
 #[test]
 fn a_mistyped_contestant_is_answered_with_the_nearest() {
     assert_eq!(Kind::named("crun").unwrap().name, "crun");
@@ -12,10 +23,7 @@ fn a_mistyped_contestant_is_answered_with_the_nearest() {
 
 #[test]
 fn every_contestant_gets_the_same_files_and_a_vm_the_kernel() {
-    let Ok(mut lab) = Lab::make(Workload::True, None) else {
-        crate::skipped::skipped("no static busybox");
-        return;
-    };
+    let Some(mut lab) = lab() else { return };
     let (given, unpacked) = (PathBuf::from("/k/vmlinuz"), PathBuf::from("/k/vmlinux"));
     lab.kernel = Some(Kernel { given, unpacked, without_acpi: false });
     lab.append = "noxsave nokaslr".to_owned();
@@ -44,7 +52,7 @@ fn every_contestant_gets_the_same_files_and_a_vm_the_kernel() {
 
 #[test]
 fn a_vm_without_a_kernel_is_an_error_and_no_panic() {
-    let Ok(lab) = Lab::make(Workload::True, None) else { return };
+    let Some(lab) = lab() else { return };
     let start = Start { lab: &lab, program: Path::new("x"), id: "one", job: Job::Work };
     for kind in KINDS.iter().filter(|kind| kind.family == Family::Vm) {
         assert!(kind.call(&start).is_err(), "{}", kind.name);
@@ -54,7 +62,7 @@ fn a_vm_without_a_kernel_is_an_error_and_no_panic() {
 #[test]
 fn a_kernel_whose_name_is_no_text_is_an_error_where_json_must_hold_it() {
     use std::os::unix::ffi::OsStringExt;
-    let Ok(mut lab) = Lab::make(Workload::True, None) else { return };
+    let Some(mut lab) = lab() else { return };
     let odd = PathBuf::from(OsString::from_vec(b"/k/\xff".to_vec()));
     lab.kernel = Some(Kernel { given: odd.clone(), unpacked: odd, without_acpi: true });
     let start = Start { lab: &lab, program: Path::new("x"), id: "one", job: Job::Work };

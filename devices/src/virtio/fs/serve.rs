@@ -203,8 +203,8 @@ impl Serve {
         !given_up
     }
 
-    /// Tells one of the owners that wait for each other since somebody took a lock; of the others, should
-    /// there be more circles, one is told the next time. The last of them to begin: its work is the least.
+    /// If owners that wait block each other in a circle, answers the newest of them with `EDEADLK`: its
+    /// work is the least. Other circles are found at the next call.
     fn break_a_circle(&mut self) {
         let taken = self.session.taken();
         if self.searched == taken {
