@@ -28,7 +28,7 @@ pub(super) struct AtOnce {
     /// Bytes moved, about, since what was done was taken.
     moved: usize,
     held: bool,
-    /// Rung when there is more to do than a batch, or to answer.
+    /// Rung when there is more to do than a batch.
     event: EventFd,
     rung: bool,
     kept: Kept,
@@ -100,11 +100,14 @@ impl Engine for AtOnce {
             // Cannot fail: it rings.
             let _ = self.event.read();
         }
+        // What is done is answered before more is: the guest goes on with it meanwhile.
+        if self.done.is_empty() {
+            self.moved = 0;
+            self.run();
+        }
         done.append(&mut self.done);
         self.moved = 0;
-        self.run();
-        // What this has done is for the next time: nobody else tells of it.
-        if !self.todo.is_empty() || !self.done.is_empty() {
+        if !self.todo.is_empty() {
             self.ring();
         }
     }
