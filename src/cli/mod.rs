@@ -13,6 +13,7 @@ macro_rules! tell {
 mod agent;
 mod attach;
 mod awaited;
+mod command;
 mod compare;
 mod course;
 mod cp;
@@ -20,7 +21,6 @@ mod detach;
 mod doctor;
 mod escape;
 mod exec;
-mod exec_in;
 mod footprint;
 mod inspect;
 mod kernel;
@@ -67,7 +67,7 @@ enum Command {
     Kernel(kernel::Kernel),
     Ps(ps::Ps),
     Inspect(inspect::Inspect),
-    Exec(exec_in::ExecIn),
+    Exec(exec::Exec),
     Cp(cp::Cp),
     Agent(agent::Agent),
     Attach(attach::Attach),

@@ -19,8 +19,8 @@ use husk::timeline::{Phase, Timeline};
 use log::LevelFilter;
 
 use super::awaited::Awaited;
+use super::command::Exec;
 use super::detach::{self, Detached};
-use super::exec::Exec;
 use super::signals::Signals;
 use super::values::{
     parse_balloon, parse_console, parse_console_device, parse_cpus, parse_disk, parse_memory,

@@ -15,10 +15,10 @@ use husk::{ConsoleStreams, GuestChild, GuestCommand, Outcome, RunningVm, Vm};
 
 use super::name::Name;
 use crate::cli::awaited::Awaited;
+use crate::cli::command;
 use crate::cli::course::{Course, Way};
 use crate::cli::detach::Detached;
 use crate::cli::escape::{self, Escape};
-use crate::cli::exec;
 use crate::cli::life::{
     Escapes, TIMED_OUT, attend_disks, attend_escapes, attend_metrics, attend_window, conclude,
     kill, report,
@@ -81,9 +81,9 @@ impl Session {
         name.on_stop(move || stopped.stop());
         // Whoever ends this first gives it up.
         course.at_last(name.giving_up());
-        let job = exec::Job {
+        let job = command::Job {
             command,
-            limits: exec::Limits { timeout, grace: self.grace },
+            limits: command::Limits { timeout, grace: self.grace },
             resized: self.resized,
             keep: self.name.as_deref().filter(|_| self.keep),
             tty: self.tty,
@@ -98,7 +98,7 @@ impl Session {
             };
             name.is_ready(self.detached.as_mut(), Box::new(resize))
         };
-        let status = exec::run(&vm, job, &course, has_begun);
+        let status = command::run(&vm, job, &course, has_begun);
         let status = status.unwrap_or_else(|e| failed(&e));
         report(self.show, metrics.as_ref(), &vm);
         name.conclude(status, self.detached);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use husk::error::{EndedBy, ExecError};
 use husk::{GuestChild, GuestCommand, Outcome, RunningVm, Status};
 
-use super::attach::{self, End};
+use super::connect::{self, End};
 use crate::cli::awaited::Awaited;
 use crate::cli::course::Course;
 use crate::cli::escape::Escape;
@@ -65,7 +65,7 @@ pub fn run(
 ) -> Result<u8, Error> {
     let Job { command, limits, resized, keep, tty } = job;
     let limits = &limits;
-    let (command, interactive) = attach::for_terminal(command, tty);
+    let (command, interactive) = connect::for_terminal(command, tty);
     let started = match limits.left() {
         Some(left) => vm.spawn_within(&command, left),
         None => vm.spawn(&command),
@@ -81,7 +81,7 @@ pub fn run(
         course.begins(child.clone());
         has_begun(child)
     };
-    let attached = attach::attach(child, interactive.then_some(resized), typed, begun)?;
+    let attached = connect::attach(child, interactive.then_some(resized), typed, begun)?;
     let ended = attached.wait(|| limits.left());
     terminal::restore();
     let end = match (ended, keep) {
