@@ -18,6 +18,9 @@ fn machine(image: &Path, wire: &str, address: &str) -> Result<TestVm, TestError>
 }
 
 /// Tests that two machines of this kind hear each other.
+///
+/// # Errors
+/// Whatever fails of it.
 pub fn run(image: &Path) -> Result<(), Box<dyn Error>> {
     // Of this process alone: two tests at once have two wires.
     let wire = format!("example-{}", std::process::id());

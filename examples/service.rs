@@ -15,6 +15,9 @@ use std::time::Duration;
 use husk::{GuestCommand, Vm};
 
 /// Tests the Redis that is in the root file system in `image`.
+///
+/// # Errors
+/// Whatever fails of it.
 pub fn run(image: &Path) -> Result<(), Box<dyn Error>> {
     // The image is only read, so that any number of tests can have it at once.
     let vm = Vm::builder()

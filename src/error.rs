@@ -7,6 +7,7 @@
 
 pub use husk_devices::block::{DiskError, EngineError, ResizeError};
 pub use husk_devices::bus::BusError;
+pub use husk_devices::fs::ShareError;
 pub use husk_devices::virtio::console::endpoint::EndpointError;
 pub use husk_devices::virtio::device::{SizeError, StartError};
 pub use husk_devices::virtio::net::link::LinkError;

@@ -59,6 +59,9 @@ pub struct BusBuilder {
 
 impl BusBuilder {
     /// Places `device` at `base..base + len`. `name` is used in errors only.
+    ///
+    /// # Errors
+    /// [`BusError`]: an empty or overflowing range, or one that overlaps another's.
     pub fn add(
         &mut self,
         name: impl Into<String>,

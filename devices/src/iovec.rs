@@ -304,6 +304,9 @@ impl<'a> Iovecs<'a> {
     }
 
     /// One `readv`; the count is not passed over.
+    ///
+    /// # Errors
+    /// The host's.
     pub fn readv(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let (list, count) = self.raw();
         // SAFETY: `list` points to `count` pieces that stay mapped for 'a (see the constructors).
@@ -311,6 +314,9 @@ impl<'a> Iovecs<'a> {
     }
 
     /// One `writev`; the count is not passed over.
+    ///
+    /// # Errors
+    /// The host's.
     pub fn writev(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let (list, count) = self.raw();
         // SAFETY: `list` points to `count` pieces that stay mapped for 'a (see the constructors).
@@ -318,6 +324,9 @@ impl<'a> Iovecs<'a> {
     }
 
     /// One `preadv` from byte `offset` on; the count is not passed over.
+    ///
+    /// # Errors
+    /// The host's.
     pub fn preadv(&self, fd: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
         let (list, count) = self.raw();
         // SAFETY: `list` points to `count` pieces that stay mapped for 'a (see the constructors).
@@ -325,6 +334,9 @@ impl<'a> Iovecs<'a> {
     }
 
     /// One `pwritev` from byte `offset` on; the count is not passed over.
+    ///
+    /// # Errors
+    /// The host's.
     pub fn pwritev(&self, fd: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
         let (list, count) = self.raw();
         // SAFETY: `list` points to `count` pieces that stay mapped for 'a (see the constructors).
@@ -332,6 +344,9 @@ impl<'a> Iovecs<'a> {
     }
 
     /// One `pwritev2` to the end of a file, wherever that is; the count is not passed over.
+    ///
+    /// # Errors
+    /// The host's.
     pub fn append(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let (list, count) = self.raw();
         // SAFETY: `list` points to `count` pieces that stay mapped for 'a (see the constructors).
@@ -340,6 +355,9 @@ impl<'a> Iovecs<'a> {
 
     /// One `sendmsg` on a socket, which neither waits nor raises SIGPIPE; the count is not passed
     /// over.
+    ///
+    /// # Errors
+    /// The host's.
     pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let (list, count) = self.raw();
         // SAFETY: all zeroes is a message without address, pieces and control data.
@@ -353,6 +371,9 @@ impl<'a> Iovecs<'a> {
     }
 
     /// Fills the first piece from the host's random generator; the count is not passed over.
+    ///
+    /// # Errors
+    /// The host's.
     pub fn getrandom(&self) -> io::Result<usize> {
         let Some(Segment(piece)) = self.pieces.first() else { return Ok(0) };
         // SAFETY: the piece stays mapped for 'a (see the constructors).

@@ -76,6 +76,9 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a thread called `name` (Linux shows the first 15 bytes).
+    ///
+    /// # Errors
+    /// [`WorkerError`]: the host has no thread or descriptor left.
     pub fn spawn(name: impl Into<String>) -> Result<Worker, WorkerError> {
         Self::spawn_watched(name, |_| {})
     }

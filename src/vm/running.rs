@@ -164,6 +164,9 @@ impl RunningVm {
 
     /// Gives the guest another VM generation id and tells it so: it has been copied or set back, and
     /// must make new random numbers. A machine without ACPI has none, and its guest notices nothing.
+    ///
+    /// # Errors
+    /// [`Ended`], when the VM has.
     pub fn renew_generation(&self) -> Result<(), Ended> {
         self.command(Command::NewGeneration)
     }

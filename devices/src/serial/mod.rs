@@ -129,6 +129,9 @@ pub struct Uart {
 
 impl Uart {
     /// A UART after reset, with nothing connected to it yet.
+    ///
+    /// # Errors
+    /// When the host has no event descriptor left.
     pub fn new() -> io::Result<Arc<Self>> {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let fifo_empty = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
@@ -151,6 +154,9 @@ impl Uart {
     }
 
     /// Back to the state after reset, for a reboot; what was written and not yet read stays.
+    ///
+    /// # Errors
+    /// When the host has no event descriptor left; then nothing is changed.
     pub fn reset(&self) -> io::Result<()> {
         *self.port() = Self::fresh(&self.irq, &self.fifo_empty, &self.output, &self.counters)?;
         Ok(())

@@ -21,11 +21,17 @@ pub struct ConsoleStreams {
 
 impl ConsoleStreams {
     /// Makes writing to `fd` non-blocking for us alone; see [`private`].
+    ///
+    /// # Errors
+    /// The host's.
     pub fn private_output(fd: OwnedFd) -> io::Result<File> {
         private(fd.into(), OpenOptions::new().write(true))
     }
 
     /// Makes reading from `fd` non-blocking for us alone; see [`private`].
+    ///
+    /// # Errors
+    /// The host's.
     pub fn private_input(fd: OwnedFd) -> io::Result<File> {
         private(fd.into(), OpenOptions::new().read(true))
     }

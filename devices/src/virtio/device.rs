@@ -47,6 +47,9 @@ pub trait VirtioDevice: Send {
     /// Takes the queues and begins to serve them; called when the driver sets `DRIVER_OK` and after
     /// a pause. Work that was queued before (a doorbell rung while stopped) is found without
     /// another doorbell. Never called twice without `stop` between.
+    ///
+    /// # Errors
+    /// [`StartError`]: the device needs a reset then, and serves nothing.
     fn start(&mut self, activation: Activation) -> Result<(), StartError>;
 
     /// The device is stopped next, and others with it: what takes its time is asked for here and not
