@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -17,8 +18,10 @@ use super::disk::Disk;
 use super::engine::{Engine, Keep, Kept};
 use super::job::{Job, PIECE};
 
-/// Bytes to move before what is done is answered.
+/// Bytes to move before what is done is answered: the guest goes on with it on another processor.
 const BATCH: usize = PIECE;
+/// The same where there is only one processor, which answers would only take from what is to be moved.
+const BATCH_ALONE: usize = 16 * PIECE;
 
 pub(super) struct AtOnce {
     disk: Disk,
@@ -27,6 +30,8 @@ pub(super) struct AtOnce {
     done: Vec<Box<Job>>,
     /// Bytes moved, about, since what was done was taken.
     moved: usize,
+    /// How many are moved before that.
+    batch: usize,
     held: bool,
     /// Rung when there is more to do than a batch.
     event: EventFd,
@@ -43,6 +48,10 @@ impl AtOnce {
             todo: VecDeque::new(),
             done: Vec::new(),
             moved: 0,
+            batch: match std::thread::available_parallelism() {
+                Ok(NonZeroUsize::MIN) => BATCH_ALONE,
+                _ => BATCH,
+            },
             held: false,
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             rung: false,
@@ -60,7 +69,7 @@ impl AtOnce {
 
     /// Makes steps until the batch is full.
     fn run(&mut self) {
-        while self.moved < BATCH
+        while self.moved < self.batch
             && let Some(mut job) = self.todo.pop_front()
         {
             if let Some(step) = job.step() {

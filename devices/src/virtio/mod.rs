@@ -11,6 +11,7 @@ pub mod console;
 pub mod core;
 pub mod device;
 pub mod fs;
+mod gather;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;

@@ -8,7 +8,6 @@
 //! The device has a worker of its own, because the host's files may be slow. What the guest has looked
 //! up and opened lives from its mount to its reset: it outlives a pause, and is given up on the worker.
 
-mod gather;
 mod serve;
 #[cfg(test)]
 mod tests;

@@ -12,9 +12,9 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::gather::Gather;
 use crate::fs::{Message, Served, Session, Waiting, is_brief};
 use crate::virtio::device::Activation;
+use crate::virtio::gather::Gather;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, IovecBuffer, Iovecs, Queue, QueueState};
 use crate::worker::Lease;

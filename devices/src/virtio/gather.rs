@@ -1,8 +1,8 @@
 //! Whether to let the guest go on for a moment before its requests are served, so that there are more of them.
 //!
 //! Where guest and worker share a processor, the worker that a doorbell wakes takes the vCPU's place at once.
-//! A guest with many threads that each ask for something then pays exits, an interrupt and four changes of thread for
-//! each request. A worker of `SCHED_BATCH` (sched(7)) waits until the vCPU has nothing more to do, or has had
+//! A guest that asks for many things at a time (threads at a shared directory, a disk's queue) then pays exits, an
+//! interrupt and four changes of thread for each request. A worker of `SCHED_BATCH` (sched(7)) waits until the vCPU has nothing more to do, or has had
 //! its turn: the others ask, too, and without a doorbell. A thread that is alone with its request gains nothing by
 //! that, and neither does a guest that computes meanwhile: so it is tried, and tried rarely where it does
 //! not pay. Where a processor is free, the worker runs there at once either way.
@@ -42,10 +42,7 @@ impl Gather {
             self.patient = OURS.get();
             self.patient || policy() == libc::SCHED_OTHER
         });
-        if !may {
-            return;
-        }
-        if let Some(patient) = self.learn(found) {
+        if may && let Some(patient) = self.learn(found) {
             set_policy(patient);
         }
     }
