@@ -5,7 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -124,6 +124,15 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     // SAFETY: `address` is a sockaddr_un of which `len` bytes are filled.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
     Ok(UnixStream::from(socket))
+}
+
+/// A reference to what is at `path`, of a link itself, by which nothing is opened.
+///
+/// # Errors
+/// The host's.
+pub(crate) fn reference(path: &Path) -> io::Result<File> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// A socket of a kind (`SOCK_STREAM`, `SOCK_SEQPACKET`), which does not block.

@@ -2,7 +2,9 @@
 //! the end. Nothing is written in between, so that an idle VM costs nothing.
 
 use std::fmt::Display;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,8 +25,10 @@ pub struct File {
 /// How what is written gets there.
 #[derive(Clone)]
 enum Way {
-    /// By a file beside it that takes the place of the one before, so that nobody reads half of one.
-    Beside(PathBuf),
+    /// By a file beside it that takes the place of the one before, so that nobody reads half of one: in
+    /// the directory that was there at the start, for it may be one that a guest or another user writes
+    /// to as well.
+    Beside(Arc<OwnedFd>),
     /// What is no regular file (a pipe, a terminal) is written to itself. It stays open, so that a reader
     /// has all of it, and nobody waits for one that does not read.
     Open(Arc<std::fs::File>),
@@ -55,8 +59,11 @@ impl File {
                   remove it",
             ));
         }
-        let beside = free_beside(&target).map_err(|e| refused(&e))?;
-        let file = Self { path: target, way: Way::Beside(beside) };
+        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY);
+        let dir = options.open(parent.unwrap_or(Path::new("."))).map_err(|e| refused(&e))?;
+        let file = Self { path: target, way: Way::Beside(Arc::new(dir.into())) };
         file.put("").map_err(|e| refused(&e))?;
         Ok(file)
     }
@@ -70,9 +77,9 @@ impl File {
 
     fn put(&self, text: &str) -> io::Result<()> {
         match &self.way {
-            Way::Beside(beside) => {
-                std::fs::write(beside, text)?;
-                std::fs::rename(beside, &self.path)
+            Way::Beside(dir) => {
+                let dir = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+                replace(&dir.join(self.path.file_name().unwrap_or_default()), text)
             }
             Way::Open(file) => (&**file).write_all(text.as_bytes()),
         }
@@ -98,18 +105,18 @@ fn are_metrics(path: &Path) -> io::Result<bool> {
     Ok(metrics.len() == 2 && is("seconds", Value::is_number) && is("devices", Value::is_object))
 }
 
-/// A name beside `path` that nobody uses.
-fn free_beside(path: &Path) -> io::Result<PathBuf> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    for n in 0..100 {
-        let beside = path.with_file_name(format!(".{name}.{}-{n}", std::process::id()));
-        match std::fs::File::create_new(&beside) {
-            Ok(_) => return Ok(beside),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(e),
-        }
+/// Puts a file with `text` in the place of `path`. Its first name is one that nobody can have foreseen, and is
+/// new: no link is followed, and no pipe waited for.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let random = RandomState::new().hash_one(path);
+    let beside = path.with_file_name(format!(".husk-{random:016x}.tmp"));
+    let mut file = std::fs::File::create_new(&beside)?;
+    let replaced = file.write_all(text.as_bytes()).and_then(|()| std::fs::rename(&beside, path));
+    if replaced.is_err() {
+        // What cannot be removed now is left.
+        let _ = std::fs::remove_file(&beside);
     }
-    Err(io::ErrorKind::AlreadyExists.into())
+    replaced
 }
 
 #[cfg(test)]
@@ -143,15 +150,28 @@ mod tests {
         let (path, link) = (dir.path().join("m"), dir.path().join("link"));
         std::fs::write(&path, "").unwrap();
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        let (near, also) = (dir.path().join("m.new"), format!(".m.{}-0", std::process::id()));
+        let near = dir.path().join("m.new");
         std::fs::write(&near, "precious").unwrap();
-        std::fs::write(dir.path().join(&also), "precious").unwrap();
-        File::make(&link).unwrap().put("text").unwrap();
+        let file = File::make(&link).unwrap();
+        file.put("text").unwrap();
         assert!(link.is_symlink());
         assert_eq!(std::fs::read(&path).unwrap(), b"text");
-        for kept in [near, dir.path().join(also)] {
-            assert_eq!(std::fs::read(kept).unwrap(), b"precious");
-        }
+        // A link in its place, which somebody has put there meanwhile, is replaced itself.
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&near, &path).unwrap();
+        file.put("more").unwrap();
+        assert!(!path.is_symlink());
+        assert_eq!(std::fs::read(&near).unwrap(), b"precious");
+        // And so is nothing elsewhere, when the directory is another one by now.
+        let (moved, other) = (dir.path().join("moved"), tempfile::tempdir().unwrap());
+        let within = dir.path().join("within");
+        std::fs::create_dir(&within).unwrap();
+        let file = File::make(&within.join("m")).unwrap();
+        std::fs::rename(&within, &moved).unwrap();
+        std::os::unix::fs::symlink(other.path(), &within).unwrap();
+        file.put("text").unwrap();
+        assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
+        assert_eq!(std::fs::read(moved.join("m")).unwrap(), b"text");
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Agent {
         });
         let thread = std::thread::Builder::new().name("husk-agent".to_owned()).stack_size(STACK);
         thread.spawn(move || match orders {
-            Some(orders) => this.attend(arriving, &orders.records()),
+            Some(orders) => this.attend(arriving, &orders),
             None => this.attend_service(arriving),
         })?;
         Ok(agent)
@@ -94,13 +94,13 @@ impl Agent {
         self.changed.notify_all();
     }
 
-    fn attend(&self, arriving: Receiver<UnixStream>, orders: &[u8]) {
+    fn attend(&self, arriving: Receiver<UnixStream>, orders: &Orders) {
         // An error: the VM has ended.
         let arrived = arriving.recv();
         // Whoever else connects to that port is not the agent.
         drop(arriving);
         let end = match arrived {
-            Ok(connection) => self.converse(connection, orders).unwrap_or(Known::Gone),
+            Ok(connection) => self.converse(connection, Some(orders)).unwrap_or(Known::Gone),
             Err(_) => Known::Gone,
         };
         let failed = matches!(end, Known::Failed(_));
@@ -115,7 +115,7 @@ impl Agent {
         while let Ok(connection) = arriving.recv() {
             // As above, as long as this one is there.
             drop(arriving);
-            let end = self.converse(connection, &[]).unwrap_or(Known::Gone);
+            let end = self.converse(connection, None).unwrap_or(Known::Gone);
             *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.learn(if end == Known::Gone { Known::Waiting } else { end });
             arriving = self.inside.listen(HOST_PORT);
@@ -123,8 +123,8 @@ impl Agent {
         self.learn(Known::Gone);
     }
 
-    /// Speaks with the agent until it goes.
-    fn converse(&self, connection: UnixStream, orders: &[u8]) -> io::Result<Known> {
+    /// Speaks with the agent until it goes. One without orders finds its machine as another init made it.
+    fn converse(&self, connection: UnixStream, orders: Option<&Orders>) -> io::Result<Known> {
         connection.set_read_timeout(Some(PATIENCE))?;
         let kept = connection.try_clone()?;
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
@@ -138,7 +138,9 @@ impl Agent {
             }
             _ => return Ok(Known::Gone),
         }
-        send(&connection, Frame::Setup(orders))?;
+        // Not before now: the time is among them.
+        let orders = orders.map(Orders::records).unwrap_or_default();
+        send(&connection, Frame::Setup(&orders))?;
         match frames.next()? {
             Some(Frame::Ready) => {}
             Some(Frame::Failed(words)) => {
