@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: from nothing but cargo and apt to Debian at work in a husk. The set-up runs
 //! here; the machine runs here too where this machine's KVM can, and in the testbed otherwise.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -40,17 +41,21 @@ pub fn main() -> Result<u8> {
         Place::Testbed(why) => why,
     };
     host::say(format!("running in the testbed: {why}"));
-    let xtask = std::env::current_exe().context("finding xtask's own executable")?;
-    let command = [xtask.into(), "__demo".into(), husk.into(), assets.into()];
     let options = testbed::Options {
         timeout: LIMIT + Duration::from_secs(120),
-        ..testbed::Options::new(command.to_vec())?
+        ..testbed::Options::new(again(husk, assets)?)?
     };
     let outcome = testbed::run(&options)?;
     if outcome.end == testbed::End::TimedOut {
         bail!("the demo was not over after {} s", options.timeout.as_secs());
     }
     Ok(outcome.end.status())
+}
+
+/// The command that does [`inner`] in another process.
+fn again(husk: PathBuf, assets: PathBuf) -> Result<Vec<OsString>> {
+    let xtask = std::env::current_exe().context("finding xtask's own executable")?;
+    Ok(vec![xtask.into(), "__demo".into(), husk.into(), assets.into()])
 }
 
 /// Runs husk with a copy of the Debian image and a TAP interface.
@@ -80,19 +85,23 @@ pub fn inner(args: &Inner) -> Result<u8> {
     if let limited::Ended::TimedOut = done.ended {
         host::say(format!("husk was not done after {} s, or was interrupted", LIMIT.as_secs()));
     }
-    let status = done.status();
-    if status == 0 && !done.text().contains("HUSK-DEMO-PASSED") {
-        host::say(
-            "the demo failed: husk ended well, but the guest did not say that its checks passed",
-        );
-        return Ok(1);
-    }
-    if status == 0 {
-        host::say("the demo passed; the table above says where the time went");
-    } else {
-        host::say(format!("the demo failed: husk ended with status {status}"));
-    }
+    let (status, word) = verdict(done.status(), &done.text());
+    host::say(word);
     Ok(status)
+}
+
+/// The demo's exit status and last word, when husk has ended with `status` and written `text`.
+fn verdict(status: u8, text: &str) -> (u8, String) {
+    match status {
+        0 if text.contains("HUSK-DEMO-PASSED") => {
+            (0, "the demo passed; the table above says where the time went".to_owned())
+        }
+        0 => {
+            let unsaid = "husk ended well, but the guest did not say that its checks passed";
+            (1, format!("the demo failed: {unsaid}"))
+        }
+        _ => (status, format!("the demo failed: husk ended with status {status}")),
+    }
 }
 
 fn words(command: &std::process::Command) -> String {
@@ -134,5 +143,34 @@ fn catch_signals() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler only stores to an atomic, which signal-safety(7) allows.
         unsafe { libc::signal(signal, stop as *const () as libc::sighandler_t) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::{Cli, Command};
+
+    #[test]
+    fn what_runs_in_the_testbed_is_understood_there() {
+        let command = again("/husk".into(), "/assets".into()).unwrap();
+        assert!(Path::new(&command[0]).is_file(), "{command:?}");
+        match Cli::try_parse_from(command).map(|cli| cli.command) {
+            Ok(Command::DemoInner(inner)) => {
+                assert_eq!((inner.husk, inner.assets), ("/husk".into(), "/assets".into()));
+            }
+            _ => panic!("it is no demo"),
+        }
+    }
+
+    #[test]
+    fn a_demo_has_passed_only_if_the_guest_says_so() {
+        let said = |status, text| verdict(status, text).0;
+        assert_eq!(said(0, "== …\nHUSK-DEMO-PASSED\n"), 0);
+        assert_eq!(said(0, "HUSK-DEMO-FAILED"), 1);
+        assert_eq!(said(0, ""), 1);
+        assert_eq!((said(134, "HUSK-DEMO-PASSED"), said(124, "")), (134, 124));
     }
 }

@@ -123,6 +123,8 @@ fn run(plan: &Plan, binary: &Path, test: &str) -> Result<Finished> {
         .args([test, "--exact", "--test-threads=1", "--nocapture"])
         .env("HUSK_ASSETS", &plan.assets)
         .env("HUSK_BIN", &plan.husk)
+        // For the test of the demo.
+        .env("HUSK_XTASK", std::env::current_exe().context("finding xtask's own executable")?)
         // Those that start VMs with the library's builder need no more than a user does.
         .env("HUSK_KERNEL", plan.assets.join(assets::VMLINUZ_CLOUD))
         .env("XDG_CACHE_HOME", ram().join("husk-test-kernels"));

@@ -10,6 +10,8 @@ mod qemu;
 mod session;
 mod stream;
 mod terminal;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -49,6 +51,8 @@ pub struct Options {
     pub stdin: bool,
     /// A stall is followed by one fresh start, unless input has been consumed.
     pub retry: bool,
+    /// The emulator.
+    pub qemu: PathBuf,
 }
 
 impl Options {
@@ -67,6 +71,7 @@ impl Options {
             icount: false,
             stdin: false,
             retry: true,
+            qemu: "qemu-system-x86_64".into(),
         })
     }
 }
@@ -116,6 +121,9 @@ pub struct Outcome {
 
 /// Runs a command in the testbed, making first what is missing of it. A stall is said on standard
 /// error and retried once.
+///
+/// # Errors
+/// When there is no testbed to be had here; what becomes of the command is no error.
 pub fn run(options: &Options) -> Result<Outcome> {
     if std::env::var_os("HUSK_TESTBED").is_some() {
         bail!("this already runs inside the testbed, where there is no second one");
@@ -129,7 +137,12 @@ pub fn run(options: &Options) -> Result<Outcome> {
             options.memory_mib
         );
     }
-    let outcome = session(options, &image)?;
+    retried(options, || session(options, &image))
+}
+
+/// Starts it, and once more if it stalls and nothing speaks against that.
+fn retried(options: &Options, mut start: impl FnMut() -> Result<Outcome>) -> Result<Outcome> {
+    let outcome = start()?;
     let End::Stalled(why) = &outcome.end else { return Ok(outcome) };
     host::say(format!("the testbed stalled: {why}"));
     if !options.retry {
@@ -140,7 +153,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         return Ok(outcome);
     }
     host::say("starting the testbed once more");
-    let outcome = session(options, &image)?;
+    let outcome = start()?;
     if let End::Stalled(why) = &outcome.end {
         host::say(format!("the testbed stalled again: {why}"));
     }
@@ -188,22 +201,30 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
+impl Args {
+    fn options(self) -> Result<Options> {
+        let env = self.env.iter().map(|word| {
+            job::parse_env(word)
+                .map_err(|e| anyhow::anyhow!("--env {}: {e}", word.to_string_lossy()))
+        });
+        Ok(Options {
+            env: env.collect::<Result<_>>()?,
+            timeout: Duration::from_secs(self.timeout),
+            stall: Duration::from_secs(self.stall),
+            memory_mib: self.memory,
+            smp: self.smp,
+            cpu: self.cpu,
+            icount: self.icount,
+            stdin: true,
+            ..Options::new(self.command)?
+        })
+    }
+}
+
 /// Runs `cargo xtask testbed`; gives the exit status.
 pub fn main(args: Args) -> Result<u8> {
-    let env = args.env.iter().map(|word| {
-        job::parse_env(word).map_err(|e| anyhow::anyhow!("--env {}: {e}", word.to_string_lossy()))
-    });
-    let options = Options {
-        env: env.collect::<Result<_>>()?,
-        timeout: Duration::from_secs(args.timeout),
-        stall: Duration::from_secs(args.stall),
-        memory_mib: args.memory,
-        smp: args.smp,
-        cpu: args.cpu,
-        icount: args.icount,
-        stdin: true,
-        ..Options::new(args.command)?
-    };
+    let verbose = args.verbose;
+    let options = args.options()?;
     let outcome = run(&options)?;
     match &outcome.end {
         End::TimedOut => host::say(format!(
@@ -213,7 +234,7 @@ pub fn main(args: Args) -> Result<u8> {
         End::HungUp => host::say("ended from the terminal"),
         _ => {}
     }
-    if args.verbose {
+    if verbose {
         let up = outcome.up.map_or("never".to_owned(), |up| format!("{:.1} s", up.as_secs_f64()));
         let total = outcome.total.as_secs_f64();
         host::say(format!("the testbed was up after {up}, the whole run took {total:.1} s"));

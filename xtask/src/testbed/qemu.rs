@@ -40,7 +40,7 @@ impl Qemu {
         results: &Path,
         tty: bool,
     ) -> Result<(Self, Streams)> {
-        let mut command = host::command("qemu-system-x86_64");
+        let mut command = host::command(&options.qemu);
         machine(&mut command, options, image);
         share(&mut command, "host", Path::new("/"), ",readonly=on");
         share(&mut command, "job", job.dir(), "");
@@ -98,7 +98,8 @@ impl Qemu {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
         // A Ctrl-C at the terminal is for us alone.
         command.process_group(0);
-        let child = command.spawn().context("starting qemu-system-x86_64")?;
+        let started = command.spawn();
+        let child = started.with_context(|| format!("starting {}", options.qemu.display()))?;
         Ok((Self { child, monitor: Monitor::new(monitor) }, streams))
     }
 
