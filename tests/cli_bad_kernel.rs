@@ -14,8 +14,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
 use fixture::Emit;
-use fixture::husk::{Running, Sandbox, refuses, refuses_run};
+use fixture::husk::{Finished, Running, Sandbox, refuses, refuses_run};
 use fixture::kernel::{PAYLOAD_AT, bzimage, image};
+
+/// `husk run` with `args` must refuse its kernel, which is damaged or none, with `words`, and keep nothing of it.
+#[track_caller]
+fn refuses_kernel(sandbox: &Sandbox, args: &[&str], words: &[&str]) -> Finished {
+    let before = sandbox.cached();
+    let finished = refuses_run(sandbox, args, words);
+    assert_eq!(sandbox.cached(), before, "it is kept in the cache, or was there and is not");
+    finished
+}
 
 #[test]
 fn a_kernel_that_is_none_is_named_and_said_to_be_what_it_is() {
@@ -33,7 +42,7 @@ fn a_kernel_that_is_none_is_named_and_said_to_be_what_it_is() {
         ("noise", "vmlinux"),
         ("/dev/null", "a device"),
     ] {
-        refuses_run(&sandbox, &["--kernel", name], &["kernel", name, words]);
+        refuses_kernel(&sandbox, &["--kernel", name], &["kernel", name, words]);
     }
 }
 
@@ -73,13 +82,13 @@ fn a_kernel_cut_off_anywhere_is_refused() {
         let name = format!("cut{sixteenth}");
         sandbox.file(&name, &whole[..whole.len() * sixteenth / 16]);
         let words: &[&str] = if sixteenth == 0 { &["empty"] } else { &["truncated"] };
-        refuses_run(&sandbox, &["--kernel", &name], &[&[name.as_str()], words].concat());
+        refuses_kernel(&sandbox, &["--kernel", &name], &[&[name.as_str()], words].concat());
     }
     // And within the headers.
     for len in [1, 3, 4, 16, 63, 64, 100, 176, 190] {
         let name = format!("head{len}");
         sandbox.file(&name, &whole[..len]);
-        refuses_run(&sandbox, &["--kernel", &name], &[&name]);
+        refuses_kernel(&sandbox, &["--kernel", &name], &[&name]);
     }
 }
 
@@ -104,17 +113,23 @@ fn a_bzimage_cut_off_anywhere_is_refused() {
     let sandbox = Sandbox::new();
     sandbox.file("whole", &whole);
     assert_eq!(sandbox.run(&["run", "--kernel", "whole", "--memory", "32M"]).status, 0);
+    // What is kept of a good one, and is to stay as it is when others are refused.
+    let kept = sandbox.cached();
+    assert!(
+        kept.iter().any(|(path, _)| path.extension().is_some_and(|it| it == "elf")),
+        "{kept:?}"
+    );
     for sixteenth in 0..16 {
         let name = format!("cut{sixteenth}");
         sandbox.file(&name, &whole[..whole.len() * sixteenth / 16]);
         let words = if sixteenth == 0 { "an empty file" } else { "it is truncated" };
-        refuses_run(&sandbox, &["--kernel", &name], &["kernel", &name, words]);
+        refuses_kernel(&sandbox, &["--kernel", &name], &["kernel", &name, words]);
     }
     // Within the boot sector, the header and the setup code, and by the last 16 bytes.
     for len in [1, 511, 512, 517, 519, 600, 618, 1023, 1024, 1536, 1537, whole.len() - 16] {
         let name = format!("head{len}");
         sandbox.file(&name, &whole[..len]);
-        refuses_run(&sandbox, &["--kernel", &name], &["kernel", &name]);
+        refuses_kernel(&sandbox, &["--kernel", &name], &["kernel", &name]);
     }
 }
 
@@ -154,9 +169,9 @@ fn a_bzimage_that_lies_about_its_sizes_is_refused() {
         let mut kernel = whole.clone();
         kernel[at..at + 4].copy_from_slice(&value.to_le_bytes());
         let name = sandbox.file(&format!("lie{n}"), kernel);
-        let finished = sandbox.run(&["run", "--kernel", &name, "--memory", "32M"]);
+        let args = ["--kernel", &name, "--memory", "32M"];
+        let finished = refuses_kernel(&sandbox, &args, &["kernel", &name]);
         assert!(finished.stderr.contains(words), "{lie}: {finished:?}");
-        refuses_run(&sandbox, &["--kernel", &name, "--memory", "32M"], &["kernel", &name]);
     }
 }
 
@@ -179,7 +194,7 @@ fn what_a_bzimage_carries_is_checked_like_any_kernel() {
         let mut vmlinux = vmlinux.clone();
         vmlinux[at..at + bytes.len()].copy_from_slice(bytes);
         let name = sandbox.file(&format!("carries{at}"), bzimage(&vmlinux));
-        refuses_run(&sandbox, &["--kernel", &name, "--memory", "32M"], &["kernel", &name]);
+        refuses_kernel(&sandbox, &["--kernel", &name, "--memory", "32M"], &["kernel", &name]);
     }
 }
 
@@ -191,7 +206,7 @@ fn a_kernel_for_another_machine_is_refused_with_its_name() {
         let mut kernel = image(32, |a| a.power_off());
         kernel[18..20].copy_from_slice(&machine.to_le_bytes());
         sandbox.file("other", kernel);
-        refuses_run(&sandbox, &["--kernel", "other"], &["other", name]);
+        refuses_kernel(&sandbox, &["--kernel", "other"], &["other", name]);
     }
 }
 
