@@ -118,6 +118,32 @@ fn eight_processors_come_up() {
     check(lab.tiny(), 8, 512);
 }
 
+#[test]
+fn a_kernel_of_debians_that_is_cut_off_anywhere_is_refused_before_it_runs() {
+    let Some(lab) = Lab::open() else { return };
+    let (kernel, cache) = (lab.path("kernel"), lab.path("cache"));
+    for name in [VMLINUZ_CLOUD, VMLINUZ_STD, VMLINUX_CLOUD] {
+        fs::copy(lab.asset(name), &kernel).unwrap();
+        let file = fs::File::options().write(true).open(&kernel).unwrap();
+        let whole = file.metadata().unwrap().len();
+        for sixteenth in (0..16).rev() {
+            file.set_len(whole * sixteenth / 16).unwrap();
+            let guest = Builder::new(&lab, kernel.clone()).initrd(TINY);
+            let done = guest.env("XDG_CACHE_HOME", &cache).run();
+            done.expect_status(125).expect_stderr(&kernel.display().to_string());
+            done.expect_stderr(if sixteenth == 0 { "an empty file" } else { "truncated" });
+            if !done.console.is_empty() || done.stderr.lines().count() != 1 {
+                done.fail(&format!(
+                    "{name} was started or said too much of, cut at {sixteenth}/16"
+                ));
+            }
+        }
+    }
+    // Nothing was unpacked, or kept.
+    let kept = |what: &str| fs::read_dir(cache.join("husk").join(what)).map_or(0, Iterator::count);
+    assert_eq!((kept("kernels"), kept("index")), (0, 0));
+}
+
 /// Prints how many virtio devices there are, and the first byte of each disk's serial number.
 const DEVICES: &str = r#"
 echo "cpus=$(nproc)"

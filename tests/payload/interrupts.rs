@@ -138,6 +138,34 @@ fn cpus_have_different_apic_ids_in_cpuid_and_in_the_apic() {
 }
 
 #[test]
+fn as_many_cpus_as_there_can_be_start_once_each_with_an_id_of_its_own() {
+    needs_kvm!();
+    const CPUS: u32 = 64;
+    // A byte for each initial APIC id (CPUID 1, EBX 31..24), which those who have it count up.
+    const SEEN: u32 = LOW_WORD + 0x100;
+    let kernel = Kernel::pvh(|a| {
+        start_others(a, |ap| {
+            ap.mov(eax, 1)?;
+            ap.cpuid()?;
+            ap.shr(ebx, 24)?;
+            ap.lock().inc(byte_ptr(bx + SEEN))?;
+            ap.lock().inc(word_ptr(LOW_WORD))?;
+            ap.halt()
+        })?;
+        a.mov(eax, 1)?;
+        a.cpuid()?;
+        a.shr(ebx, 24)?;
+        a.lock().inc(byte_ptr(ebx + SEEN))?;
+        a.await_count(LOW_WORD, CPUS - 1)?;
+        a.dump(SEEN, 256)?;
+        a.power_off()
+    });
+    let guest = Guest::start_with(&kernel, |config| config.cpus = CPUS);
+    let ids: Vec<_> = (0..256).map(|id| u8::from(id < CPUS)).collect();
+    assert_eq!(guest.powered_off(), ids);
+}
+
+#[test]
 fn a_reboot_puts_the_other_cpus_back_to_waiting() {
     needs_kvm!();
     let kernel = Kernel::pvh(|a| {
