@@ -36,6 +36,9 @@ pub fn main() -> i32 {
                     b"the kernel needs CONFIG_VIRTIO_VSOCKETS, built in or as a module that husk can \
                       find: --modules DIR"
                 }
+                _ if machine::acpi() == machine::Acpi::Unknown => {
+                    b"the kernel has no ACPI and was not told of its devices otherwise: --no-acpi"
+                }
                 _ => b"it does not answer",
             };
             let number = Digits::of(error.0 as u64);

@@ -66,12 +66,38 @@ pub fn power_off() {
     const MAGIC: [usize; 2] = [0xfee1_dead, 0x2812_1969];
     const POWER_OFF: usize = 0x4321_fedc;
     const RESTART: usize = 0x0123_4567;
-    let mut line = [0; 4096];
-    let line = super::file::read_file(c"/proc/cmdline", &mut line).unwrap_or_default();
-    let end = if has_word(line, b"acpi=off") { RESTART } else { POWER_OFF };
+    let end = if acpi() == Acpi::Present { POWER_OFF } else { RESTART };
     let [one, two] = MAGIC;
     // SAFETY: this reboot takes no pointers.
     let _ = unsafe { call(169, [one, two, end, 0, 0, 0]) };
+}
+
+/// What there is of ACPI, by which a machine tells of its devices and is turned off.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Acpi {
+    /// The kernel uses it.
+    Present,
+    /// The machine has none, and tells of its devices otherwise.
+    Off,
+    /// The machine has it, and the kernel knows nothing of it.
+    Unknown,
+}
+
+/// Finds out. Where there is no /sys, it is taken to be there.
+pub fn acpi() -> Acpi {
+    let is_there = |path| {
+        let there = super::file::open(path, super::file::READ | super::file::CLOEXEC, 0);
+        there.map(|mut fd| fd.close()).is_ok()
+    };
+    let mut line = [0; 4096];
+    let line = super::file::read_file(c"/proc/cmdline", &mut line).unwrap_or_default();
+    if has_word(line, b"acpi=off") {
+        Acpi::Off
+    } else if is_there(c"/sys/firmware") && !is_there(c"/sys/firmware/acpi") {
+        Acpi::Unknown
+    } else {
+        Acpi::Present
+    }
 }
 
 /// Brings up the interface `lo`.
