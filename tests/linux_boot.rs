@@ -122,12 +122,13 @@ fn eight_processors_come_up() {
 fn a_kernel_of_debians_that_is_cut_off_anywhere_is_refused_before_it_runs() {
     let Some(lab) = Lab::open() else { return };
     let (kernel, cache) = (lab.path("kernel"), lab.path("cache"));
-    for name in [VMLINUZ_CLOUD, VMLINUZ_STD, VMLINUX_CLOUD] {
+    // The second bzImage is there for its compression, which is not come to.
+    for (name, step) in [(VMLINUZ_CLOUD, 1), (VMLINUZ_STD, 5), (VMLINUX_CLOUD, 1)] {
         fs::copy(lab.asset(name), &kernel).unwrap();
         let file = fs::File::options().write(true).open(&kernel).unwrap();
         let whole = file.metadata().unwrap().len();
-        for sixteenth in (0..16).rev() {
-            file.set_len(whole * sixteenth / 16).unwrap();
+        for sixteenth in (0..16u32).step_by(step).rev() {
+            file.set_len(whole * u64::from(sixteenth) / 16).unwrap();
             let guest = Builder::new(&lab, kernel.clone()).initrd(TINY);
             let done = guest.env("XDG_CACHE_HOME", &cache).run();
             done.expect_status(125).expect_stderr(&kernel.display().to_string());
