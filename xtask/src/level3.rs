@@ -13,7 +13,7 @@ use crate::count::Count;
 use crate::doctor::{self, Place};
 use crate::journal::{Record, State};
 use crate::limited::{self, Ended, Errors};
-use crate::runner::Plan;
+use crate::runner::{self, Plan};
 use crate::testbed::{self, End};
 use crate::{apt, assets, cache, cargo, deadline, host};
 
@@ -44,7 +44,13 @@ pub fn run(wanted: &Wanted) -> Result<Count> {
     let husk = cargo::build_husk()?;
     // What husk itself starts, and what a guest takes from the host.
     apt::need(&[("passt", "passt"), ("iperf3", "iperf3")])?;
-    let assets = if wanted.soak.is_some() { assets::soak()? } else { assets::all()? };
+    let (assets, brought) = match wanted.soak {
+        Some(_) => {
+            let kernels = runner::wants(&binaries, &wanted.filters, KERNELS)?;
+            assets::soak(&husk, kernels)?
+        }
+        None => (assets::all()?, assets::Brought::default()),
+    };
     let place = doctor::ask(&husk);
     let emulated = matches!(place, Place::Testbed(_));
     // Where this machine's KVM interprets, or is missing, the payloads have yet to meet a real one.
@@ -70,6 +76,7 @@ pub fn run(wanted: &Wanted) -> Result<Count> {
         soak: wanted.soak,
         show: wanted.show,
         to_ram: emulated,
+        missing: brought.missing,
         journal,
     };
     let file = results.join("level3-plan.json");
@@ -92,8 +99,13 @@ pub fn run(wanted: &Wanted) -> Result<Count> {
     if !slowest.is_empty() {
         host::say(format!("the slowest of them: {}", slowest.join(", ")));
     }
-    Ok(count(&record, end.as_ref()))
+    let mut count = count(&record, end.as_ref());
+    count.problems.extend(brought.problems);
+    Ok(count)
 }
+
+/// The soak that wants kernels which husk brings, and which take their time.
+const KERNELS: &str = "soak_kernels";
 
 /// All of them together, however often the testbed is started; less when less is left of the run.
 const LIMIT: Duration = Duration::from_secs(3 * 3600);

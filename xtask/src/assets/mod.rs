@@ -2,6 +2,7 @@
 //! `target/guest/`. Callers get one directory of links with names that do not change; the tests
 //! find it in `$HUSK_ASSETS`.
 
+mod brought;
 mod crates;
 mod debian;
 mod initramfs;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+pub use brought::Brought;
 pub use debian::tools;
 pub use names::*;
 
@@ -25,8 +27,8 @@ pub fn all() -> Result<PathBuf> {
     link("assets", &usual()?)
 }
 
-/// The same in a directory of its own, with what only soaks want.
-pub fn soak() -> Result<PathBuf> {
+/// The same in a directory of its own, with what only soaks want; and, if `kernels`, those that `husk` brings.
+pub fn soak(husk: &Path, kernels: bool) -> Result<(PathBuf, Brought)> {
     let mut links = usual()?;
     links.push((SOAK, initramfs::soak(&kernels::get(Flavour::Cloud)?)?));
     links.push((TOOLS, debian::tools()?));
@@ -34,8 +36,17 @@ pub fn soak() -> Result<PathBuf> {
     links.push((PJDFSTEST, suites::pjdfstest()?));
     links.push((SYSTEMD, debian::systemd()?));
     links.push((CRATES, crates::get()?));
-    link("assets-soak", &links)
+    let mut brought = if kernels { brought::all(husk) } else { Brought::default() };
+    links.append(&mut brought.links);
+    for name in [FETCHED, BUILT] {
+        // Of an earlier run, perhaps.
+        cache::remove(&cache::guest_dir().join(SOAKS).join(name))?;
+    }
+    Ok((link(SOAKS, &links)?, brought))
 }
+
+/// The directory of what soaks want.
+const SOAKS: &str = "assets-soak";
 
 fn usual() -> Result<Vec<(&'static str, PathBuf)>> {
     let cloud = kernels::get(Flavour::Cloud)?;

@@ -27,6 +27,10 @@ pub const PJDFSTEST: &str = "pjdfstest";
 pub const CRATES: &str = "crates";
 /// For soaks only: a Debian root file system whose init is systemd.
 pub const SYSTEMD: &str = "systemd.ext4";
+/// For soaks only, and where apt has a network: a data directory with what `husk kernel fetch` brought.
+pub const FETCHED: &str = "husk-fetched";
+/// For soaks only, and where a kernel can be built: one with what `husk kernel build --variant fast` made.
+pub const BUILT: &str = "husk-built";
 /// A Debian root file system.
 pub const DEBIAN: &str = "debian.ext4";
 /// A root file system with Redis and what it needs, and nothing else.
