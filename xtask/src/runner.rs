@@ -210,4 +210,21 @@ mod tests {
         let skipped = format!("SKIPPED no /dev/kvm\n{}", line("1 passed; 0 failed; 0 ignored"));
         assert_eq!(verdict_of(&skipped), State::Skipped);
     }
+
+    #[test]
+    fn a_test_that_skips_itself_in_the_testbed_has_failed_unless_an_asset_could_not_be_had() {
+        let plan = |to_ram: bool, missing: &[&str]| -> Plan {
+            serde_json::from_value(serde_json::json!({
+                "binaries": [], "husk": "", "assets": "", "filters": [], "seconds": 1, "soak": 1,
+                "show": false, "to_ram": to_ram, "missing": missing, "journal": "",
+            }))
+            .unwrap()
+        };
+        let mut sh = std::process::Command::new("sh");
+        sh.args(["-c", &format!("echo '{SKIPPED}no network'; echo 'test result: ok. 1 passed;'")]);
+        let done = limited::run(&mut sh, Duration::from_secs(20), false).unwrap();
+        assert_eq!(judge(&plan(true, &[]), &done), State::Failed);
+        assert_eq!(judge(&plan(true, &["husk-built"]), &done), State::Skipped);
+        assert_eq!(judge(&plan(false, &[]), &done), State::Skipped);
+    }
 }
