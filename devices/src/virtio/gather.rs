@@ -7,7 +7,7 @@
 //! that, and neither does a guest that computes meanwhile: so it is tried, and tried rarely where it does
 //! not pay. Where a processor is free, the worker runs there at once either way.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
 /// It pays when so many requests are found at a time.
 const PAYS: usize = 3;
@@ -17,13 +17,24 @@ const POOR: u8 = 3;
 const RARELY: u16 = 128;
 
 thread_local! {
-    /// Whether it is this module that made the calling thread wait for its turn.
-    static OURS: Cell<bool> = const { Cell::new(false) };
+    /// A worker's policy is for all that runs on it, and outlives a driver's reset.
+    static WORKER: RefCell<Gather> = RefCell::default();
 }
 
-/// What has been learnt of the guest. The thread that asks is the worker, which has nothing else to do.
+/// To be called by a worker before a round for the guest that finds so many requests.
+pub(super) fn before_round(found: usize) {
+    WORKER.with_borrow_mut(|worker| worker.before_round(found));
+}
+
+/// The same before a round that gains nothing by more requests: the guest has only so much credit for what it
+/// sends, and waits for whoever takes it.
+pub(super) fn at_once() {
+    WORKER.with_borrow_mut(Gather::at_once);
+}
+
+/// What has been learnt of the guest by one worker.
 #[derive(Default)]
-pub(super) struct Gather {
+struct Gather {
     /// Whether the worker's policy is ours to change: not where the user has chosen one.
     may: Option<bool>,
     /// The worker waits for its turn.
@@ -35,15 +46,17 @@ pub(super) struct Gather {
 }
 
 impl Gather {
-    /// To be called before a round that finds so many requests.
-    pub(super) fn before_round(&mut self, found: usize) {
-        // The thread outlives the driver it served before, for whom it may have been made patient.
-        let may = *self.may.get_or_insert_with(|| {
-            self.patient = OURS.get();
-            self.patient || policy() == libc::SCHED_OTHER
-        });
+    fn before_round(&mut self, found: usize) {
+        let may = *self.may.get_or_insert_with(|| policy() == libc::SCHED_OTHER);
         if may && let Some(patient) = self.learn(found) {
             set_policy(patient);
+        }
+    }
+
+    fn at_once(&mut self) {
+        if std::mem::take(&mut self.patient) {
+            self.skip = RARELY;
+            set_policy(false);
         }
     }
 
@@ -82,7 +95,6 @@ fn policy() -> i32 {
 
 /// Sets it.
 fn set_policy(patient: bool) {
-    OURS.set(patient);
     let policy = if patient { libc::SCHED_BATCH } else { libc::SCHED_OTHER };
     // SAFETY: all zeroes is the only sched_param that these policies have.
     let param: libc::sched_param = unsafe { std::mem::zeroed() };
@@ -135,14 +147,16 @@ mod tests {
         }
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut gather = Gather::default();
-                gather.before_round(1);
+                before_round(1);
                 assert_eq!(policy(), libc::SCHED_BATCH);
-                // The next driver's, on the same thread.
-                let mut gather = Gather::default();
                 for _ in 0..POOR {
-                    gather.before_round(1);
+                    before_round(1);
                 }
+                assert_eq!(policy(), libc::SCHED_OTHER);
+                (0..=RARELY).for_each(|_| before_round(PAYS));
+                assert_eq!(policy(), libc::SCHED_BATCH);
+                at_once();
+                before_round(PAYS);
                 assert_eq!(policy(), libc::SCHED_OTHER);
             });
         });

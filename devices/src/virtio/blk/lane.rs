@@ -23,7 +23,7 @@ use crate::block::{Disk, Engine, Job, Keep, Operation};
 use crate::complaints::Complaints;
 use crate::counters::Counters;
 use crate::iovec::Segment;
-use crate::virtio::gather::Gather;
+use crate::virtio::gather;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, Queue};
 use crate::worker::Lease;
@@ -36,7 +36,6 @@ pub(super) struct Serve {
     pub(super) server: Server,
     pub(super) hand: Hand,
     pub(super) lease: Lease,
-    pub(super) gather: Gather,
     /// If there are limits.
     pub(super) throttle: Option<Throttle>,
 }
@@ -67,8 +66,8 @@ impl MutEventSubscriber for Serve {
         }
         self.answer();
         self.server.measured = false;
-        let Serve { queue, memory, interrupt, server, hand, lease, gather, throttle } = self;
-        gather.before_round(queue.waiting(memory));
+        let Serve { queue, memory, interrupt, server, hand, lease, throttle } = self;
+        gather::before_round(queue.waiting(memory));
         if !lease.is_recalled() {
             hand.go_on(server);
         }

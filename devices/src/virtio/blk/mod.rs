@@ -23,7 +23,6 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 
 use super::device::{Activation, SizeError, SizeWork, StartError, VirtioDevice};
-use super::gather::Gather;
 use super::queue::QueueState;
 use super::seat::Seat;
 use crate::block::{Disk, EngineChoice, EngineError, ResizeError, SECTOR};
@@ -221,7 +220,6 @@ impl Blk {
                 server,
                 hand,
                 lease,
-                gather: Gather::default(),
             })?;
         }
         Ok(())

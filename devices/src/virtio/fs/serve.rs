@@ -14,7 +14,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::fs::{Message, Served, Session, Waiting, is_brief};
 use crate::virtio::device::Activation;
-use crate::virtio::gather::Gather;
+use crate::virtio::gather;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, IovecBuffer, Iovecs, Queue, QueueState};
 use crate::worker::Lease;
@@ -80,7 +80,6 @@ pub(super) struct Serve {
     waiters: Vec<Waiter>,
     /// [`Session::taken`] when none of them waited for another that waits for it.
     searched: u64,
-    gather: Gather,
     timer: TimerFd,
     /// The timer will ring.
     armed: bool,
@@ -110,7 +109,6 @@ impl Serve {
             searched: session.taken(),
             session,
             waiters: Vec::new(),
-            gather: Gather::default(),
             timer,
             armed: false,
             lease,
@@ -124,12 +122,12 @@ impl Serve {
 
     /// Serves the requests of one queue.
     fn round(&mut self, which: usize) {
-        let Serve { queues, memory, interrupt, session, waiters, gather, lease, .. } = self;
+        let Serve { queues, memory, interrupt, session, waiters, lease, .. } = self;
         let Some(queue) = queues.get_mut(which).and_then(Option::as_mut) else { return };
         queue.quiet();
         // What must not wait does not, and tells nothing of who waits for answers.
         if which != 0 {
-            gather.before_round(queue.waiting(memory));
+            gather::before_round(queue.waiting(memory));
         }
         let most = usize::from(queue.size() / 8).max(1);
         let (mut interrupted, mut given_up) = (Vec::new(), false);

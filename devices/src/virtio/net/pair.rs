@@ -21,6 +21,7 @@ use super::backend::{Backend, ETHERNET_HEADER};
 use super::limit::{Direction, Limits, Turn};
 use super::rx::{End, Rx};
 use super::{HEADER_LEN, MAX_FRAME};
+use crate::virtio::gather;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, IovecBuffer, Iovecs, Queue, QueueState};
 
@@ -220,6 +221,7 @@ impl MutEventSubscriber for Pair {
             let rung = is(tx.queue.doorbell());
             if rung {
                 tx.queue.quiet();
+                gather::before_round(tx.queue.waiting(&self.memory));
             }
             rung || (from_host || late) && tx.blocked
         });

@@ -6,6 +6,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::ends::Ends;
 use super::muxer::{Id, MAX_CONNECTIONS};
+use crate::virtio::gather;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Queue, QueueState, Round};
 
@@ -171,10 +172,14 @@ impl MutEventSubscriber for Serve {
             Some(Token::Listener) => self.ends.accept(ops),
             Some(Token::Timer) => self.ends.tick(ops),
             Some(Token::Bell(n)) => {
+                let n = n as usize;
                 let queues = self.guest.as_ref().map(|guest| &guest.queues);
-                if let Some(Some(queue)) = queues.and_then(|queues| queues.get(n as usize)) {
+                if let Some(Some(queue)) = queues.and_then(|queues| queues.get(n)) {
                     queue.quiet();
-                    rung = Some(n as usize);
+                    if n == TX {
+                        gather::at_once();
+                    }
+                    rung = Some(n);
                 }
             }
             None => {}
