@@ -55,6 +55,10 @@ fn a_guest_works_in_a_shared_directory_as_in_one_of_its_own() {
     symlink("d/deep", given.join("l")).unwrap();
     let before = tree(&given);
     fs::write(work.join("from-host"), "one\n").unwrap();
+    let kept = work.join("kept");
+    fs::create_dir(&kept).unwrap();
+    ["a", "b", "c"].into_iter().for_each(|name| fs::write(kept.join(name), "").unwrap());
+    let made = fs::metadata(&kept).unwrap().modified().unwrap();
     fs::write(work.join("lock"), "").unwrap();
     let lock = File::open(work.join("lock")).unwrap();
     // SAFETY: no memory is passed.
@@ -93,6 +97,12 @@ echo SEEN-ONE
 while ! grep -q two /work/from-host; do usleep 50000; done
 [ -e /work/new-from-host ] && echo SEEN-TWO
 
+# Its entries are kept, and used by who has asked for each of them since they were forgotten.
+list() { usleep 1100000; ls -l /work/kept/a /work/kept/b /work/kept/c >/dev/null; ls /work/kept | tr -d '\n'; }
+echo "kept=$(list)$(list)"
+while [ "$(list)" != abcd ]; do :; done
+echo SEEN-KEPT
+
 files lock /work/lock </dev/null &
 pid=$!
 while ! grep -q '^73 ' /proc/$pid/syscall; do usleep 20000; done # flock
@@ -117,6 +127,11 @@ mount -t virtiofs work /work && cmp /work/data /work/data && echo AGAIN
     fs::write(work.join("new-from-host"), "").unwrap();
     fs::write(work.join("from-host"), "two\n").unwrap();
     guest.wait_for("SEEN-TWO");
+    guest.wait_for("kept=");
+    // The time that a guest's kernel looks at by itself is the same afterwards.
+    fs::write(kept.join("d"), "").unwrap();
+    File::open(&kept).unwrap().set_modified(made).unwrap();
+    guest.wait_for("SEEN-KEPT");
     guest.wait_for("WAITS-FOR-LOCK");
     guest.wait_for("OTHERS-GO-ON");
     assert!(!guest.console().contains("LOCKED"), "a lock of the host's was not respected");
@@ -127,6 +142,7 @@ mount -t virtiofs work /work && cmp /work/data /work/data && echo AGAIN
         done.expect(text);
     }
     done.expect_fact("merged", "given,above,0");
+    done.expect_fact("kept", "abcabc");
     done.expect_fact("promises", "25");
     done.expect_fact("broken", "0");
     // Memory of the host's keeps attributes of root's at least.

@@ -2,15 +2,18 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Instant, SystemTime};
 
 use vm_memory::ByteValued;
 
 use super::entries::next_entry;
 use super::errno::{Errno, Result};
+use super::listing::is_timed;
 use super::message::Name;
 use super::nodes::Nodes;
 use super::session::{Call, Outcome, Session};
 use super::share::{Cache, Share};
+use super::stamp::Stamp;
 use super::sys;
 use super::wire::{
     Dirent, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, OpenIn, OpenOut, ROOT, ReadIn,
@@ -30,12 +33,23 @@ impl Session {
         self.has_room()?;
         let id = call.header.nodeid;
         let fd = sys::open_dir(self.nodes.dir(id)?.fd(), self.share.options.read_only)?;
-        let fh = self.handles.keep(id, fd, true);
         let open_flags = match self.share.options.cache {
             Cache::Always => FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE,
-            _ => 0,
+            Cache::Auto => self.keeping_entries(id, fd.as_fd()),
+            Cache::Never => 0,
         };
+        let fh = self.handles.keep(id, fd, true);
         call.answer(&OpenOut { fh, open_flags, padding: 0 })
+    }
+
+    /// What the guest may keep of the entries of a directory that it opens: those of before the descriptor was opened
+    /// are believed as long as it looks as it does now.
+    fn keeping_entries(&mut self, id: u64, fd: BorrowedFd<'_>) -> u32 {
+        let is_timed = sys::statfs(fd).is_ok_and(|statfs| is_timed(statfs.f_type));
+        let stat = if is_timed { sys::stat(fd).ok() } else { None };
+        let stamp = stat.and_then(|stat| Stamp::of(&stat, SystemTime::now()));
+        let same = stamp.map(|stamp| self.nodes.opens(id, Some(stamp)));
+        self.nodes.listing(id).map_or(0, |listing| listing.open(same, Instant::now()))
     }
 
     /// Fills the reply with entries from a position on; `plus`, each with what it is, which the guest
@@ -56,19 +70,24 @@ impl Session {
             sys::lseek(fd, at, libc::SEEK_SET)?;
             *position = at;
         }
-        let done = self.tell(call, &wanted, plus, &mut told.entries);
+        let mut count = 0;
+        let done = self.tell(call, &wanted, plus, &mut told.entries, &mut count);
         self.told.put(told);
+        if let (Ok(_), Some(listing)) = (&done, self.nodes.listing(call.header.nodeid)) {
+            listing.was_read(wanted.offset, count);
+        }
         done
     }
 
     /// Fills the reply with `entries` and, as far as there is room, those that the host has behind them, which
-    /// are added to them.
+    /// are added to them. Counts them.
     fn tell(
         &mut self,
         call: &mut Call<'_>,
         wanted: &ReadIn,
         plus: bool,
         entries: &mut Vec<u8>,
+        count: &mut u32,
     ) -> Result<Outcome> {
         let id = call.header.nodeid;
         let (root, dir) = (id == ROOT, self.nodes.dir(id)?);
@@ -105,6 +124,7 @@ impl Session {
                 call.reply.extend_from_slice(dirent.as_slice());
                 call.reply.extend_from_slice(name);
                 call.reply.resize(end, 0);
+                *count += 1;
                 told = entries.len() - bytes.len();
             }
             // However short the names are, so many bytes of entries grow into the room that is left.

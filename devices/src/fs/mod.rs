@@ -8,7 +8,7 @@
 //! ```text
 //! session   one request: header, body, reply      message, wire   what it is made of
 //! tree, attr, file, dir, entries, xattr, lock, claims   the operations
-//! nodes, handles, stamp   the guest's numbers for files  owner   whose they are   sys, proc   system calls
+//! nodes, handles, stamp, listing   the guest's numbers for files  owner   whose they are   sys, proc   system calls
 //! ```
 
 mod attr;
@@ -18,6 +18,7 @@ mod entries;
 mod errno;
 mod file;
 mod handles;
+mod listing;
 mod lock;
 mod message;
 mod nodes;

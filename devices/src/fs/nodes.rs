@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::errno::{Errno, Result};
+use super::listing::Listing;
 use super::stamp::Stamp;
 use super::wire::ROOT;
 
@@ -22,6 +23,8 @@ pub(super) struct Node {
     lookups: u64,
     /// How the file looked when the guest opened it last.
     opened: Option<Stamp>,
+    /// Of a directory.
+    listing: Listing,
 }
 
 impl Node {
@@ -114,7 +117,10 @@ impl Nodes {
         // One a nanosecond are used up after 584 years.
         self.next = self.next.wrapping_add(1);
         let kind = stat.st_mode & libc::S_IFMT;
-        self.by_id.insert(id, Node { fd, identity, kind, lookups, opened: None });
+        self.by_id.insert(
+            id,
+            Node { fd, identity, kind, lookups, opened: None, listing: Listing::default() },
+        );
         self.by_identity.insert(identity, id);
         id
     }
@@ -123,6 +129,11 @@ impl Nodes {
     pub(super) fn opens(&mut self, id: u64, stamp: Option<Stamp>) -> bool {
         let Some(node) = self.by_id.get_mut(&id) else { return false };
         stamp.is_some() && std::mem::replace(&mut node.opened, stamp) == stamp
+    }
+
+    /// What the guest does with a directory's names.
+    pub(super) fn listing(&mut self, id: u64) -> Option<&mut Listing> {
+        self.by_id.get_mut(&id).map(|node| &mut node.listing)
     }
 
     /// The guest forgets that it was told the number so often.
@@ -139,6 +150,10 @@ impl Nodes {
     /// The guest forgets everything but the share's directory.
     pub(super) fn clear(&mut self) {
         self.by_id.retain(|id, _| *id == ROOT);
+        if let Some(root) = self.by_id.get_mut(&ROOT) {
+            // Another mount has kept nothing of it.
+            (root.opened, root.listing) = (None, Listing::default());
+        }
         self.by_identity.retain(|_, id| *id == ROOT);
     }
 

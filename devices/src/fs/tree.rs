@@ -1,6 +1,7 @@
 //! Names: looking them up, making, moving and removing them.
 
 use std::ffi::CStr;
+use std::time::Instant;
 
 use super::errno::{Errno, Result};
 use super::message::Name;
@@ -42,7 +43,13 @@ impl Session {
                 let entry_valid = self.share.options.cache.lifetime().as_secs();
                 call.answer(&EntryOut { entry_valid, ..EntryOut::default() })
             }
-            found => call.answer(&found?),
+            found => {
+                let entry = found?;
+                if let Some(listing) = self.nodes.listing(call.header.nodeid) {
+                    listing.was_asked(Instant::now());
+                }
+                call.answer(&entry)
+            }
         }
     }
 

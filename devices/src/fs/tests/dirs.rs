@@ -1,11 +1,14 @@
 //! Directories: their entries, whole, while they change, and with what they are.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use super::*;
 use crate::block::hanging::{mount, unmount};
-use crate::fs::wire::{Dirent, DirentPlus, ForgetIn};
+use crate::fs::listing::is_timed;
+use crate::fs::sys;
+use crate::fs::wire::{Dirent, DirentPlus, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ForgetIn};
 
 /// Names in a reply, and the position behind each.
 fn names(reply: &[u8], opcode: u32) -> Vec<(String, u64)> {
@@ -142,4 +145,56 @@ fn entries_with_attributes_are_known_and_forgotten() {
     let one = [&1u32.to_le_bytes()[..], &[0; 4], &known[1].0.to_le_bytes(), &9u64.to_le_bytes()];
     guest.serve(request(op::BATCH_FORGET, 0, 0, &one.concat()), 0);
     assert_eq!(guest.holdings().0, 0);
+}
+
+/// How the guest opens a directory.
+fn opened(guest: &mut Guest, node: u64) -> u32 {
+    let reply = guest.ask(op::OPENDIR, node, &OpenIn::default(), &[]).unwrap();
+    object::<OpenOut>(&reply).open_flags
+}
+
+#[test]
+fn what_a_guest_has_kept_of_a_directory_is_believed_while_it_stays_the_same() {
+    const NEW: u32 = FOPEN_CACHE_DIR;
+    const READ: u32 = FOPEN_KEEP_CACHE;
+    const USE: u32 = FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
+    let mut guest = Guest::new();
+    assert_eq!([(); 2].map(|()| opened(&mut guest, ROOT)), [0; 2], "it is too new to tell");
+    // Nothing that a guest can do makes one look old.
+    let timed = |path: &PathBuf| {
+        let dir = fs::File::open(path).unwrap();
+        is_timed(sys::statfs(dir.as_fd()).unwrap().f_type)
+    };
+    let Some(old) = ["/usr", "/var"].into_iter().find_map(old).filter(timed) else {
+        eprintln!("SKIPPED: no directory here is old enough to be believed");
+        return;
+    };
+    let options = ShareOptions { read_only: true, ..ShareOptions::default() };
+    let mut guest = Guest::of(Share::open(&old, options).unwrap(), TempDir::new().unwrap());
+    assert_eq!([(); 3].map(|()| opened(&mut guest, ROOT)), [NEW, READ, READ]);
+    let names = guest.names(ROOT, 4096);
+    assert_eq!(opened(&mut guest, ROOT), READ, "it would have to ask what they are");
+    // Unless this machine stands still for a second meanwhile.
+    let used = (0..50).any(|_| {
+        for name in names.iter().filter(|name| !name.starts_with('.')) {
+            guest.lookup(ROOT, name).unwrap();
+        }
+        opened(&mut guest, ROOT) == USE
+    });
+    assert!(used);
+    guest.call(op::INIT, 0, &init_body()).unwrap();
+    assert_eq!(opened(&mut guest, ROOT), NEW, "what another mount has kept is not there");
+}
+
+#[test]
+fn what_a_file_system_that_moves_no_times_holds_is_not_kept() {
+    let Some(old) = old("/sys/kernel") else {
+        eprintln!(
+            "SKIPPED: there is no /sys/kernel, or it has just been looked at for the first time"
+        );
+        return;
+    };
+    let options = ShareOptions { read_only: true, ..ShareOptions::default() };
+    let mut guest = Guest::of(Share::open(&old, options).unwrap(), TempDir::new().unwrap());
+    assert_eq!([(); 3].map(|()| opened(&mut guest, ROOT)), [0; 3]);
 }

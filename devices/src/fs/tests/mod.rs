@@ -7,8 +7,9 @@ mod posix;
 mod users;
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tempfile::TempDir;
 use vm_memory::ByteValued;
@@ -110,8 +111,13 @@ impl Guest {
 
     pub fn on(dir: TempDir, options: ShareOptions) -> Guest {
         own_umask().unwrap();
-        let share = Arc::new(Share::open(dir.path(), options).unwrap());
-        let session = share.session().unwrap();
+        let share = Share::open(dir.path(), options).unwrap();
+        Guest::of(share, dir)
+    }
+
+    /// With a share that need not be in `dir`.
+    pub fn of(share: Share, dir: TempDir) -> Guest {
+        let session = Arc::new(share).session().unwrap();
         let mut guest = Guest { session, dir, user: (0, 0), unique: 0 };
         let answer: InitOut = object(&guest.call(op::INIT, 0, &init_body()).unwrap());
         assert_eq!((answer.major, answer.minor, answer.max_write), (7, 36, 1 << 20));
@@ -278,4 +284,12 @@ pub(crate) fn host_owner(path: &std::path::Path) -> (u32, u32, u32) {
 pub(crate) fn is_root() -> bool {
     // SAFETY: it cannot fail.
     unsafe { libc::geteuid() == 0 }
+}
+
+/// The file or directory itself, if it can be read and has not changed for a minute.
+pub(crate) fn old(path: impl AsRef<Path>) -> Option<PathBuf> {
+    let path = path.as_ref().canonicalize().ok()?;
+    let meta = std::fs::File::open(&path).ok()?.metadata().ok()?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+    (u64::try_from(meta.ctime()).ok()? + 60 <= now).then_some(path)
 }

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::*;
 use crate::fs::wire::{
@@ -443,10 +443,7 @@ fn a_file_that_has_not_changed_since_it_was_opened_need_not_be_read_again() {
     };
     let (directory, name) = (old.parent().unwrap(), old.file_name().unwrap().to_str().unwrap());
     let options = ShareOptions { read_only: true, ..ShareOptions::default() };
-    let share = Arc::new(Share::open(directory, options).unwrap());
-    let (dir, user) = (TempDir::new().unwrap(), (0, 0));
-    let mut guest = Guest { session: share.session().unwrap(), dir, user, unique: 0 };
-    guest.call(op::INIT, 0, &init_body()).unwrap();
+    let mut guest = Guest::of(Share::open(directory, options).unwrap(), TempDir::new().unwrap());
     let node = guest.lookup(ROOT, name).unwrap().nodeid;
     assert_eq!([(); 3].map(|()| kept(&mut guest, node)), [false, true, true]);
     // The guest has forgotten it meanwhile, and its pages with it.
@@ -454,14 +451,6 @@ fn a_file_that_has_not_changed_since_it_was_opened_need_not_be_read_again() {
     guest.serve(request(op::FORGET, node, 0, forget.as_slice()), 0);
     let node = guest.lookup(ROOT, name).unwrap().nodeid;
     assert!(!kept(&mut guest, node));
-}
-
-/// The file itself, if it can be read and has not changed for a minute.
-fn old(path: &Path) -> Option<PathBuf> {
-    let path = path.canonicalize().ok()?;
-    let meta = fs::File::open(&path).ok()?.metadata().ok()?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
-    (u64::try_from(meta.ctime()).ok()? + 60 <= now).then_some(path)
 }
 
 #[test]
