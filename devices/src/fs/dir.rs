@@ -23,9 +23,8 @@ use super::wire::{
 const ENTRIES: usize = 32 << 10;
 /// The most bytes of one reply: it is put together here, and the guest comes again.
 const REPLY_MAX: usize = 128 << 10;
-/// Bytes of the host's shortest entry, and of the longest one with a name of 255 bytes.
+/// Bytes of the host's shortest entry.
 const SHORTEST: usize = 24;
-const LONGEST: usize = 280;
 
 impl Session {
     pub(super) fn opendir(&mut self, call: &mut Call<'_>) -> Result<Outcome> {
@@ -129,14 +128,14 @@ impl Session {
             }
             // However short the names are, so many bytes of entries grow into the room that is left.
             let room = (limit - call.reply.len()) * SHORTEST / (head + 8);
-            if room < LONGEST && !call.reply.is_empty() {
+            if room < SHORTEST && !call.reply.is_empty() {
                 return Ok(Outcome::Reply);
             }
             let room = self.entries.get_mut(..room.min(ENTRIES)).unwrap_or_default();
             let len = match sys::getdents(fd, room) {
                 Ok(0) => return Ok(Outcome::Reply),
                 Ok(len) => len,
-                // The guest hears of it when it asks for more.
+                // The next one may be too long (EINVAL); of all else the guest hears when it asks for more.
                 Err(_) if !call.reply.is_empty() => return Ok(Outcome::Reply),
                 Err(why) => return Err(why),
             };

@@ -42,6 +42,27 @@ fn directories_are_read_whole_in_pieces_of_any_size() {
     let _ = guest.ask(op::READDIR, ROOT, &ReadIn { fh, offset: u64::MAX, ..body }, &[]);
 }
 
+#[test]
+fn a_guest_is_told_of_as_many_entries_as_it_has_room_for_or_one_less() {
+    let mut guest = Guest::new();
+    (0..200).for_each(|n| {
+        fs::write(guest.path(&format!("of 29 bytes like many {n:07}")), b"").unwrap()
+    });
+    let fh = guest.opendir(ROOT).unwrap();
+    for (opcode, entry) in [(op::READDIR, 24 + 32), (op::READDIRPLUS, 152 + 32)] {
+        let mut offset = 0;
+        loop {
+            let body = ReadIn { fh, offset, size: 4096, ..ReadIn::default() };
+            let reply = guest.ask(opcode, ROOT, &body, &[]).unwrap();
+            let names = names(&reply, opcode);
+            let Some((_, last)) = names.last() else { break };
+            offset = *last;
+            let end = guest.ask(opcode, ROOT, &ReadIn { offset, ..body }, &[]).unwrap().is_empty();
+            assert!(end || reply.len() + 2 * entry > 4096, "{opcode}: {} bytes", reply.len());
+        }
+    }
+}
+
 /// A guest's program empties a directory while it reads it, with room for `room` bytes of entries at a time.
 fn empty(dir: TempDir, room: usize) {
     let mut guest = Guest::on(dir, ShareOptions::default());
