@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::VolatileSlice;
 
+use crate::backing::Backing;
+
 /// The most pieces one system call takes (Linux `UIO_MAXIOV`).
 pub const IOV_MAX: usize = 1024;
 
@@ -89,18 +91,27 @@ pub struct IovecBuffer {
     /// Pieces of `list` that have been used up.
     first: usize,
     len: usize,
+    /// The worst of the pieces.
+    backing: Backing,
 }
 
 impl IovecBuffer {
     pub(crate) fn clear(&mut self) {
         self.list.clear();
-        (self.first, self.len) = (0, 0);
+        (self.first, self.len, self.backing) = (0, 0, Backing::Ram);
     }
 
-    /// The bytes `offset..offset + len` of `segments`; false when they are not that long.
-    pub(crate) fn assign(&mut self, segments: &[Segment], offset: usize, len: usize) -> bool {
+    /// The bytes `offset..offset + len` of `segments`, of which `backing` is the worst; false when they are
+    /// not that long.
+    pub(crate) fn assign(
+        &mut self,
+        segments: &[Segment],
+        backing: Backing,
+        offset: usize,
+        len: usize,
+    ) -> bool {
         self.clear();
-        self.len = len;
+        (self.len, self.backing) = (len, backing);
         each(segments, offset, len, |piece| self.list.push(piece))
     }
 
@@ -178,27 +189,36 @@ impl IovecBuffer {
 
     /// Copies as many of the bytes left to `buffer` as it has room for; they stay.
     ///
+    /// # Errors
+    /// `EFAULT` when they cannot be had.
+    ///
     /// # Safety
     /// The memory of every piece must be mapped and readable.
-    pub(crate) unsafe fn copy_to(&self, mut buffer: &mut [u8]) {
+    pub(crate) unsafe fn copy_to(&self, mut buffer: &mut [u8]) -> io::Result<()> {
         for piece in self.live() {
+            let (now, later) = buffer.split_at_mut(buffer.len().min(piece.len()));
             // SAFETY: the caller vouches for the memory.
-            let count = unsafe { piece.as_slice() }.copy_to(buffer);
-            buffer = buffer.get_mut(count..).unwrap_or_default();
+            had(unsafe { self.backing.copy_to(*piece, now) })?;
+            buffer = later;
         }
+        Ok(())
     }
 
     /// Copies `bytes` to the first of the bytes left; they stay.
     ///
+    /// # Errors
+    /// `EFAULT` when they cannot be had.
+    ///
     /// # Safety
     /// The memory of every piece must be mapped and writable.
-    pub(crate) unsafe fn copy_from(&self, mut bytes: &[u8]) {
+    pub(crate) unsafe fn copy_from(&self, mut bytes: &[u8]) -> io::Result<()> {
         for piece in self.live() {
             let (now, later) = bytes.split_at(bytes.len().min(piece.len()));
             // SAFETY: the caller vouches for the memory.
-            unsafe { piece.as_slice() }.copy_from(now);
+            had(unsafe { self.backing.copy_from(*piece, now) })?;
             bytes = later;
         }
+        Ok(())
     }
 
     fn live(&self) -> &[Segment] {
@@ -207,21 +227,26 @@ impl IovecBuffer {
 
     /// Writes zeroes over the next `count` bytes, or all that is left, and passes over them.
     ///
+    /// # Errors
+    /// `EFAULT` when they cannot be had.
+    ///
     /// # Safety
     /// The memory of every piece must be mapped and writable.
-    pub(crate) unsafe fn fill_zero(&mut self, count: usize) {
+    pub(crate) unsafe fn fill_zero(&mut self, count: usize) -> io::Result<()> {
         const ZEROES: [u8; 4096] = [0; 4096];
         let count = count.min(self.len);
+        let (backing, mut whole) = (self.backing, true);
         each(self.live(), 0, count, |piece| {
             let mut done = 0;
-            while done < piece.len() {
+            while whole && done < piece.len() {
                 let part = piece.cut(done, ZEROES.len());
                 // SAFETY: the caller vouches for the memory.
-                unsafe { part.as_slice() }.copy_from(&ZEROES);
+                whole = unsafe { backing.copy_from(part, &ZEROES) };
                 done += part.len();
             }
         });
         self.advance(count);
+        had(whole)
     }
 }
 
@@ -232,17 +257,19 @@ pub struct Iovecs<'a> {
 }
 
 impl<'a> Iovecs<'a> {
-    /// The bytes `offset..offset + len` of `segments`; `None` when they are not that long.
+    /// The bytes `offset..offset + len` of `segments`, of which `backing` is the worst; `None` when they are
+    /// not that long.
     ///
     /// # Safety
     /// The memory of every segment must be mapped, readable and writable, for `'a`.
     pub(crate) unsafe fn slice(
         segments: &[Segment],
+        backing: Backing,
         offset: usize,
         len: usize,
         pieces: &'a mut IovecBuffer,
     ) -> Option<Iovecs<'a>> {
-        let whole = pieces.assign(segments, offset, len);
+        let whole = pieces.assign(segments, backing, offset, len);
         whole.then_some(Iovecs { pieces, memory: PhantomData })
     }
 
@@ -264,23 +291,31 @@ impl<'a> Iovecs<'a> {
     }
 
     /// Copies what is left to the end of `buffer`; it stays.
-    pub fn append_to(&self, buffer: &mut Vec<u8>) {
+    ///
+    /// # Errors
+    /// `EFAULT` when it cannot be had; then there are as many bytes of no meaning.
+    pub fn append_to(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
         let start = buffer.len();
         buffer.resize(start + self.len(), 0);
-        // SAFETY: the pieces stay mapped for 'a (see the constructors).
-        unsafe { self.pieces.copy_to(buffer.get_mut(start..).unwrap_or_default()) };
+        self.copy_to(buffer.get_mut(start..).unwrap_or_default())
     }
 
     /// Copies as many of the bytes left to `buffer` as it has room for; they stay.
-    pub fn copy_to(&self, buffer: &mut [u8]) {
+    ///
+    /// # Errors
+    /// `EFAULT` when they cannot be had.
+    pub fn copy_to(&self, buffer: &mut [u8]) -> io::Result<()> {
         // SAFETY: the pieces stay mapped for 'a (see the constructors).
-        unsafe { self.pieces.copy_to(buffer) };
+        unsafe { self.pieces.copy_to(buffer) }
     }
 
     /// Copies `bytes` over the first of those left, which stay.
-    pub fn copy_from(&self, bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// `EFAULT` when they cannot be had.
+    pub fn copy_from(&self, bytes: &[u8]) -> io::Result<()> {
         // SAFETY: the pieces stay mapped for 'a (see the constructors).
-        unsafe { self.pieces.copy_from(bytes) };
+        unsafe { self.pieces.copy_from(bytes) }
     }
 
     /// Bytes left.
@@ -381,7 +416,10 @@ impl<'a> Iovecs<'a> {
     }
 
     /// Writes zeroes over all that is left.
-    pub fn fill_zero(&mut self) {
+    ///
+    /// # Errors
+    /// `EFAULT` when it cannot be had.
+    pub fn fill_zero(&mut self) -> io::Result<()> {
         // SAFETY: the pieces stay mapped for 'a (see the constructors).
         unsafe { self.pieces.fill_zero(usize::MAX) }
     }
@@ -391,6 +429,11 @@ impl<'a> Iovecs<'a> {
         // Segment is a transparent iovec. At most IOV_MAX, so the cast keeps the number.
         (live.as_ptr().cast(), live.len().min(IOV_MAX) as libc::c_int)
     }
+}
+
+/// What the memory's own answer is, where it is no system call's.
+fn had(whole: bool) -> io::Result<()> {
+    if whole { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EFAULT)) }
 }
 
 fn check(returned: isize) -> io::Result<usize> {
@@ -410,7 +453,7 @@ mod tests {
         iovecs.advance(3);
         iovecs.truncate(7);
         assert_eq!(iovecs.len(), 7);
-        iovecs.fill_zero();
+        iovecs.fill_zero().unwrap();
         assert!(iovecs.is_empty());
         assert_eq!((a, b, c), ([1, 1, 1, 0], [0; 4], [0, 0, 3, 3]));
     }
@@ -424,7 +467,7 @@ mod tests {
         iovecs.advance(3);
         iovecs.prepend(&mut c);
         let mut copy = b"1".to_vec();
-        iovecs.append_to(&mut copy);
+        iovecs.append_to(&mut copy).unwrap();
         assert_eq!((iovecs.len(), copy.as_slice()), (4, &b"1XYde"[..]));
     }
 }

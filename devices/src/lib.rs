@@ -4,6 +4,7 @@
 //! it is built and tested on a machine without `/dev/kvm`. The machine floor (`husk`) places the
 //! devices on its buses and connects their event descriptors to KVM.
 
+mod backing;
 pub mod block;
 pub mod bus;
 mod complaints;

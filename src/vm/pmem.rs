@@ -61,7 +61,8 @@ pub(super) fn open(
 }
 
 /// What devices may reach: the RAM, and the files in the guest's address space, to which it may point
-/// a disk or a network card as to any memory.
+/// a disk or a network card as to any memory. RAM comes first, by which a device knows what is a file: its
+/// pages may be lost, and husk touches them by system calls alone.
 pub(super) fn reachable(
     ram: &GuestMemoryMmap,
     files: &[PmemRegion],

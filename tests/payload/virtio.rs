@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use husk::config::DiskConfig;
+use husk::config::{DiskConfig, PmemConfig};
 use iced_x86::code_asm::*;
 
 use crate::fixture::assembly::{Assembled, RESET, RESULTS};
@@ -46,6 +46,11 @@ const WRITE: u32 = 2;
 
 /// Brings the device up with `VIRTIO_F_VERSION_1` alone and a queue of 8, its rings empty.
 fn bring_up(a: &mut Code) -> Assembled {
+    bring_up_with(a, |_| Ok(()))
+}
+
+/// The same, but for what `otherwise` changes of the queue's place before it is ready.
+fn bring_up_with(a: &mut Code, otherwise: impl FnOnce(&mut Code) -> Assembled) -> Assembled {
     for area in [AVAIL, USED] {
         a.poke(area, 0)?;
     }
@@ -66,12 +71,12 @@ fn bring_up(a: &mut Code) -> Assembled {
         (QUEUE_DRIVER + 4, 0),
         (QUEUE_DEVICE, USED),
         (QUEUE_DEVICE + 4, 0),
-        (QUEUE_READY, 1),
-        (STATUS, DRIVER_OK.into()),
     ] {
         a.poke(register, value)?;
     }
-    Ok(())
+    otherwise(a)?;
+    a.poke(QUEUE_READY, 1)?;
+    a.poke(STATUS, DRIVER_OK.into())
 }
 
 fn descriptor(a: &mut Code, n: u32, address: u32, len: u32, flags: u32) -> Assembled {
@@ -94,6 +99,15 @@ fn offer(a: &mut Code, nth: u32) -> Assembled {
 fn request(a: &mut Code, nth: u32) -> Assembled {
     offer(a, nth)?;
     a.await_count(USED, nth << 16)
+}
+
+/// Waits until the device says that it needs a reset.
+fn await_broken(a: &mut Code) -> Assembled {
+    let mut again = a.create_label();
+    a.mov(ebx, STATUS)?;
+    a.set_label(&mut again)?;
+    a.test(dword_ptr(ebx), u32::from(NEEDS_RESET))?;
+    a.jz(again)
 }
 
 /// Writes the low byte of the register at `address` to the console.
@@ -259,12 +273,7 @@ fn a_descriptor_outside_memory_breaks_the_device_until_its_reset_and_nothing_els
         bring_up(a)?;
         descriptor(a, 0, 0xf000_0000, 32, WRITE)?;
         offer(a, 1)?;
-        // Until the device says so.
-        let mut again = a.create_label();
-        a.mov(ebx, STATUS)?;
-        a.set_label(&mut again)?;
-        a.test(dword_ptr(ebx), u32::from(NEEDS_RESET))?;
-        a.jz(again)?;
+        await_broken(a)?;
         show(a, STATUS)?;
         a.say("alive")?;
         a.poke(STATUS, 0)?;
@@ -372,6 +381,55 @@ fn disk_kernel() -> Kernel {
         disk_request(a, 3, 1, 3)?;
         a.power_off()
     })
+}
+
+/// A driver that has its rings, the header of a request and the data of one in a file that has lost all its
+/// pages: the first address above 4 GiB. In between it uses the device as it should.
+#[test]
+fn a_queue_or_buffer_in_a_file_without_pages_breaks_its_device_and_nothing_else() {
+    needs_kvm!();
+    let kernel = Kernel::pvh(|a| {
+        let in_file = |a: &mut Code, register: u32| {
+            a.poke(register, 0)?;
+            a.poke(register + 4, 1)
+        };
+        a.say("up")?;
+        a.typed()?;
+        // Both rings and the table, one after the other.
+        for area in [QUEUE_DESC, QUEUE_DRIVER, QUEUE_DEVICE] {
+            bring_up_with(a, |a| in_file(a, area))?;
+            await_broken(a)?;
+            a.say("r")?;
+        }
+        bring_up(a)?;
+        disk_request(a, 1, 0, 1)?;
+        descriptor(a, 0, 0, 16, NEXT)?;
+        in_file(a, DESC)?;
+        offer(a, 2)?;
+        await_broken(a)?;
+        a.say("h")?;
+        bring_up(a)?;
+        disk_request(a, 1, 0, 1)?;
+        in_file(a, DESC + 16)?;
+        request(a, 2)?;
+        a.dump(VERDICT, 1)?;
+        disk_request(a, 3, 0, 1)?;
+        a.dump(DATA, 6)?;
+        a.power_off()
+    });
+    let at = |name: &str| kernel.directory().join(name);
+    std::fs::write(at("disk"), [&[b'-'; 512][..], b"second", &[0; 506]].concat()).unwrap();
+    let file = std::fs::File::create(at("pmem")).unwrap();
+    file.set_len(2 << 20).unwrap();
+    let disk = DiskConfig { path: at("disk"), ..DiskConfig::default() };
+    let pmem = PmemConfig { id: String::new(), path: at("pmem"), readonly: false };
+    let mut guest = Guest::start_with(&kernel, |config| {
+        (config.disks, config.pmem) = (vec![disk], vec![pmem]);
+    });
+    guest.console.wait_for("up", 1);
+    file.set_len(0).unwrap();
+    guest.console.type_in(b"g");
+    assert_eq!(guest.powered_off(), b"uprrr\0h\0\x01\0second");
 }
 
 /// Runs [`disk_kernel`] with a disk of three sectors; returns what it said and the disk after it.

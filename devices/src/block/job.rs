@@ -238,7 +238,11 @@ impl Job {
             }
             Phase::Transfer => {
                 self.bounced = self.unaligned || self.formatted && part == Part::Image;
-                let to = self.pieces(!reads, most);
+                if let Err(e) = self.fill_bounce(!reads) {
+                    self.finish(Err(e));
+                    return None;
+                }
+                let to = self.pieces(most);
                 Some(if reads {
                     Step::Read { part, to, offset }
                 } else {
@@ -269,22 +273,31 @@ impl Job {
                 return (Part::Image, run);
             }
             // SAFETY: the submitter vouches for the data's memory until the job is back.
-            unsafe { self.data.fill_zero(run) };
+            if let Err(e) = unsafe { self.data.fill_zero(run) } {
+                self.finish(Err(e));
+                return (Part::Image, 0);
+            }
             self.at += run as u64;
         }
         self.complete();
         (Part::Image, 0)
     }
 
+    /// Has in the bounce buffer what the next step writes from there, if it does.
+    fn fill_bounce(&mut self, write: bool) -> io::Result<()> {
+        if !self.bounced || !write {
+            return Ok(());
+        }
+        let bounce = self.bounce.get_or_insert_with(Bounce::default);
+        // SAFETY: the submitter vouches for the data's memory until the job is back.
+        unsafe { self.data.copy_to(bounce.bytes()) }
+    }
+
     /// The pieces of the next step of a transfer, of at most `most` bytes together.
-    fn pieces(&mut self, write: bool, most: usize) -> &[Segment] {
+    fn pieces(&mut self, most: usize) -> &[Segment] {
         if self.bounced {
             let bounce = self.bounce.get_or_insert_with(Bounce::default);
             self.part = [bounce.piece(self.data.len().min(most))];
-            if write {
-                // SAFETY: the submitter vouches for the data's memory until the job is back.
-                unsafe { self.data.copy_to(bounce.bytes()) };
-            }
             return &self.part;
         }
         if self.data.front(most).is_empty() {
@@ -339,8 +352,10 @@ impl Job {
         match returned {
             0 if read && self.at >= self.size => {
                 // SAFETY: the submitter vouches for the data's memory until the job is back.
-                unsafe { self.data.fill_zero(usize::MAX) };
-                self.complete();
+                match unsafe { self.data.fill_zero(usize::MAX) } {
+                    Ok(()) => self.complete(),
+                    Err(e) => self.finish(Err(e)),
+                }
             }
             0 if read => self.finish(Err(io::ErrorKind::UnexpectedEof.into())),
             0 => self.finish(Err(io::ErrorKind::WriteZero.into())),
@@ -353,7 +368,9 @@ impl Job {
                     let bytes = bounce.bytes();
                     let filled = bytes.get(..count).unwrap_or_default();
                     // SAFETY: the submitter vouches for the data's memory until the job is back.
-                    unsafe { self.data.copy_from(filled) };
+                    if let Err(e) = unsafe { self.data.copy_from(filled) } {
+                        return self.finish(Err(e));
+                    }
                 }
                 if !read {
                     self.written(returned as u64);

@@ -250,7 +250,7 @@ proptest! {
                         ahead.copy_from(0, &vec![0xaa; take]).unwrap();
                         if let Some(mut iovecs) = ahead.iovecs() {
                             iovecs.truncate(1 << 20);
-                            iovecs.fill_zero();
+                            iovecs.fill_zero().unwrap();
                         }
                         ahead.consume(take.max(1));
                     }
@@ -269,7 +269,7 @@ proptest! {
                 chain.copy_from(0, &data).unwrap();
                 chain.copy_from(chain.writable_len(), &[1]).unwrap_err();
                 if let Ok(mut iovecs) = chain.writable_iovecs(data.len() / 2, data.len() / 2) {
-                    iovecs.fill_zero();
+                    iovecs.fill_zero().unwrap();
                 }
                 Answer::Done(data.len() as u32)
             });

@@ -19,6 +19,7 @@ use super::wire::{
     OpenIn, OpenOut, OutHeader, ROOT, ReadIn, SetattrIn, WriteIn, WriteOut, op,
 };
 use super::*;
+use crate::backing::Backing;
 use crate::iovec::{IovecBuffer, Iovecs, Segment};
 
 /// A message in two buffers.
@@ -55,14 +56,14 @@ impl Message for Buffers {
         let (a, b) = self.request.split_at_mut(half);
         let segments = [a, b].map(|part| Segment::new(part.as_mut_ptr(), part.len()));
         // SAFETY: both are ours, and borrowed as long as the list is.
-        unsafe { Iovecs::slice(&segments, offset, len, &mut self.pieces) }
+        unsafe { Iovecs::slice(&segments, Backing::Ram, offset, len, &mut self.pieces) }
     }
     fn writable(&mut self, offset: usize, len: usize) -> Option<Iovecs<'_>> {
         let half = self.reply.len() / 2;
         let (a, b) = self.reply.split_at_mut(half);
         let segments = [a, b].map(|part| Segment::new(part.as_mut_ptr(), part.len()));
         // SAFETY: both are ours, and borrowed as long as the list is.
-        unsafe { Iovecs::slice(&segments, offset, len, &mut self.pieces) }
+        unsafe { Iovecs::slice(&segments, Backing::Ram, offset, len, &mut self.pieces) }
     }
 }
 

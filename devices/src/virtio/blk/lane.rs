@@ -22,10 +22,9 @@ use super::request::{self, HEADER_LEN, ID_LEN, Limits, RANGE_LEN, Request};
 use crate::block::{Disk, Engine, Job, Keep, Operation};
 use crate::complaints::Complaints;
 use crate::counters::Counters;
-use crate::iovec::Segment;
 use crate::virtio::gather;
 use crate::virtio::interrupt::Interrupt;
-use crate::virtio::queue::{Answer, Chain, Queue};
+use crate::virtio::queue::{Answer, Chain, Place, Queue};
 use crate::worker::Lease;
 
 /// What runs in the worker.
@@ -132,7 +131,9 @@ impl Serve {
             pool.push(job);
             let Ticket { head, filled, status: place } = ticket?;
             // SAFETY: the ticket was made from a chain of `memory`, which we still have.
-            unsafe { place.as_slice() }.copy_from(&[status]);
+            if !unsafe { place.put(status) } {
+                return Some((head, 0));
+            }
             let filled = if status == VIRTIO_BLK_S_OK as u8 { filled } else { 0 };
             // With nothing read the status is the only byte written.
             Some((head, filled.saturating_add(1)))
@@ -175,7 +176,7 @@ struct Ticket {
     /// Bytes read, if all goes well.
     filled: u32,
     /// Where the status goes.
-    status: Segment,
+    status: Place,
 }
 
 /// What a lane has in hand.
@@ -254,7 +255,7 @@ impl Hand {
     fn job(&mut self) -> Box<Job> {
         self.pool.pop().unwrap_or_else(|| {
             let tag = self.tickets.len();
-            self.tickets.push(Ticket { head: 0, filled: 0, status: Segment::EMPTY });
+            self.tickets.push(Ticket { head: 0, filled: 0, status: Place::NONE });
             Box::new(Job::new(tag))
         })
     }

@@ -10,7 +10,9 @@ use super::*;
 use crate::block::hanging::HangingFile;
 use crate::block::{DiskError, DiskOptions};
 use crate::skipped::skipped;
-use crate::virtio::testing::{DATA, Driver, EVENT_IDX, MEMORY_END, Piece, wait_until};
+use crate::virtio::testing::{
+    DATA, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, guarded_memory, wait_until,
+};
 
 fn image(len: usize) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -522,4 +524,41 @@ fn parsing_checks_shape_and_place() {
     assert_eq!(parse_range(range, true, limits), Ok(Range { offset: 0, len: 2048, unmap: false }));
     range[11] = 1;
     assert_eq!(parse_range(range, true, limits), Err(Refusal::IoErr));
+}
+
+#[test]
+fn requests_over_a_file_in_guest_memory_fail_where_it_has_lost_its_pages_and_do_no_harm() {
+    const FILE: u64 = 0x100_0000;
+    const LOST: u64 = FILE + 0x1000;
+    let (disk, pages) = (image(612), std::sync::Arc::new(tempfile::tempfile().unwrap()));
+    pages.set_len(0x2000).unwrap();
+    let memory = crate::backing::tests::with_file(&guarded_memory(&[MEMORY]), &pages, FILE, 0x2000);
+    pages.set_len(0x1000).unwrap();
+    let device =
+        Blk::new("the-disk", open(disk.path(), false).unwrap(), BlkOptions::default()).unwrap();
+    let mut rig = Rig { driver: Driver::over(memory, Box::new(device)) };
+    rig.driver.bring_up(0, 64);
+    // The second sector has 100 bytes, and zeroes behind them.
+    assert_eq!(rig.ask(0, 0, &[Piece::In(FILE, 1024)]), (0, 1025));
+    let read = rig.driver.read(FILE + 510, 104);
+    assert_eq!((&read[..4], &read[100..]), (&[1, 1, 2, 2][..], &[2, 2, 0, 0][..]));
+    rig.driver.write(FILE, &[9; 512]);
+    assert_eq!(rig.ask(1, 0, &[Piece::Out(FILE, 512)]), (0, 1));
+    assert_eq!(fs::read(disk.path()).unwrap()[511..513], [9, 2]);
+    // All of it lost; only what is read as zero; both kinds of request.
+    assert_eq!(rig.ask(0, 0, &[Piece::In(LOST, 512)]), (1, 1));
+    assert_eq!(rig.ask(0, 1, &[Piece::In(LOST - 100, 512)]), (1, 1));
+    assert_eq!(rig.ask(1, 0, &[Piece::Out(LOST, 512)]), (1, 1));
+    assert_eq!(rig.ask(8, 0, &[Piece::In(LOST, 20)]), (1, 1), "its id");
+    // An answer that has no place is none, whether it is given at once or later.
+    rig.driver.write(HEAD, &[0; 16]);
+    let to = |len| [Piece::Out(HEAD, 16), Piece::In(BUFFER, len), Piece::In(LOST, 1)];
+    rig.driver.send(0, &to(512));
+    assert_eq!(rig.driver.wait_used(0, 1)[0].1, 0);
+    rig.driver.send(0, &to(511));
+    rig.driver.wait_broken();
+    rig.driver.bring_up(0, 64);
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 512)]), (0, 513));
+    rig.driver.send(0, &[Piece::Out(LOST, 16), Piece::In(BUFFER, 512), Piece::In(STATUS, 1)]);
+    rig.driver.wait_broken();
 }

@@ -194,8 +194,9 @@ impl Serve {
             given_up |= reply.is_none();
             let Some(Some(reply)) = reply else { return true };
             // SAFETY: the place was cut from a chain in `memory`, which is there as long as we are.
-            unsafe { waiter.place.copy_from(&reply) };
-            queue.complete(memory, interrupt, [(waiter.head, reply.len() as u32)]);
+            let answered = unsafe { waiter.place.copy_from(&reply) }.is_ok();
+            let len = if answered { reply.len() as u32 } else { 0 };
+            queue.complete(memory, interrupt, [(waiter.head, len)]);
             false
         });
         !given_up

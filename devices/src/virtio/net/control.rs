@@ -115,9 +115,8 @@ impl MutEventSubscriber for Control {
                 false
             });
             let ack = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR } as u8;
-            // There is room, as was just seen.
-            let _ = chain.copy_from(0, &[ack]);
-            Answer::Done(1)
+            // There is room, as was just seen; it may be in memory that cannot be had.
+            Answer::Done(chain.copy_from(0, &[ack]).is_ok().into())
         });
     }
 }

@@ -245,8 +245,9 @@ impl Frame<'_> {
         }
         // At most the queue's size, so the cast keeps the number.
         let count = ahead.chains_for(len) as u16;
+        // Their memory may be such as cannot be had.
         if written.and_then(|()| ahead.copy_from(NUM_BUFFERS, &count.to_le_bytes())).is_err() {
-            return Step::Broken;
+            return self.drop();
         }
         ahead.consume(len);
         Step::Frame

@@ -14,7 +14,8 @@ use vm_memory::{
 };
 
 use super::Malformed;
-use super::ring::{Rings, descriptor};
+use super::ring::{Rings, descriptor, in_ram};
+use crate::backing::Backing;
 use crate::iovec::{IOV_MAX, IovecBuffer, Iovecs, Segment, each};
 
 /// The most segments of one chain, and entries of one indirect table.
@@ -31,6 +32,8 @@ pub(super) struct Extent {
     pub(super) writable: usize,
     pub(super) readable_len: usize,
     pub(super) writable_len: usize,
+    /// The worst of the segments.
+    pub(super) backing: Backing,
 }
 
 /// Follows the chain that begins at `head` and appends its segments to `segments`.
@@ -47,7 +50,7 @@ pub(super) fn walk(
     let mut inside = false;
     let mut steps = 0;
     let mut total = 0u32;
-    let mut places = Places { memory, last: None };
+    let mut places = Places { memory, last: None, backing: Backing::Ram };
     loop {
         if index >= entries {
             return Err(Malformed::DescriptorIndex { index, entries });
@@ -69,9 +72,8 @@ pub(super) fn walk(
             if len == 0 || len % DESCRIPTOR_LEN != 0 || count as usize > MAX_SEGMENTS {
                 return Err(Malformed::IndirectLen(len));
             }
-            table = memory
-                .get_slice(found.addr(), len as usize)
-                .map_err(|_| Malformed::Outside { address: found.addr().0, len })?;
+            table = in_ram(memory, "indirect table", found.addr().0, len as usize)?
+                .ok_or(Malformed::Outside { address: found.addr().0, len })?;
             // At most MAX_SEGMENTS, so the cast keeps the number.
             (entries, index, steps, inside) = (count as u16, 0, 0, true);
             continue;
@@ -84,6 +86,7 @@ pub(super) fn walk(
         let before = segments.len();
         places.append(&found, segments)?;
         let added = segments.len() - before;
+        extent.backing = places.backing;
         if extent.readable + extent.writable + added > MAX_SEGMENTS {
             return Err(Malformed::TooManySegments);
         }
@@ -106,6 +109,8 @@ struct Places<'m> {
     memory: &'m GuestMemoryMmap,
     /// The region of the last one, where the next is likely to be, too.
     last: Option<&'m GuestRegionMmap>,
+    /// The worst of all so far.
+    backing: Backing,
 }
 
 impl Places<'_> {
@@ -123,6 +128,12 @@ impl Places<'_> {
             segments.push(Segment::new(piece.ptr_guard_mut().as_ptr(), piece.len()));
         }
         self.last = self.memory.find_region(address);
+        // Files lie above RAM: what reaches into one ends in one.
+        let end = GuestAddress(address.0.saturating_add(len.saturating_sub(1) as u64));
+        let last = self.last.filter(|region| region.last_addr() >= end);
+        if let Some(region) = last.or_else(|| self.memory.find_region(end)) {
+            self.backing = self.backing.max(Backing::of(self.memory, region));
+        }
         Ok(())
     }
 }
@@ -138,9 +149,9 @@ fn within(region: &GuestRegionMmap, address: GuestAddress, len: usize) -> Option
     Some(Segment::new(base, len))
 }
 
-/// Bytes were asked for that the chain does not have.
+/// Bytes were asked for that the chain does not have, or that are in a page of a file that cannot be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the chain is shorter than that")]
+#[error("the chain is shorter than that, or in memory that cannot be had")]
 pub struct OutOfChain;
 
 /// One request of the driver's: what it filled, and what it wants filled.
@@ -183,16 +194,16 @@ impl<'a> Chain<'a> {
     /// Copies readable bytes at `offset` to `data`.
     ///
     /// # Errors
-    /// When the readable part ends before; then nothing useful is in `data`.
+    /// When the readable part ends before, or cannot be had; then nothing useful is in `data`.
     pub fn copy_to(&self, offset: usize, data: &mut [u8]) -> Result<(), OutOfChain> {
         // SAFETY: Chain::new's caller vouches for the memory, for 'a.
-        unsafe { copy_out(self.readable, offset, data) }
+        unsafe { copy_out(self.readable, self.extent.backing, offset, data) }
     }
 
     /// A copy of the object at readable byte `offset`.
     ///
     /// # Errors
-    /// When the readable part ends before the object does.
+    /// When the readable part ends before the object does, or cannot be had.
     pub fn read_obj<T: ByteValued + Default>(&self, offset: usize) -> Result<T, OutOfChain> {
         let mut object = T::default();
         self.copy_to(offset, object.as_mut_slice())?;
@@ -202,10 +213,10 @@ impl<'a> Chain<'a> {
     /// Copies `data` to the writable bytes at `offset`.
     ///
     /// # Errors
-    /// When the writable part ends before.
+    /// When the writable part ends before, or cannot be had.
     pub fn copy_from(&self, offset: usize, data: &[u8]) -> Result<(), OutOfChain> {
         // SAFETY: Chain::new's caller vouches for the memory, for 'a.
-        unsafe { copy_into(self.writable, offset, data) }
+        unsafe { copy_into(self.writable, self.extent.backing, offset, data) }
     }
 
     /// Where the pieces of the writable part are mapped, and their lengths in bytes.
@@ -219,7 +230,8 @@ impl<'a> Chain<'a> {
     /// When the readable part ends before.
     pub fn readable_iovecs(&mut self, offset: usize, len: usize) -> Result<Iovecs<'_>, OutOfChain> {
         // SAFETY: Chain::new's caller vouches for the memory, for 'a, which outlives this borrow.
-        unsafe { Iovecs::slice(self.readable, offset, len, self.scratch) }.ok_or(OutOfChain)
+        unsafe { Iovecs::slice(self.readable, self.extent.backing, offset, len, self.scratch) }
+            .ok_or(OutOfChain)
     }
 
     /// The writable bytes `offset..offset + len`, for a system call that fills them.
@@ -228,13 +240,14 @@ impl<'a> Chain<'a> {
     /// When the writable part ends before.
     pub fn writable_iovecs(&mut self, offset: usize, len: usize) -> Result<Iovecs<'_>, OutOfChain> {
         // SAFETY: Chain::new's caller vouches for the memory, for 'a, which outlives this borrow.
-        unsafe { Iovecs::slice(self.writable, offset, len, self.scratch) }.ok_or(OutOfChain)
+        unsafe { Iovecs::slice(self.writable, self.extent.backing, offset, len, self.scratch) }
+            .ok_or(OutOfChain)
     }
 
     /// The writable byte at `offset`, for who answers later.
-    pub(crate) fn place(&self, offset: usize) -> Option<Segment> {
-        let mut place = None;
-        let _ = each(self.writable, offset, 1, |piece| place = Some(piece));
+    pub(crate) fn place(&self, offset: usize) -> Option<Place> {
+        let (mut place, backing) = (None, self.extent.backing);
+        let _ = each(self.writable, offset, 1, |at| place = Some(Place { at, backing }));
         place
     }
 
@@ -249,7 +262,7 @@ impl<'a> Chain<'a> {
         len: usize,
         list: &mut IovecBuffer,
     ) -> Result<(), OutOfChain> {
-        list.assign(self.readable, offset, len).then_some(()).ok_or(OutOfChain)
+        list.assign(self.readable, self.extent.backing, offset, len).then_some(()).ok_or(OutOfChain)
     }
 
     /// The writable bytes `offset..offset + len` as a list that outlives this borrow: who uses it
@@ -263,46 +276,69 @@ impl<'a> Chain<'a> {
         len: usize,
         list: &mut IovecBuffer,
     ) -> Result<(), OutOfChain> {
-        list.assign(self.writable, offset, len).then_some(()).ok_or(OutOfChain)
+        list.assign(self.writable, self.extent.backing, offset, len).then_some(()).ok_or(OutOfChain)
     }
 }
 
-/// Copies the bytes at `offset` of `segments` to `data`.
+/// Where a byte goes, for who answers later.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    at: Segment,
+    backing: Backing,
+}
+
+impl Place {
+    /// Nowhere.
+    pub(crate) const NONE: Place = Place { at: Segment::EMPTY, backing: Backing::Ram };
+
+    /// Puts it there; false when the memory cannot be had.
+    ///
+    /// # Safety
+    /// The memory of the chain it was made of must still be mapped.
+    pub(crate) unsafe fn put(&self, byte: u8) -> bool {
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.backing.copy_from(self.at, &[byte]) }
+    }
+}
+
+/// Copies the bytes at `offset` of `segments`, of which `backing` is the worst, to `data`.
 ///
 /// # Safety
 /// The memory of every segment must be mapped and readable.
 pub(super) unsafe fn copy_out(
     segments: &[Segment],
+    backing: Backing,
     offset: usize,
     data: &mut [u8],
 ) -> Result<(), OutOfChain> {
-    let mut done = 0;
+    let (mut done, mut had) = (0, true);
     let whole = each(segments, offset, data.len(), |piece| {
-        // SAFETY: the caller vouches for the memory.
-        let piece = unsafe { piece.as_slice() };
         if let Some(rest) = data.get_mut(done..) {
-            done += piece.copy_to(rest);
+            // SAFETY: the caller vouches for the memory.
+            had &= unsafe { backing.copy_to(piece, rest) };
+            done += piece.len();
         }
     });
-    whole.then_some(()).ok_or(OutOfChain)
+    (whole && had).then_some(()).ok_or(OutOfChain)
 }
 
-/// Copies `data` to byte `offset` of `segments`.
+/// Copies `data` to byte `offset` of `segments`, of which `backing` is the worst.
 ///
 /// # Safety
 /// The memory of every segment must be mapped and writable.
 pub(super) unsafe fn copy_into(
     segments: &[Segment],
+    backing: Backing,
     offset: usize,
     data: &[u8],
 ) -> Result<(), OutOfChain> {
-    let mut rest = data;
+    let (mut rest, mut had) = (data, true);
     let whole = each(segments, offset, data.len(), |piece| {
         if let Some((now, later)) = rest.split_at_checked(piece.len()) {
             // SAFETY: the caller vouches for the memory.
-            unsafe { piece.as_slice() }.copy_from(now);
+            had &= unsafe { backing.copy_from(piece, now) };
             rest = later;
         }
     });
-    whole.then_some(()).ok_or(OutOfChain)
+    (whole && had).then_some(()).ok_or(OutOfChain)
 }

@@ -11,6 +11,7 @@ use vm_memory::GuestMemoryMmap;
 use super::chain::{self, OutOfChain};
 use super::ring::Rings;
 use super::{Interrupt, Malformed, Queue};
+use crate::backing::Backing;
 use crate::iovec::{IOV_MAX, Iovecs};
 
 /// A chain in the window.
@@ -32,6 +33,8 @@ pub struct Lookahead<'q> {
     len: usize,
     /// The window has as many segments as one system call takes.
     full: bool,
+    /// The worst of all segments there were in it.
+    backing: Backing,
 }
 
 impl<'q> Lookahead<'q> {
@@ -43,7 +46,7 @@ impl<'q> Lookahead<'q> {
     ) -> Lookahead<'q> {
         queue.segments.clear();
         queue.ahead.clear();
-        Lookahead { queue, memory, interrupt, rings, len: 0, full: false }
+        Lookahead { queue, memory, interrupt, rings, len: 0, full: false, backing: Backing::Ram }
     }
 
     /// Widens the window until it has `bytes` bytes or `chains` chains or nothing more is
@@ -81,27 +84,27 @@ impl<'q> Lookahead<'q> {
     /// Copies `data` to byte `offset` of the window.
     ///
     /// # Errors
-    /// When the window ends before.
+    /// When the window ends before, or cannot be had.
     pub fn copy_from(&self, offset: usize, data: &[u8]) -> Result<(), OutOfChain> {
         // SAFETY: walk put there only segments of `memory`, which is borrowed.
-        unsafe { chain::copy_into(&self.queue.segments, offset, data) }
+        unsafe { chain::copy_into(&self.queue.segments, self.backing, offset, data) }
     }
 
     /// Copies the bytes at `offset` of the window to `data`: what has been put there, unless the
     /// driver has written to its buffers since.
     ///
     /// # Errors
-    /// When the window ends before.
+    /// When the window ends before, or cannot be had.
     pub fn copy_to(&self, offset: usize, data: &mut [u8]) -> Result<(), OutOfChain> {
         // SAFETY: walk put there only segments of `memory`, which is borrowed.
-        unsafe { chain::copy_out(&self.queue.segments, offset, data) }
+        unsafe { chain::copy_out(&self.queue.segments, self.backing, offset, data) }
     }
 
     /// All bytes of the window, for a system call that fills them.
     pub fn iovecs(&mut self) -> Option<Iovecs<'_>> {
         let Queue { segments, scratch, .. } = &mut *self.queue;
         // SAFETY: walk put there only segments of `memory`, which is borrowed.
-        unsafe { Iovecs::slice(segments, 0, self.len, scratch) }
+        unsafe { Iovecs::slice(segments, self.backing, 0, self.len, scratch) }
     }
 
     /// Takes the chains that hold the first `len` bytes, says of each how much was written, and
@@ -153,6 +156,7 @@ impl<'q> Lookahead<'q> {
             let Queue { state, segments, ahead, .. } = &mut *self.queue;
             let extent =
                 chain::walk(self.memory, &self.rings, state.size, state.indirect, head, segments)?;
+            self.backing = self.backing.max(extent.backing);
             // Readable bytes mean nothing here.
             segments.drain(before..before + extent.readable);
             if extent.writable_len < least {

@@ -20,6 +20,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use crate::iovec::{IOV_MAX, IovecBuffer, Iovecs};
+pub(crate) use chain::Place;
 pub use chain::{Chain, MAX_SEGMENTS, OutOfChain};
 pub use lookahead::Lookahead;
 pub use state::{Malformed, QueueState};

@@ -12,9 +12,13 @@
 use std::sync::atomic::Ordering;
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    MemoryRegionAddress, VolatileSlice,
+};
 
 use super::{Malformed, QueueState};
+use crate::backing::Backing;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` and `VIRTQ_USED_F_NO_NOTIFY`, virtio 1.3 §2.7.6, §2.7.8.
 const NO_NOTIFICATION: u16 = 1;
@@ -37,15 +41,27 @@ fn area<'m>(
     if !address.is_multiple_of(align) {
         return Err(Malformed::Misaligned { what, address, align });
     }
-    memory.get_slice(GuestAddress(address), len).map_err(|_| Malformed::AreaOutside {
-        what,
-        address,
-        len,
-    })
+    in_ram(memory, what, address, len)?.ok_or(Malformed::AreaOutside { what, address, len })
+}
+
+/// The `len` bytes at `address` for loads and stores of our own; `None` when no region has all of them.
+pub(super) fn in_ram<'m>(
+    memory: &'m GuestMemoryMmap,
+    what: &'static str,
+    address: u64,
+    len: usize,
+) -> Result<Option<VolatileSlice<'m>>, Malformed> {
+    let Some(region) = memory.find_region(GuestAddress(address)) else { return Ok(None) };
+    if Backing::of(memory, region) == Backing::File {
+        return Err(Malformed::InFile { what, address });
+    }
+    let offset = address.saturating_sub(region.start_addr().0);
+    Ok(region.get_slice(MemoryRegionAddress(offset), len).ok())
 }
 
 impl<'m> Rings<'m> {
-    /// Finds the areas in guest memory: each aligned as virtio 1.3 §2.7 says, and within one region.
+    /// Finds the areas in guest memory: each aligned as virtio 1.3 §2.7 says, and within one
+    /// region of RAM.
     pub(super) fn resolve(
         memory: &'m GuestMemoryMmap,
         state: &QueueState,

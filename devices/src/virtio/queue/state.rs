@@ -46,7 +46,7 @@ impl QueueState {
         self.indirect = features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
     }
 
-    /// Whether the areas are aligned and lie in `memory`, and the size is at most `max`.
+    /// Whether the areas are aligned and lie in the RAM of `memory`, and the size is at most `max`.
     ///
     /// # Errors
     /// What the driver did wrong.
@@ -86,6 +86,15 @@ pub enum Malformed {
         address: u64,
         /// Bytes.
         len: usize,
+    },
+    /// An area, or a table of descriptors, is in a file: its pages may be lost, and are touched by system
+    /// calls alone.
+    #[error("the {what} at {address:#x} is in persistent memory, and must be in RAM")]
+    InFile {
+        /// What it is.
+        what: &'static str,
+        /// Guest address.
+        address: u64,
     },
     /// More chains were made available than the ring holds.
     #[error("the available index jumped from {from} to {to}")]

@@ -1,3 +1,5 @@
+mod file;
+
 use super::*;
 use crate::virtio::registers::Registers;
 use crate::virtio::testing::{Desc, INDIRECT, NEXT, Piece, Ring, WRITE, guarded_memory};

@@ -257,7 +257,11 @@ pub fn transport(
 impl Driver {
     /// A device that nobody has touched yet, over fresh guarded memory.
     pub fn idle(device: Box<dyn VirtioDevice>) -> Driver {
-        let memory = guarded_memory(&[MEMORY]);
+        Driver::over(guarded_memory(&[MEMORY]), device)
+    }
+
+    /// The same over `memory`, which has [`MEMORY`].
+    pub fn over(memory: GuestMemoryMmap, device: Box<dyn VirtioDevice>) -> Driver {
         let transport = transport("test", device, memory.clone());
         Driver { transport, memory, rings: Vec::new() }
     }

@@ -122,9 +122,11 @@ impl Wire {
             Hears::Headers if self.does_all() => self.receive_headed(&to),
             Hears::Headers => self.receive_unlike(&mut to),
             _ => {
-                to.copy_from(&[0; HEADER_LEN]);
+                let cleared = to.copy_from(&[0; HEADER_LEN]).is_ok();
                 to.advance(HEADER_LEN);
-                Ok(Received::Whole(HEADER_LEN + self.read(&to)?))
+                // What has no header there is read all the same, or it would come again and again.
+                let len = HEADER_LEN + self.read(&to)?;
+                Ok(Received::Whole(if cleared { len } else { 0 }))
             }
         }
     }
@@ -139,7 +141,7 @@ impl Wire {
             self.ready = true;
         }
         let mut header = [0; HEADER_LEN];
-        frame.copy_to(&mut header);
+        frame.copy_to(&mut header)?;
         let nonsense = || io::Error::from(io::ErrorKind::InvalidInput);
         let header =
             Header::read(&header, frame.len().saturating_sub(HEADER_LEN)).ok_or_else(nonsense)?;
@@ -162,7 +164,7 @@ impl Wire {
             }
         }
         self.goes.clear();
-        frame.append_to(&mut self.goes);
+        frame.append_to(&mut self.goes)?;
         let pieces = Pieces::of(header, &self.goes).ok_or_else(nonsense)?;
         let done = self.send_pieces(pieces);
         if !done.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
@@ -251,14 +253,9 @@ impl Wire {
     fn receive_headed(&mut self, to: &Iovecs<'_>) -> io::Result<Received> {
         let len = self.read(to)?;
         let mut bytes = [0; HEADER_LEN];
-        to.copy_to(&mut bytes);
-        Ok(Received::Whole(match checked(&bytes, len) {
-            Some(header) => {
-                to.copy_from(&header.bytes());
-                len
-            }
-            None => 0,
-        }))
+        let header = to.copy_to(&mut bytes).ok().and_then(|()| checked(&bytes, len));
+        let written = header.is_some_and(|header| to.copy_from(&header.bytes()).is_ok());
+        Ok(Received::Whole(if written { len } else { 0 }))
     }
 
     /// Receives for a driver that cannot do everything: what is left to do is done here. A datagram is
@@ -276,10 +273,11 @@ impl Wire {
         let header = self.came.first_chunk().and_then(|bytes| checked(bytes, len));
         let Some(header) = header else { return Ok(Received::Whole(0)) };
         if header.needs() & !self.features == 0 {
-            to.copy_from(&header.bytes());
+            let mut written = to.copy_from(&header.bytes());
             to.advance(HEADER_LEN);
-            to.copy_from(self.came.get(HEADER_LEN..).unwrap_or_default());
-            return Ok(Received::Whole(len));
+            let frame = self.came.get(HEADER_LEN..).unwrap_or_default();
+            written = written.and_then(|()| to.copy_from(frame));
+            return Ok(Received::Whole(if written.is_ok() { len } else { 0 }));
         }
         let pieces = Pieces::of(header, self.came.get(HEADER_LEN..).unwrap_or_default());
         self.pieces = pieces.map(|pieces| (pieces, 0));
@@ -293,8 +291,8 @@ impl Wire {
         self.piece.clear();
         self.piece.extend_from_slice(&Header::default().bytes());
         pieces.write(n, self.came.get(HEADER_LEN..).unwrap_or_default(), &mut self.piece);
-        to.copy_from(&self.piece);
-        Some(self.piece.len())
+        let written = to.copy_from(&self.piece).is_ok();
+        Some(if written { self.piece.len() } else { 0 })
     }
 }
 
