@@ -39,6 +39,7 @@ mod stderr;
 mod stdout;
 mod stop;
 mod terminal;
+mod tips;
 mod values;
 mod wait;
 
@@ -85,7 +86,8 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut e) => {
-            run::hint_at_kernel(&mut e);
+            let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+            tips::amend(&mut e, &words.collect::<Vec<_>>());
             if e.use_stderr() {
                 // It quotes what was typed.
                 tell!("{}", e.render());

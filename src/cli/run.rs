@@ -169,21 +169,6 @@ enum Level {
     Trace,
 }
 
-/// Says where a kernel goes when `husk run` was given a word that is no option. (The other
-/// subcommands know their words, or are not followed by the name of a file.)
-pub fn hint_at_kernel(error: &mut clap::Error) {
-    use clap::error::{ContextKind, ContextValue, ErrorKind};
-    let word = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(word)) if !word.starts_with('-') => word.clone(),
-        _ => return,
-    };
-    let in_run = std::env::args_os().nth(1).is_some_and(|subcommand| subcommand == "run");
-    if error.kind() == ErrorKind::UnknownArgument && in_run {
-        let tip = format!("if that is the kernel: husk run --kernel {word}");
-        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
-    }
-}
-
 /// When this process began, as far as it can tell: the CPU time it has used lies behind it.
 pub fn process_start() -> Instant {
     let now = Instant::now();
