@@ -91,6 +91,7 @@ pub use husk_devices::virtio::console::tty::WindowSize;
 #[cfg(feature = "macros")]
 pub use husk_macros::test;
 pub use hypervisor::Cause;
+pub use outcome::quote;
 pub use vcpu::report::CrashReport;
 pub use vm::{
     BalloonError, DeviceMetrics, Ended, Metrics, Outcome, ResizeDiskError, RunningVm, State, Vm,

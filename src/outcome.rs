@@ -41,3 +41,21 @@ impl Outcome {
         }
     }
 }
+
+/// The lines of a console, which a guest has written, as they stand among husk's own words: each is marked, so that
+/// none of them is taken for one of husk's.
+pub fn quote(console: &str) -> String {
+    let lines: Vec<_> = console.lines().map(|line| format!("  | {line}")).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_line_of_a_guests_looks_like_one_of_husks() {
+        assert_eq!(quote("up\nhusk: you may\r\n\nend"), "  | up\n  | husk: you may\n  | \n  | end");
+        assert_eq!(quote(""), "");
+    }
+}

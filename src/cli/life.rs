@@ -156,7 +156,7 @@ pub fn conclude(outcome: &Outcome, signal: Option<i32>) -> u8 {
 /// Shows the last lines of a console, if there are any.
 pub fn report_console(console: &str) {
     if !console.is_empty() {
-        tell!("husk: the last lines of its console:\n{console}\n");
+        tell!("husk: the last lines of its console:\n{}\n", husk::quote(console));
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, quote};
 
 /// The initramfs cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +61,8 @@ pub enum ImageError {
 }
 
 fn looked_for(places: &[PathBuf]) -> String {
-    let places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
+    let mut places: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
+    places.dedup();
     if places.is_empty() {
         String::new()
     } else {
@@ -95,10 +96,10 @@ pub enum ExecError {
     #[error("the guest cannot be set up: {0}")]
     SetUp(String),
     /// The command does not exist in the guest.
-    #[error("{0}: there is no such command in the guest")]
+    #[error("{name}: there is no such command in the guest", name = name(.0))]
     NotFound(String),
     /// The command exists and cannot be executed.
-    #[error("{command}: it cannot be executed in the guest: {source}")]
+    #[error("{command}: it cannot be executed in the guest: {source}", command = name(command))]
     NotExecutable {
         /// The command.
         command: String,
@@ -106,7 +107,7 @@ pub enum ExecError {
         r#source: io::Error,
     },
     /// The working directory cannot be entered.
-    #[error("working directory {directory}: {source}, in the guest")]
+    #[error("working directory {directory}: {source}, in the guest", directory = name(directory))]
     Directory {
         /// The directory.
         directory: String,
@@ -114,7 +115,7 @@ pub enum ExecError {
         r#source: io::Error,
     },
     /// There is no such user or group, or the agent may not become it.
-    #[error("user {user}: {source}, in the guest")]
+    #[error("user {user}: {source}, in the guest", user = name(user))]
     User {
         /// The user.
         user: String,
@@ -122,7 +123,7 @@ pub enum ExecError {
         r#source: io::Error,
     },
     /// A file of the guest's cannot be read or written.
-    #[error("{path}: {source}, in the guest")]
+    #[error("{path}: {source}, in the guest", path = name(path))]
     GuestFile {
         /// The file.
         path: String,
@@ -239,6 +240,11 @@ pub enum EndedBy {
     Other,
 }
 
+/// A name as it stands in a sentence, also one that is empty.
+fn name(name: &str) -> &str {
+    if name.is_empty() { "''" } else { name }
+}
+
 fn told_how(how: &Option<String>) -> String {
     how.as_ref().map(|how| format!(": {how}")).unwrap_or_default()
 }
@@ -247,7 +253,7 @@ fn said(console: &str) -> String {
     if console.is_empty() {
         return String::new();
     }
-    format!("; its console said last:\n{console}")
+    format!("; its console said last:\n{}", quote(console))
 }
 
 /// Seconds, as exact as anybody wants them of a wait.
@@ -271,6 +277,19 @@ pub(crate) fn told(outcome: &Outcome) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_name_is_seen() {
+        let words = "'': there is no such command in the guest";
+        assert_eq!(ExecError::NotFound(String::new()).to_string(), words);
+        assert!(ExecError::NotFound("x".to_owned()).to_string().starts_with("x: there"));
+    }
+
+    #[test]
+    fn a_place_is_named_once() {
+        let places = ["/a", "/lib", "/lib"].map(PathBuf::from);
+        assert_eq!(looked_for(&places), " (looked for in /a, /lib)");
+    }
 
     #[test]
     fn a_wait_is_told_in_tenths_of_a_second() {
