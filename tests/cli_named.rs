@@ -100,6 +100,7 @@ fn a_named_vm_is_listed_read_refused_to_others_and_ended() {
     // Its guest does not hear of the power button.
     let stopped = call(&sandbox, &["stop", "two", "--grace", "0.1"]);
     assert_eq!(stopped.status, 0, "{stopped:?}");
+    assert!(stopped.stderr.contains("two has not turned itself off in 0.1 s"), "{stopped:?}");
     assert_eq!(two.finish().status, 0);
     assert_eq!(sandbox.path().join("run/husk").read_dir().unwrap().count(), 0);
 }
@@ -150,6 +151,21 @@ fn a_command_in_a_vm_that_is_killed_by_its_name_or_with_its_husk_has_the_status_
         assert!(finished.stderr.contains("killed"), "{finished:?}");
         running.finish();
     }
+}
+
+#[test]
+fn a_command_for_a_vm_whose_husk_is_stopped_is_told_which_process_that_is() {
+    needs_kvm!();
+    let sandbox = sandbox();
+    let one = start(&sandbox, "one");
+    one.signal(libc::SIGSTOP);
+    let refused = call(&sandbox, &["exec", "one", "--", "true"]);
+    one.signal(libc::SIGCONT);
+    assert_eq!(refused.status, 125, "{refused:?}");
+    assert!(refused.stderr.contains(&format!("kill -KILL {}", one.child.id())), "{refused:?}");
+    assert!(!refused.stderr.contains("waited for"), "{refused:?}");
+    assert_eq!(call(&sandbox, &["kill", "one"]).status, 0);
+    one.finish();
 }
 
 #[test]
@@ -256,6 +272,11 @@ fn a_detached_vm_goes_on_and_its_output_and_status_are_there_after_its_end() {
     let all = call(&sandbox, &["ps", "--all"]).stdout;
     assert!(all.contains(&one.name) && all.contains("(ended with 0)"), "{all}");
     assert!(!call(&sandbox, &["ps"]).stdout.contains("short"));
+    for args in [&["exec", "short", "--", "true"][..], &["stop", "short"], &["inspect", "short"]] {
+        let gone = call(&sandbox, args);
+        let words = "`short` has ended with status 0; `husk logs short`";
+        assert!(gone.status == 125 && gone.stderr.contains(words), "{gone:?}");
+    }
 
     // Those who follow and wait hear of the end, and of what was written meanwhile.
     wait_until(|| call(&sandbox, &["logs", &one.name]).stdout == "up");
@@ -315,6 +336,12 @@ fn a_detached_vm_that_does_not_come_to_run_is_told_to_whoever_started_it() {
         let left: Vec<_> = sandbox.path().join("run/husk").read_dir().unwrap().collect();
         assert!(left.is_empty(), "{args:?} left {left:?}");
     }
+    // Nothing could be known of its end, as in a directory without room.
+    std::fs::create_dir(sandbox.path().join("run/husk/one.end")).unwrap();
+    let refused = call(&sandbox, &[&least[..], &["kernel"]].concat());
+    assert_eq!((refused.status, refused.stdout.as_str()), (125, ""), "{refused:?}");
+    assert!(refused.stderr.contains("one.end"), "{refused:?}");
+    std::fs::remove_dir(sandbox.path().join("run/husk/one.end")).unwrap();
     let refused = call(&sandbox, &["run", "--kernel", "kernel", "--keep-on-failure"]);
     assert!(refused.status == 125 && refused.stderr.contains("-- CMD"), "{refused:?}");
     let refused = call(&sandbox, &["wait", "one"]);

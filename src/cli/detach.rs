@@ -93,7 +93,7 @@ pub fn made_up() -> Result<String, Error> {
         let name = format!("vm-{}", letters.map(|byte| char::from(*byte)).collect::<String>());
         match named::find(&name) {
             Err(NameError::Unknown(_)) => return Ok(name),
-            Ok(_) | Err(NameError::Silent { .. }) => {}
+            Ok(_) | Err(NameError::Silent { .. } | NameError::Ended { .. }) => {}
             Err(e) => return Err(e.into()),
         }
     }

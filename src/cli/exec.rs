@@ -58,7 +58,8 @@ impl Exec {
 
 /// Does what waits for the guest's agent, and says so when it takes long: it may have to come up first.
 fn told_of_a_wait<T>(name: &str, work: impl FnOnce() -> T) -> T {
-    const UNTOLD: Duration = Duration::from_secs(3);
+    // Longer than its husk is waited for, of which there is something else to say.
+    const UNTOLD: Duration = Duration::from_secs(6);
     let (done, waited) = std::sync::mpsc::channel::<()>();
     let name = name.to_owned();
     // Who cannot be told waits all the same.

@@ -48,9 +48,12 @@ impl Logs {
         let end = match self.follow.then(|| named::find(&self.name)?.end()) {
             Some(Ok(end)) => Some(end),
             None => None,
-            Some(Err(NameError::Unknown(_) | NameError::NoStatus(_) | NameError::Nonsense(_))) => {
-                None
-            }
+            Some(Err(
+                NameError::Unknown(_)
+                | NameError::Ended { .. }
+                | NameError::NoStatus(_)
+                | NameError::Nonsense(_),
+            )) => None,
             // What there is is of use also when it cannot be followed.
             Some(Err(e)) => {
                 log.carry(show).map(|()| false).or_else(nobody_reads)?;

@@ -207,7 +207,7 @@ impl Run {
             // Before anything is started; who is first of two at the same time is found out later.
             match named::find(name) {
                 Ok(_) => return Err(NameError::InUse(name.clone()).into()),
-                Err(NameError::Unknown(_)) => {}
+                Err(NameError::Unknown(_) | NameError::Ended { .. }) => {}
                 // A directory, say, in which there can be no names.
                 Err(e) => return Err(e.into()),
             }

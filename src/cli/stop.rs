@@ -26,7 +26,16 @@ pub struct Stop {
 impl Stop {
     /// Turns them off, one after the other.
     pub fn execute(self) -> Result<u8, Error> {
-        Ok(each(&self.names, |vm| Ok(vm.stop(self.grace)? || vm.kill()?)))
+        Ok(each(&self.names, |name, vm| {
+            if vm.stop(self.grace)? {
+                return Ok(true);
+            }
+            tell!(
+                "husk: {name} has not turned itself off in {} s, and is turned off\n",
+                self.grace.as_secs_f64()
+            );
+            vm.kill()
+        }))
     }
 }
 
@@ -41,15 +50,15 @@ pub struct Kill {
 impl Kill {
     /// Turns them off.
     pub fn execute(self) -> Result<u8, Error> {
-        Ok(each(&self.names, Remote::kill))
+        Ok(each(&self.names, |_, vm| vm.kill()))
     }
 }
 
 /// Ends each of them, and the others when one cannot be.
-fn each(names: &[String], end: impl Fn(&Remote) -> Result<bool, NameError>) -> u8 {
+fn each(names: &[String], end: impl Fn(&str, &Remote) -> Result<bool, NameError>) -> u8 {
     let mut status = 0;
     for name in names {
-        match named::find(name).and_then(|vm| end(&vm)) {
+        match named::find(name).and_then(|vm| end(name, &vm)) {
             Ok(true) => {}
             Ok(false) => {
                 tell!("husk: {name} is still there\n");

@@ -22,6 +22,19 @@ pub enum NameError {
     /// Nobody has it.
     #[error("there is no VM called `{0}`; `husk ps` lists those that there are")]
     Unknown(String),
+    /// Whoever had it has ended, and is remembered.
+    #[error("the VM `{name}` has ended{}", told_end(name, *.status, *.is_logged))]
+    Ended {
+        /// What it was called.
+        name: String,
+        /// What it was concluded with; `None` when nobody has said.
+        status: Option<u8>,
+        /// Whether what it wrote is there still.
+        is_logged: bool,
+    },
+    /// What is in the place of its socket is none.
+    #[error("{path}: it is in the place of the VM's socket, and is none: remove it, or take another name", path = .0.display())]
+    NoSocket(PathBuf),
     /// The runtime directory is not the user's own.
     #[error(
         "{path}: {why}, and is not used: mend that, or set XDG_RUNTIME_DIR to a directory of your own",
@@ -79,6 +92,17 @@ fn way_out(pid: u32) -> String {
     match pid {
         0 => "it is stopped, or hangs".to_owned(),
         pid => format!("it is process {pid}, and `kill -KILL {pid}` ends both"),
+    }
+}
+
+fn told_end(name: &str, status: Option<u8>, is_logged: bool) -> String {
+    let how = match status {
+        Some(status) => format!(" with status {status}"),
+        None => ", and its husk could not tell how".to_owned(),
+    };
+    match is_logged {
+        true => format!("{how}; `husk logs {name}` has what it wrote"),
+        false => how,
     }
 }
 

@@ -64,14 +64,25 @@ pub struct Remote {
 /// The VM called `name`.
 ///
 /// # Errors
-/// When there is none.
+/// When there is none, or it has ended.
 pub fn find(name: &str) -> Result<Remote, NameError> {
     find_in(&Directory::open()?, name)
 }
 
 pub(super) fn find_in(directory: &Directory, name: &str) -> Result<Remote, NameError> {
     let remote = Remote { name: name.to_owned(), path: directory.socket(name)? };
-    remote.open().map(|_| remote)
+    match remote.open() {
+        Ok(_) => Ok(remote),
+        // What cannot be read is not remembered.
+        Err(unknown @ NameError::Unknown(_)) => match record::read(directory, name) {
+            Ok(Some(ended)) => {
+                let is_logged = directory.log(name).exists();
+                Err(NameError::Ended { name: ended.name, status: ended.status, is_logged })
+            }
+            _ => Err(unknown),
+        },
+        Err(e) => Err(e),
+    }
 }
 
 /// Waits for the end of the VM called `name`, and gives the status that it was [concluded](super::Named::conclude)
@@ -87,7 +98,12 @@ pub(super) fn wait_in(directory: &Directory, name: &str) -> Result<u8, NameError
     let told = find_in(directory, name).and_then(|vm| vm.end()?.status());
     match told {
         // It has ended before it was asked, or while it was.
-        Err(gone @ (NameError::Unknown(_) | NameError::NoStatus(_) | NameError::Nonsense(_))) => {
+        Err(
+            gone @ (NameError::Unknown(_)
+            | NameError::Ended { .. }
+            | NameError::NoStatus(_)
+            | NameError::Nonsense(_)),
+        ) => {
             let known = record::read(directory, name)?.ok_or(gone)?;
             known.status.ok_or_else(|| NameError::NoStatus(name.to_owned()))
         }
@@ -309,12 +325,18 @@ impl Remote {
 
     /// Tells why the guest does not answer any more. From now on it hears of the VM's end, so that it knows
     /// that also when the VM's husk is gone before it can be asked.
-    pub(super) fn explain(&self) -> Explain {
+    ///
+    /// # Errors
+    /// When its husk does not answer: the agent is not waited for then.
+    pub(super) fn explain(&self) -> Result<Explain, NameError> {
         let this = self.clone();
-        // Where too many wait for it already it goes without.
-        let end = self.end().ok();
+        let end = match self.end() {
+            Err(silent @ NameError::Silent { .. }) => return Err(silent),
+            // Where too many wait for it already it goes without.
+            end => end.ok(),
+        };
         let told = OnceLock::new();
-        Arc::new(move || {
+        Ok(Arc::new(move || {
             let gone = || {
                 let why = end.as_ref().and_then(|end| end.why(PATIENCE));
                 why.map_or((None, EndedBy::Other), |why| (why.ended.clone(), why.by()))
@@ -327,7 +349,7 @@ impl Remote {
                 }
                 false => ExecError::AgentLost { console: String::new() },
             })
-        })
+        }))
     }
 
     /// Starts a command in it.
@@ -335,7 +357,7 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn spawn(&self, command: &GuestCommand) -> Result<GuestChild, NameError> {
-        let explain = self.explain();
+        let explain = self.explain()?;
         let agent = self.agent(&explain)?;
         Ok(command.spawn_on(agent, explain, Instant::now() + guest::PATIENCE)?)
     }
@@ -345,7 +367,7 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn copy_in(&self, from: &Path, to: &Path, stop: &CopyStop) -> Result<(), NameError> {
-        let explain = self.explain();
+        let explain = self.explain()?;
         let limits = Limits { stop: stop.clone(), ..Limits::default() };
         Ok(guest::put(self.agent(&explain)?, &explain, from, to, &limits)?)
     }
@@ -355,7 +377,7 @@ impl Remote {
     /// # Errors
     /// See [`NameError`].
     pub fn copy_out(&self, from: &Path, to: &Path, stop: &CopyStop) -> Result<(), NameError> {
-        let explain = self.explain();
+        let explain = self.explain()?;
         let limits = Limits { stop: stop.clone(), ..Limits::default() };
         Ok(guest::get(self.agent(&explain)?, &explain, from, to, &limits)?)
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,8 +56,8 @@ pub fn serve(name: &str, vm: &Arc<RunningVm>, about: About) -> Result<Named, Nam
     serve_in(&Directory::open()?, info(name, vm), about, Arc::downgrade(vm))
 }
 
-/// The same, of a VM that nobody sits in front of: what is written to the log is kept, and, once it
-/// [stays](Named::stay), how the VM ended. It is forgotten when the name is taken again, or when many others have ended since.
+/// The same, of a VM that nobody sits in front of: what is written to the log is kept, and, once it is
+/// [recorded](Named::record) and [stays](Named::stay), how the VM ended. It is forgotten when the name is taken again, or when many others have ended since.
 ///
 /// # Errors
 /// As [`serve`].
@@ -92,6 +92,9 @@ pub(super) fn serve_in(
 ) -> Result<Named, NameError> {
     let path = directory.socket(&info.name)?;
     let lock = directory.lock()?;
+    if fs::symlink_metadata(&path).is_ok_and(|found| !found.file_type().is_socket()) {
+        return Err(NameError::NoSocket(path));
+    }
     if !clean(&path) {
         return Err(NameError::InUse(info.name));
     }
@@ -151,12 +154,20 @@ fn accept<T>(given_up: &AtomicBool, next: impl Fn() -> io::Result<T>, admit: imp
 }
 
 impl Named {
-    /// From now on something of a VM that was [kept](serve_kept) stays after its end, however that comes about.
+    /// Remembers of a VM that was [kept](serve_kept) that it runs; unless it is to [stay](Self::stay), that is
+    /// forgotten at its end.
+    ///
+    /// # Errors
+    /// When there is no room for it: nothing would be known of the VM's end either.
+    pub fn record(&self) -> Result<(), NameError> {
+        let Some(directory) = &self.kept else { return Ok(()) };
+        let path = directory.end(&self.info.name);
+        record::write(directory, &self.info, None).map_err(host(&path, "remember the VM"))
+    }
+
+    /// From now on what was [recorded](Self::record) stays after its end, however that comes about.
     pub fn stay(&self) {
         self.stays.store(true, Ordering::Release);
-        if let Some(directory) = &self.kept {
-            self.remember(directory, None);
-        }
     }
 
     /// When its end is asked for, in good order, `stop` is called instead of what is usual; it does not wait.

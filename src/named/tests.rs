@@ -55,6 +55,15 @@ fn what_a_dead_process_left_is_cleaned_and_what_is_no_socket_stays() {
     drop(UnixListener::bind(place.join("listed.sock")).unwrap());
     std::fs::write(place.join("file.sock"), "mine").unwrap();
     drop(named(&names, "dead").unwrap());
+    // What is in the way is named, and nobody is told to stop it.
+    std::os::unix::fs::symlink("/nowhere", place.join("link.sock")).unwrap();
+    for stray in ["file", "link"] {
+        let error = named(&names, stray).unwrap_err();
+        assert!(
+            matches!(&error, NameError::NoSocket(path) if *path == names.socket(stray).unwrap())
+        );
+        assert!(error.to_string().contains("remove it"), "{error}");
+    }
     assert!(matches!(find_in(&names, "listed"), Err(NameError::Unknown(_))));
     assert_eq!(list_in(&names, PATIENCE).unwrap(), []);
     assert!(!place.join("listed.sock").exists());
@@ -184,7 +193,7 @@ fn an_end_is_told_in_words_with_the_last_of_the_console() {
     let line = serde_json::to_string(&why).unwrap();
     assert!(!line.contains('\n'), "{line}");
     let error = serde_json::from_str::<Why>(&line).unwrap().error("last".to_owned());
-    let words = "the VM has ended: the guest's kernel panicked; its console said last:\nlast";
+    let words = "the VM has ended: the guest's kernel panicked; its console said last:\n  | last";
     assert_eq!(error.to_string(), words);
     assert!(matches!(error, ExecError::VmGone { by: EndedBy::Death, .. }));
     let error = Why::of(None).error(String::new());
@@ -196,7 +205,7 @@ fn a_name_that_has_gone_is_a_vm_that_has_ended() {
     let dir = tempfile::tempdir().unwrap();
     let names = directory(dir.path());
     let named = named(&names, "one").unwrap();
-    let explain = find_in(&names, "one").unwrap().explain();
+    let explain = find_in(&names, "one").unwrap().explain().unwrap();
     named.conclude(137);
     drop(named);
     // Its place is empty: nobody knows how.
@@ -212,7 +221,7 @@ fn ends_with(names: &Directory, last: &'static [u8]) -> ExecError {
     let path = names.socket("one").unwrap();
     let listener = UnixListener::bind(&path).unwrap();
     let explain = std::thread::scope(|scope| {
-        let explain = scope.spawn(|| Remote::explain(&find_in(names, "one").unwrap()));
+        let explain = scope.spawn(|| Remote::explain(&find_in(names, "one").unwrap()).unwrap());
         let mut line = [0; request::WAIT.len() + 1];
         let mut waiting = loop {
             let (mut client, _) = listener.accept().unwrap();
@@ -313,6 +322,8 @@ fn a_vm_whose_husk_was_killed_is_known_until_its_name_is_taken_again() {
     let [ended] = &known[..] else { panic!("{known:?}") };
     assert_eq!((&ended.name[..], ended.since, ended.ended, ended.status), ("one", 5, None, None));
     assert!(matches!(wait_in(&names, "one"), Err(NameError::NoStatus(_))));
+    let error = find_in(&names, "one").unwrap_err().to_string();
+    assert_eq!(error, "the VM `one` has ended, and its husk could not tell how");
     drop(named(&names, "one").unwrap());
     assert_eq!(record::ended_in(&names).unwrap(), []);
 }
@@ -353,6 +364,12 @@ fn the_last_that_ended_are_remembered_and_what_is_left_of_others_goes() {
     assert_eq!((last.status, last.since), (Some(3), 5));
     assert!(last.ended.is_some());
     assert_eq!(wait_in(&names, &last.name).unwrap(), 3);
+    let error = find_in(&names, &last.name).unwrap_err().to_string();
+    let known = format!("the VM `{}` has ended with status 3", last.name);
+    assert!(error.starts_with(&known), "{error}");
+    std::fs::write(names.log(&last.name), "said").unwrap();
+    let error = find_in(&names, &last.name).unwrap_err().to_string();
+    assert_eq!(error, format!("{known}; `husk logs {}` has what it wrote", last.name));
     std::fs::write(names.end(&last.name), "{").unwrap();
     assert!(matches!(wait_in(&names, &last.name), Err(NameError::Unknown(_))));
     drop(running);

@@ -54,6 +54,8 @@ impl Name {
         if let (Some(named), Some(name), Some(detached)) =
             (&*held(&self.held), &self.name, detached)
         {
+            // First: of the end of one that cannot be remembered nobody would hear.
+            named.record()?;
             detached.attach(named, resize)?;
             detached.is_ready(name)?;
             named.stay();
