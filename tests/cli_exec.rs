@@ -105,6 +105,10 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
     }
     for (args, words) in [
         (&["--env", "=b"][..], "no name"),
+        (&["--env", ""], "--env ''"),
+        (&["--user", ""], "--user ''"),
+        (&["--user", "me:"], "USER:GROUP"),
+        (&["--workdir", "rel"], "begins with `/`"),
         (&["--root", "missing"], "missing"),
         (&["--root", "./none"], "none"),
         (&["--root", "dir:cwo"], "dir:cwo"),
@@ -296,6 +300,11 @@ fn the_agent_is_written_as_a_program_and_its_vm_is_no_vm_for_a_command() {
     let mut closed = sandbox.program("sh", &["-c", script, env!("CARGO_BIN_EXE_husk")]);
     let closed = Running::start(&mut closed).finish();
     assert!(closed.status == 125 && closed.stderr.contains("is closed"), "{closed:?}");
+    let script = r#"exec "$0" ps >&-"#;
+    let mut closed = sandbox.program("sh", &["-c", script, env!("CARGO_BIN_EXE_husk")]);
+    let closed = Running::start(closed.env("XDG_RUNTIME_DIR", sandbox.path())).finish();
+    let words = "standard output: Bad file descriptor";
+    assert!(closed.status == 125 && closed.stderr.contains(words), "{closed:?}");
     let unit = sandbox.run(&["agent", "--unit"]).stdout;
     assert!(unit.contains("\nExecStart=/usr/local/sbin/husk-agent\n"), "{unit}");
     let refused = sandbox.run(&["agent", "--output", "none/agent"]);
@@ -334,7 +343,7 @@ fn a_matrix_tells_how_each_kernel_did_and_is_no_success_when_one_failed() {
         let statuses: Vec<_> = rows.iter().map(|row| &row[..2]).collect();
         let wanted = [["KERNEL", "STATUS"], ["off", "125"], ["dies", "134"], ["none", "125"]];
         assert_eq!(statuses, wanted, "{finished:?}");
-        for line in ["off  | my last words", "dies | husk: the guest died", "none | husk: "] {
+        for line in ["off  |   | my last words", "dies | husk: the guest died", "none | husk: "] {
             assert!(finished.stderr.lines().any(|said| said.starts_with(line)), "{finished:?}");
         }
     }

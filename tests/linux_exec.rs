@@ -449,6 +449,16 @@ fn others_reach_it_by_its_name(lab: &Lab, runtime: &Path) {
     let stderr = String::from_utf8_lossy(&cut.stderr);
     assert_eq!(guest::process::status(cut.status), 125, "{stderr}");
     assert!(stderr.contains("No space left on device"), "{stderr}");
+    // So is a stdout that is closed, of which a command that writes nothing needs none.
+    for (applet, status) in [("uname", 125), ("true", 0)] {
+        let script = r#"exec "$0" exec one -- /bin/busybox "$1" >&-"#;
+        let mut closed = Command::new("sh");
+        closed.env("XDG_RUNTIME_DIR", runtime).args(["-c", script]).arg(husk()).arg(applet);
+        let closed = closed.stderr(Stdio::piped()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&closed.stderr);
+        assert_eq!(guest::process::status(closed.status), status, "{stderr}");
+        assert_eq!(stderr.contains("Bad file descriptor"), status == 125, "{stderr}");
+    }
     // Who reads no more ends the command as in a pipe of a shell, and the next one writes to the end.
     for (script, wanted) in [("exec /bin/busybox yes", 128 + libc::SIGPIPE), ("echo y; exit 7", 7)]
     {

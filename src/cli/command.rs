@@ -8,7 +8,7 @@ mod streams;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use husk::GuestCommand;
@@ -141,6 +141,9 @@ impl Surroundings {
                 Some(0) => {
                     return Err(format!("--env {}: it has no name", variable.display()).into());
                 }
+                None if bytes.is_empty() => {
+                    return Err("--env '': it has no name: NAME=VALUE, or NAME".into());
+                }
                 Some(at) => {
                     let (name, value) = bytes.split_at(at);
                     let value = value.get(1..).unwrap_or_default();
@@ -154,7 +157,17 @@ impl Surroundings {
             }
         }
         if let Some(user) = self.user {
+            if user.split(':').any(str::is_empty) {
+                return Err(format!("--user '{user}': it is USER or USER:GROUP").into());
+            }
             command = command.user(user);
+        }
+        if let Some(directory) = self.workdir.as_ref().filter(|it| !Path::new(it).is_absolute()) {
+            let directory = directory.display();
+            return Err(format!(
+                "--workdir '{directory}': a directory in the guest begins with `/`"
+            )
+            .into());
         }
         if let Some(directory) = self.workdir.or(place.directory.map(PathBuf::into_os_string)) {
             command = command.directory(directory);

@@ -1,6 +1,6 @@
 //! `husk cp`: files and directories into a VM that has a name, and out of one.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -22,16 +22,17 @@ use super::signals::Signals;
 pub struct Cp {
     /// NAME:PATH in a VM, or a path here
     from: OsString,
-    /// NAME:PATH in a VM, or a path here; one of both is in a VM
+    /// NAME:PATH in a VM, or a path here; one of the two is in a VM
     to: OsString,
 }
 
 impl Cp {
     /// Copies.
     pub fn execute(self) -> Result<u8, Error> {
+        let (from, to) = (Place::of(&self.from)?, Place::of(&self.to)?);
         let stop = CopyStop::default();
         let signal = end_at_signals(&stop)?;
-        let copied = match (Place::of(&self.from), Place::of(&self.to)) {
+        let copied = match (from, to) {
             (Place::Here(from), Place::There(name, to)) => {
                 named::find(&name).and_then(|vm| vm.copy_in(&from, &to, &stop))
             }
@@ -40,7 +41,7 @@ impl Cp {
             }
             _ => {
                 return Err(
-                    "one of both is a file or directory in a VM, NAME:PATH, and the other one here"
+                    "one of the two is in a VM, NAME:PATH, and the other one a file or directory here"
                         .into(),
                 );
             }
@@ -80,13 +81,56 @@ enum Place {
 
 impl Place {
     /// With a colon, and a name before it, it is there; a path here that has one begins with `./`.
-    fn of(text: &OsString) -> Place {
+    ///
+    /// # Errors
+    /// When it names nothing.
+    fn of(text: &OsString) -> Result<Place, String> {
         let split = text.to_str().and_then(|text| text.split_once(':'));
         match split {
-            Some((name, path)) if named::check(name).is_ok() => {
-                Place::There(name.to_owned(), path.into())
+            Some((name, "")) if named::check(name).is_ok() => {
+                Err(format!("`{name}:` names no file in the VM: {name}:PATH"))
             }
-            _ => Place::Here(text.into()),
+            Some((name, path)) if named::check(name).is_ok() => {
+                Ok(Place::There(name.to_owned(), path.into()))
+            }
+            _ => file_here(text).map(Place::Here),
+        }
+    }
+}
+
+/// The file here called `text`, which is none of the standard streams: what other programs mean by `-`.
+///
+/// # Errors
+/// When it would be one, or is empty.
+pub fn file_here(text: &OsStr) -> Result<PathBuf, String> {
+    match text.as_encoded_bytes() {
+        b"-" => Err(
+            "`-` is no file, and standard input and output are not used here: `./-` names a file"
+                .into(),
+        ),
+        b"" => Err("a name of a file is empty".into()),
+        _ => Ok(text.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_in_a_vm_or_here_and_no_stream() {
+        let of = |text: &str| Place::of(&text.into());
+        assert!(matches!(of("v1:/tmp/x"), Ok(Place::There(name, path))
+            if name == "v1" && path.as_os_str() == "/tmp/x"));
+        for here in ["x", "./v1:x", "a/b:c", "./-"] {
+            assert!(
+                matches!(of(here), Ok(Place::Here(path)) if path.as_os_str() == here),
+                "{here}"
+            );
+        }
+        for (text, words) in [("-", "./-"), ("", "empty"), ("v1:", "v1:PATH")] {
+            let Err(error) = of(text) else { panic!("{text} is a place") };
+            assert!(error.contains(words), "{error}");
         }
     }
 }

@@ -10,6 +10,7 @@ use husk::kernels::{
     self, BuildError, BuildRequest, FetchError, Fetched, KnownKernel, Origin, Request,
 };
 
+use super::cp::file_here;
 use super::signals::Signals;
 use super::stdout::print;
 use super::{Error, stderr};
@@ -87,6 +88,7 @@ impl Kernel {
             Command::Fetch { package, flavour } => return fetch(package, flavour),
             Command::Build { variant, source } => return build(variant, source),
             Command::Unpack { input, output } => {
+                let (input, output) = (file_here(input.as_ref())?, file_here(output.as_ref())?);
                 let len = kernels::unpack(&input, &output)?;
                 tell!("husk: {} ({:.1} MiB)\n", output.display(), len as f64 / f64::from(1 << 20));
             }

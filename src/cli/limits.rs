@@ -7,12 +7,18 @@ pub fn ignore_file_size_signal() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// What helps against an error with these words, if it is that this process has too many files open.
+/// What helps against an error with these words, if it is a limit of this process' that was reached.
 pub fn remedy(words: &str) -> Option<&'static str> {
-    let too_many = std::io::Error::from_raw_os_error(libc::EMFILE).to_string();
-    words.contains(&too_many).then_some(
-        "this process may have no more files open: allow it more with `ulimit -n`, as in \
-         `ulimit -n 4096`",
+    let is = |errno| words.contains(&std::io::Error::from_raw_os_error(errno).to_string());
+    if is(libc::EMFILE) {
+        return Some(
+            "this process may have no more files open: allow it more with `ulimit -n`, as in \
+             `ulimit -n 4096`",
+        );
+    }
+    is(libc::EFBIG).then_some(
+        "this process may make no larger files, which is true of what it keeps in memory, too: `ulimit -f` \
+         says how large, and `ulimit -f unlimited` lifts that",
     )
 }
 
@@ -40,5 +46,20 @@ pub fn raise_descriptors() {
         }
         limit.rlim_cur = limit.rlim_max;
         libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_was_reached_is_named_with_the_way_out() {
+        let remedy = |errno| {
+            remedy(&format!("the guest's initramfs: {}", std::io::Error::from_raw_os_error(errno)))
+        };
+        assert!(remedy(libc::EFBIG).is_some_and(|words| words.contains("ulimit -f")));
+        assert!(remedy(libc::EMFILE).is_some_and(|words| words.contains("ulimit -n")));
+        assert_eq!(remedy(libc::ENOSPC), None);
     }
 }

@@ -3,11 +3,15 @@
 use std::io::{self, ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Writes `text` to stdout. Whoever closed it (`| head`) has read enough, which is no error.
+/// Writes `text` to stdout. Whoever closed it meanwhile (`| head`) has read enough, which is no error.
 ///
 /// # Errors
-/// The host's, but for that.
+/// The host's, but for that; when husk began with stdout closed, as every program's.
 pub fn print(text: &str) -> io::Result<()> {
+    if was_closed() {
+        let closed = io::Error::from_raw_os_error(libc::EBADF);
+        return Err(io::Error::other(format!("standard output: {closed}")));
+    }
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),

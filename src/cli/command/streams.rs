@@ -8,6 +8,7 @@ use std::sync::mpsc::Sender;
 use husk::{ChildInput, ChildOutput, EscapeFilter};
 
 use crate::cli::escape::{self, Escape};
+use crate::cli::stdout::was_closed;
 
 /// Bytes that are carried at a time.
 const PIECE: usize = 32 << 10;
@@ -78,8 +79,13 @@ pub fn show(mut from: ChildOutput, to: To, done: Sender<Shown>) -> io::Result<()
             To::Stdout => ("stdout", own(io::stdout())),
             To::Stderr => ("stderr", own(io::stderr())),
         };
-        // One that is closed has no reader.
-        let carried = file.map_or(Ok(()), |mut file| carry(&mut from, &mut file));
+        let carried = match (to, file) {
+            // What stands in its place takes everything.
+            (To::Stdout, _) if was_closed() => lose(&mut from),
+            (_, Ok(mut file)) => carry(&mut from, &mut file),
+            // One that is closed has no reader.
+            (_, Err(_)) => Ok(()),
+        };
         // The command is told that nobody takes any more of it.
         drop(from);
         if let Err(e) = &carried {
@@ -101,6 +107,14 @@ fn carry(from: &mut impl Read, to: &mut File) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a stream that is closed does with what comes: of nothing nothing is lost.
+fn lose(from: &mut impl Read) -> io::Result<()> {
+    match from.read(&mut [0]) {
+        Ok(1..) => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        _ => Ok(()),
+    }
 }
 
 /// Also to a stream that somebody made non-blocking.
@@ -132,6 +146,9 @@ mod tests {
         let mut full = File::options().write(true).open("/dev/full").unwrap();
         let error = carry(&mut &b"some output"[..], &mut full).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        let closed = lose(&mut &b"some output"[..]).unwrap_err();
+        assert_eq!(closed.raw_os_error(), Some(libc::EBADF));
+        assert!(lose(&mut io::empty()).is_ok(), "nothing was written");
         let (_, writer) = io::pipe().unwrap();
         let mut gone = File::from(std::os::fd::OwnedFd::from(writer));
         assert!(carry(&mut &b"some output"[..], &mut gone).is_ok());
