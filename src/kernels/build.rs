@@ -108,14 +108,15 @@ pub fn build(
     let (source, origin) = match &request.source {
         Some(tree) => (tree.clone(), format!("{}\n", tree.display())),
         None => {
-            let package = Package::find(&runner, &store, progress)?;
+            let full = |e: FetchError| e.or_no_room(&directory);
+            let package = Package::find(&runner, &store, progress).map_err(full)?;
             let origin = origin(&package.file, request.variant);
             if let Some(version) = store.find(&origin) {
                 store.make_default(&version)?;
                 let directory = directory.join(&version);
                 return Ok(Fetched { version, directory, was_there: true });
             }
-            (package.unpack(&runner, &store, progress)?, origin)
+            (package.unpack(&runner, &store, progress).map_err(full)?, origin)
         }
     };
     check_source(&source)?;

@@ -72,6 +72,17 @@ pub enum FetchError {
         /// What it said.
         said: String,
     },
+    /// The disk is full.
+    #[error(
+        "there is no room for it in {directory}: {said}\nMake room there, or set XDG_DATA_HOME to a \
+         directory on another disk", directory = .directory.display()
+    )]
+    NoRoom {
+        /// Where the kernels are.
+        directory: PathBuf,
+        /// What the tool said.
+        said: String,
+    },
     /// The caller gave up.
     #[error("interrupted; nothing was changed")]
     Cancelled,
@@ -88,7 +99,42 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// This, or that there is no room in `directory`, which is where the tools write.
+    pub(super) fn or_no_room(self, directory: &Path) -> Self {
+        match self {
+            Self::Tool { said, .. } if is_full(&said) => {
+                Self::NoRoom { directory: directory.to_owned(), said }
+            }
+            other => other,
+        }
+    }
+
     pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { action, path: path.to_owned(), source }
+    }
+}
+
+/// Whether what a tool said in English is that a disk is full: the system's words (ENOSPC, EDQUOT), or apt's own.
+pub(super) fn is_full(said: &str) -> bool {
+    ["No space left on device", "Disk quota exceeded", "enough free space"]
+        .iter()
+        .any(|words| said.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_matter_of_the_network() {
+        let error = |said: &str| {
+            let (command, said) = ("apt-get download x".to_owned(), said.to_owned());
+            FetchError::Tool { command, said }.or_no_room(Path::new("/kernels")).to_string()
+        };
+        let full = error("Failed to fetch x: write error (28: No space left on device)");
+        assert!(full.starts_with("there is no room for it in /kernels: "), "{full}");
+        assert!(full.contains("XDG_DATA_HOME") && !full.contains("network"), "{full}");
+        assert!(error("You don't have enough free space in /kernels/.").contains("XDG_DATA_HOME"));
+        assert!(error("Could not resolve host").contains("Check the network"));
     }
 }

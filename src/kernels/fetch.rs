@@ -67,19 +67,20 @@ pub fn fetch(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Fetche
         runner.check()
     })?;
     let mut fetch = Fetch { runner: &runner, store: &store, progress };
-    let found = match fetch.download(&apt, &candidates) {
+    let full = |e: FetchError| e.or_no_room(&directory);
+    let found = match fetch.download(&apt, &candidates).map_err(full) {
         Err(FetchError::Tool { .. } | FetchError::NoPackage { .. }) => {
             // The usual reason is package lists that are absent, or older than the archive.
             fetch.say("this host's package lists do not do; bringing new ones for this fetch");
-            apt.use_own_lists(&store.scratch("apt")?)?;
-            fetch.download(&apt, &candidates)?
+            apt.use_own_lists(&store.scratch("apt")?).map_err(full)?;
+            fetch.download(&apt, &candidates).map_err(full)?
         }
         other => other?,
     };
     let (version, was_there) = match found {
         Found::Here(version) => (version, true),
         Found::Downloaded { archives, directory } => {
-            let (kernel, version) = fetch.unpack(&archives, &directory)?;
+            let (kernel, version) = fetch.unpack(&archives, &directory).map_err(full)?;
             store.install(&kernel, &version)?;
             (version, false)
         }

@@ -42,6 +42,17 @@ pub struct NoKernel {
     looked: Vec<String>,
 }
 
+impl NoKernel {
+    /// The same for who has no command line.
+    pub(crate) fn of_a_test(&self) -> String {
+        format!(
+            "there is none: name one by `kernel` or $HUSK_KERNEL, or let `husk kernel fetch` bring the \
+             distribution's.\nLooked for: {}",
+            self.looked.join(", ")
+        )
+    }
+}
+
 /// Who put a kernel where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
