@@ -44,8 +44,9 @@ pub enum CompareError {
     },
     /// VMs were asked for, and Linux does not boot in any here.
     #[error(
-        "{vms} cannot be compared here: {why}. What needs no KVM can: `husk compare --with {others}`. \
-         For work on husk itself there is the testbed, see docs/compare.md"
+        "{vms} cannot be compared here: {why}. What needs no KVM can: `husk compare --with {}`. \
+         For work on husk itself there is the testbed, see docs/compare.md",
+        if .others.is_empty() { "process" } else { .others }
     )]
     NoLinux {
         /// The VMs that were asked for.

@@ -131,5 +131,11 @@ fn explain(message: &str) -> String {
         None if expected.starts_with("struct ") => "an object in {braces}",
         None => return message.to_owned(),
     };
+    // Of a value it quotes serde says what it is as people do.
+    let found = match found {
+        "invalid type: sequence" => "invalid type: a list in [brackets]",
+        "invalid type: map" => "invalid type: an object in {braces}",
+        other => other,
+    };
     format!("{found}, expected {words}{place}")
 }

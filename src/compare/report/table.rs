@@ -37,9 +37,9 @@ fn head(results: &Results, out: &mut String) {
     let plan = &results.plan;
     let _ = writeln!(
         out,
-        "workload {}, {} runs each, in random order (--seed {}); {} × {}, Linux {}, KVM {}",
+        "workload {}, {} each, in random order (--seed {}); {} × {}, Linux {}, KVM {}",
         results.workload.name(),
-        plan.runs,
+        if plan.runs == 1 { "1 run".to_owned() } else { format!("{} runs", plan.runs) },
         plan.seed,
         env.cpus,
         env.cpu,
