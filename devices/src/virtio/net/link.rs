@@ -15,7 +15,8 @@
 //!
 //! The kernel frees the lock of whoever ends, in whatever way: a socket without it is stale, and is
 //! replaced. Each end has also one of two bytes of that file locked for as long as it lives, whoever
-//! listens: by it the two cards get different addresses. While nobody is at the other end frames are lost, as on a cable that is not plugged in.
+//! listens: by it the two cards get different addresses. Whoever can lock both is alone, and takes the file along when it
+//! goes; who has locked a byte of a file that is not at its place any more begins again. While nobody is at the other end frames are lost, as on a cable that is not plugged in.
 //! What is watched is an epoll descriptor with whatever socket there is in it; nobody asks that one
 //! which, for every call tries whatever is next.
 
@@ -104,6 +105,8 @@ pub struct Link {
     name: String,
     socket: PathBuf,
     lock: File,
+    /// The lock file's place.
+    place: PathBuf,
     locked: bool,
     /// The byte of the lock file that is this end's.
     side: Option<Side>,
@@ -144,9 +147,8 @@ impl Link {
         if unix_socket::address(&socket).is_err() {
             return Err(LinkError::TooLong { path: socket });
         }
-        let path = directory.join(format!("{name}.lock"));
-        let lock = File::options().create(true).truncate(false).write(true).open(&path);
-        let lock = lock.map_err(host("its lock"))?;
+        let place = directory.join(format!("{name}.lock"));
+        let lock = open_lock(&place).map_err(host("its lock"))?;
         let errno = |e: vmm_sys_util::errno::Error| io::Error::from_raw_os_error(e.errno());
         let poll = Epoll::new().map_err(host("epoll"))?;
         let timer = TimerFd::new().map_err(errno).map_err(host("timerfd"))?;
@@ -154,6 +156,7 @@ impl Link {
             name: name.to_owned(),
             socket,
             lock,
+            place,
             locked: false,
             side: None,
             state: State::Apart,
@@ -167,7 +170,7 @@ impl Link {
         let begun = Instant::now();
         loop {
             if link.side.is_none() {
-                link.side = take_side(&link.lock).map_err(host("its lock"))?;
+                link.take_side().map_err(host("its lock"))?;
             }
             if link.side.is_some() {
                 link.meet().map_err(host("its socket"))?;
@@ -180,6 +183,17 @@ impl Link {
             }
             std::thread::sleep(RETRY.0);
         }
+    }
+
+    /// Takes a side, if there is one, of the file that others find: whoever was alone has perhaps removed this one
+    /// since it was opened.
+    fn take_side(&mut self) -> io::Result<()> {
+        self.side = take_side(&self.lock)?;
+        if self.side.is_some() && !is_at(&self.lock, &self.place)? {
+            self.side = None;
+            self.lock = open_lock(&self.place)?;
+        }
+        Ok(())
     }
 
     /// The address of the card called `id` at this end, which is not the one at the other end: the first to
@@ -257,6 +271,15 @@ impl Drop for Link {
             // Nobody is misled by one that stays.
             let _ = std::fs::remove_file(&self.socket);
         }
+        // With both sides taken nobody else takes one, or removes the file: it is at its place, if it ever was. Two
+        // that go at the same time leave it to the next.
+        let is_alone = self.side.is_some_and(|own| {
+            let other = if own == Side::First { 1 } else { 0 };
+            lock::take(&self.lock, Part::Byte(other), Sharing::Nobody).unwrap_or(false)
+        });
+        if is_alone && is_at(&self.lock, &self.place).unwrap_or(false) {
+            let _ = std::fs::remove_file(&self.place);
+        }
     }
 }
 
@@ -323,6 +346,21 @@ impl Backend for Link {
 
     fn surplus(&mut self) -> (usize, usize) {
         std::mem::take(&mut self.surplus)
+    }
+}
+
+/// The lock file at `place`, made if need be.
+fn open_lock(place: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).open(place)
+}
+
+/// Whether the open `file` is what is at `place`.
+fn is_at(file: &File, place: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    match place.symlink_metadata() {
+        Ok(found) => Ok((found.dev(), found.ino()) == (own.dev(), own.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

@@ -260,3 +260,32 @@ fn a_limit_counts_the_headers_of_every_piece() {
     std::thread::sleep(Duration::from_millis(100));
     assert!(driver.rings[1].used().is_empty(), "it was not charged");
 }
+
+#[test]
+fn the_last_end_takes_everything_along_and_whoever_comes_meanwhile_finds_the_same_file() {
+    const TIMES: usize = 200;
+    let dir = place();
+    let (one, two) = (open(&dir), open(&dir));
+    drop(one);
+    assert!(dir.path().join("wire.lock").exists(), "there is another end");
+    drop(two);
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..TIMES {
+                    let link = open(&dir);
+                    assert!(is_at(&link.lock, &link.place).unwrap());
+                    assert!(link.side.is_some());
+                }
+            });
+        }
+    });
+    // Two that went at the same time may have left it.
+    drop(open(&dir));
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    // A third takes nothing along.
+    let (_one, _two) = (open(&dir), open(&dir));
+    assert!(matches!(Link::open(dir.path(), "wire"), Err(LinkError::Taken { .. })));
+    assert!(dir.path().join("wire.lock").exists());
+}
