@@ -129,7 +129,7 @@ fn explain(message: &str) -> String {
     let words = match EXPECTED.iter().find(|(serdes, _)| *serdes == expected) {
         Some((_, ours)) => ours,
         None if expected.starts_with("struct ") => "an object in {braces}",
-        None => return message.to_owned(),
+        None => expected,
     };
     // Of a value it quotes serde says what it is as people do.
     let found = match found {
@@ -138,4 +138,23 @@ fn explain(message: &str) -> String {
         other => other,
     };
     format!("{found}, expected {words}{place}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_is_told_in_the_words_of_what_was_expected() {
+        let error = |text: &str| VmConfig::from_json(text).unwrap_err().to_string();
+        for (text, words) in [
+            ("[1]", "a list in [brackets], expected an object in {braces}"),
+            (r#"{"disks": {}}"#, "an object in {braces}, expected a list in [brackets]"),
+            (r#"{"cpus": []}"#, "a list in [brackets], expected a whole number"),
+            (r#"{"cpus": "sequence"}"#, "string \"sequence\", expected a whole number"),
+        ] {
+            let error = error(text);
+            assert!(error.contains(words), "{error}");
+        }
+    }
 }
