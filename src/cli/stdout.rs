@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// # Errors
 /// The host's, but for that; when husk began with stdout closed, as every program's.
 pub fn print(text: &str) -> io::Result<()> {
-    if was_closed() {
+    if was_closed() && !text.is_empty() {
         let closed = io::Error::from_raw_os_error(libc::EBADF);
         return Err(io::Error::other(format!("standard output: {closed}")));
     }
