@@ -106,6 +106,5 @@ fn a_window_over_chains_in_a_file_takes_copies_where_the_file_has_the_page() {
     assert_eq!(&bytes, b"abcd");
     assert_eq!(ahead.copy_from(14, &bytes), Err(OutOfChain));
     assert_eq!(ahead.copy_to(20, &mut bytes), Err(OutOfChain));
-    drop(ahead);
     assert_eq!(rig.ring.read(LOST - 8, 6), b"89abcd");
 }
