@@ -272,6 +272,11 @@ fn a_detached_vm_goes_on_and_its_output_and_status_are_there_after_its_end() {
     let all = call(&sandbox, &["ps", "--all"]).stdout;
     assert!(all.contains(&one.name) && all.contains("(ended with 0)"), "{all}");
     assert!(!call(&sandbox, &["ps"]).stdout.contains("short"));
+    let all = call(&sandbox, &["ps", "--all", "--json"]).stdout;
+    let all: serde_json::Value = serde_json::from_str(&all).unwrap();
+    let found = all.as_array().unwrap().iter().find(|vm| vm["name"] == "short").unwrap();
+    assert!(found["status"] == 0 && found["ended"].is_u64(), "{all}");
+    assert!(all.as_array().unwrap().iter().any(|vm| vm["pid"].is_u64()), "{all}");
     for args in [&["exec", "short", "--", "true"][..], &["stop", "short"], &["inspect", "short"]] {
         let gone = call(&sandbox, args);
         let words = "`short` has ended with status 0; `husk logs short`";

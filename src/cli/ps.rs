@@ -16,28 +16,32 @@ pub struct Ps {
     #[arg(long)]
     json: bool,
     /// List those that have ended, too, as far as they were detached and are remembered
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long)]
     all: bool,
 }
 
 impl Ps {
     /// Prints the list.
     pub fn execute(self) -> Result<u8, Error> {
-        let all = named::list()?;
+        let running = named::list()?;
+        let ended = if self.all { named::ended()? } else { Vec::new() };
         if self.json {
+            let running = running.iter().map(serde_json::to_value);
+            let all: Vec<_> =
+                running.chain(ended.iter().map(serde_json::to_value)).collect::<Result<_, _>>()?;
             print(&(serde_json::to_string_pretty(&all)? + "\n"))?;
             return Ok(0);
         }
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
         let mut text = format!("{:<20} {:>8} {:>10}  KERNEL\n", "NAME", "PID", "SECONDS");
-        for vm in all {
+        for vm in running {
             let (age, kernel) = match vm.answers {
                 true => (now.saturating_sub(vm.since).to_string(), &vm.kernel[..]),
                 false => ("-".to_owned(), "(does not answer)"),
             };
             writeln!(text, "{:<20} {:>8} {age:>10}  {kernel}", vm.name, vm.pid)?;
         }
-        for vm in if self.all { named::ended()? } else { Vec::new() } {
+        for vm in ended {
             let age = vm.ended.map(|ended| ended.saturating_sub(vm.since).to_string());
             let how = match vm.status {
                 Some(status) => format!("ended with {status}"),
