@@ -364,12 +364,13 @@ impl Core {
         self.resizing = false;
         let resized = self.device.resized();
         self.show_config();
-        self.go();
         match self.status() & DRIVER_OK {
             _ if resized.is_err() => {}
             0 => self.untold = true,
             _ => self.interrupt.signal_config(),
         }
+        // After it: what the device answers from now on is answered by its new size.
+        self.go();
         resized
     }
 
