@@ -16,7 +16,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Once;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use guest::command::{cli, finish, modules};
 use guest::tools::{fsck, host, read_from, sha256};
@@ -80,6 +80,7 @@ fn one_guest_runs_many_commands_and_its_panic_is_told() {
 
     streams(&vm);
     arguments(&vm);
+    clock(&vm);
     files(&vm, &lab);
     memory(&vm);
 
@@ -137,6 +138,14 @@ fn arguments(vm: &RunningVm) {
     assert!(counted > 19 * value.len(), "{counted}");
     let user = run(vm, &GuestCommand::new(["id"]).user("nobody").timeout(PATIENCE));
     assert!(text(&user).starts_with("uid=65534(nobody) gid=65534(nogroup)"), "{user:?}");
+}
+
+/// The guest's clock is the host's, and not behind by the time that the guest took to boot.
+fn clock(vm: &RunningVm) {
+    let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let before = now();
+    let told: u64 = text(&run(vm, &shell("date +%s"))).trim().parse().unwrap();
+    assert!((before - 1..=now() + 1).contains(&told), "{told} between {before} and {}", now());
 }
 
 fn files(vm: &RunningVm, lab: &Lab) {

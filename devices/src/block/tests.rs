@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -429,6 +430,9 @@ fn what_is_in_ram_is_moved_at_once_and_a_batch_of_it_answered_before_the_next() 
     let Ok(mut file) = tempfile::NamedTempFile::new_in("/dev/shm") else {
         return skipped("no /dev/shm, which would be a tmpfs");
     };
+    if std::thread::available_parallelism().unwrap() == NonZeroUsize::MIN {
+        return skipped("one processor, with which all of it is one batch");
+    }
     file.write_all(&vec![7; 4 << 20]).unwrap();
     let mut rig = Rig::writable(file.path(), EngineChoice::Auto);
     assert_eq!(EngineChoice::Auto.for_disk(&rig.disk), EngineChoice::Sync);
@@ -456,6 +460,34 @@ fn what_is_in_ram_is_moved_at_once_and_a_batch_of_it_answered_before_the_next() 
     assert!(!rig.wait(0) && rig.engine.in_flight() == 0);
     assert!(data[..3 << 20].iter().all(|byte| *byte == 7));
     assert!(data[3 << 20..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn with_one_processor_what_is_asked_for_together_is_answered_together() {
+    let file = image(3 << 20);
+    let alone = std::thread::scope(|scope| {
+        let serve = scope.spawn(|| {
+            // SAFETY: all zeroes is an empty cpu_set_t.
+            let mut one: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+            // SAFETY: no memory is passed.
+            let here = unsafe { libc::sched_getcpu() };
+            // SAFETY: the number of a processor that there is, which a cpu_set_t has room for.
+            unsafe { libc::CPU_SET(here as usize, &mut one) };
+            // SAFETY: a whole cpu_set_t, which is read, of this thread alone.
+            let pinned = unsafe { libc::sched_setaffinity(0, size_of_val(&one), &raw const one) };
+            assert_eq!(pinned, 0, "{}", io::Error::last_os_error());
+            let mut rig = Rig::writable(file.path(), EngineChoice::Sync);
+            let mut data = vec![0; 3 << 20];
+            for piece in data.chunks_mut(1 << 20) {
+                rig.submit(Operation::Read, 0, 0, &mut [piece]);
+            }
+            let mut done = Vec::new();
+            rig.engine.reap(&mut done);
+            done.into_iter().map(|job| (job.tag(), job.is_finished())).collect::<Vec<_>>()
+        });
+        serve.join().unwrap()
+    });
+    assert_eq!(alone, [(1, true), (2, true), (3, true)]);
 }
 
 #[test]

@@ -8,7 +8,6 @@ use vm_memory::ByteValued;
 
 use super::entries::next_entry;
 use super::errno::{Errno, Result};
-use super::listing::is_timed;
 use super::message::Name;
 use super::nodes::Nodes;
 use super::session::{Call, Outcome, Session};
@@ -44,7 +43,8 @@ impl Session {
     /// What the guest may keep of the entries of a directory that it opens: those of before the descriptor was opened
     /// are believed as long as it looks as it does now.
     fn keeping_entries(&mut self, id: u64, fd: BorrowedFd<'_>) -> u32 {
-        let is_timed = sys::statfs(fd).is_ok_and(|statfs| is_timed(statfs.f_type));
+        let kind = || sys::statfs(fd).ok().map(|statfs| statfs.f_type);
+        let is_timed = self.nodes.listing(id).is_some_and(|listing| listing.is_timed(kind));
         let stat = if is_timed { sys::stat(fd).ok() } else { None };
         let stamp = stat.and_then(|stat| Stamp::of(&stat, SystemTime::now()));
         let same = stamp.map(|stamp| self.nodes.opens(id, Some(stamp)));

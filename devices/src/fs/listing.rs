@@ -32,9 +32,16 @@ pub(super) struct Listing {
     since: Option<Instant>,
     /// When it opened the directory last.
     opened: Option<Instant>,
+    /// Whether it can be seen that the directory has changed: its file system is always the same.
+    timed: Option<bool>,
 }
 
 impl Listing {
+    /// Whether it can be seen that the directory has changed; the kind of its file system is asked for once.
+    pub(super) fn is_timed(&mut self, kind: impl FnOnce() -> Option<i64>) -> bool {
+        *self.timed.get_or_insert_with(|| kind().is_some_and(is_timed))
+    }
+
     /// The guest was told of so many entries, from a position on; there are no more when it is none.
     pub(super) fn was_read(&mut self, position: u64, entries: u32) {
         if position == 0 {

@@ -103,8 +103,41 @@ fn set_policy(patient: bool) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::virtio::testing::subject::{Kind, Subject};
+    use crate::worker::Worker;
+
+    /// How the thread of that name in this process comes to its turn; `None` where this test could not tell.
+    pub fn policy_of(thread: &str) -> Option<i32> {
+        if policy() != libc::SCHED_OTHER {
+            crate::skipped::skipped("the tests run under a scheduling policy of their own");
+            return None;
+        }
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let found = tasks.map(|task| task.unwrap()).find(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm"));
+            name.is_ok_and(|name| name.trim_end() == thread)
+        });
+        let id = found.expect(thread).file_name().to_str().unwrap().parse().unwrap();
+        // SAFETY: no memory is passed.
+        Some(unsafe { libc::sched_getscheduler(id) })
+    }
+
+    #[test]
+    fn cards_and_shares_let_the_guest_ask_for_more_and_what_waits_for_credit_is_taken_at_once() {
+        for (name, kind, wanted) in [
+            ("gather-net", Kind::Net, libc::SCHED_BATCH),
+            ("gather-stream", Kind::NetStream, libc::SCHED_BATCH),
+            ("gather-fs", Kind::Fs, libc::SCHED_BATCH),
+            ("gather-vsock", Kind::Vsock, libc::SCHED_OTHER),
+        ] {
+            let mut subject = Subject::on(Worker::spawn(name).unwrap(), kind);
+            subject.assert_works_after_reset();
+            let Some(found) = policy_of(name) else { return };
+            assert_eq!(found, wanted, "{kind:?}");
+        }
+    }
 
     /// In how many of `rounds` rounds, each with so many requests, the worker is patient.
     fn patient(gather: &mut Gather, rounds: u32, found: usize) -> u32 {

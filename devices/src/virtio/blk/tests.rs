@@ -10,6 +10,7 @@ use super::*;
 use crate::block::hanging::HangingFile;
 use crate::block::{DiskError, DiskOptions};
 use crate::skipped::skipped;
+use crate::virtio::gather::tests::policy_of;
 use crate::virtio::testing::{
     DATA, Driver, EVENT_IDX, MEMORY, MEMORY_END, Piece, guarded_memory, wait_until,
 };
@@ -178,6 +179,17 @@ fn the_missing_end_of_the_last_sector_reads_as_zero_and_is_not_written() {
     let bytes = fs::read(file.path()).unwrap();
     assert_eq!((bytes.len(), bytes[511]), (1000, 0xaa));
     assert!(bytes[512..].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn a_disk_lets_the_guest_ask_for_more_before_it_serves() {
+    let file = image(4096);
+    let disk = open(file.path(), false).unwrap();
+    let mut rig = Rig::of(Blk::new("gather", disk, BlkOptions::default()).unwrap());
+    assert_eq!(rig.ask(0, 0, &[Piece::In(BUFFER, 512)]), (0, 513));
+    if let Some(found) = policy_of("husk-gather") {
+        assert_eq!(found, libc::SCHED_BATCH);
+    }
 }
 
 #[test]
