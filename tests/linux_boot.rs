@@ -32,6 +32,7 @@ echo "packages=$(cat cpu[0-9]*/topology/physical_package_id | sort -u | wc -l)"
 echo "cores=$(cat cpu[0-9]*/topology/thread_siblings_list | sort -u | wc -l)"
 echo "loader=$(cat /proc/sys/kernel/bootloader_type)"
 echo "clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+echo "tests=$(cat /sys/module/cryptomgr/parameters/notests)"
 echo "tsc=$(dmesg | grep -c 'tsc: Detected [0-9.]* MHz processor')"
 echo "hypervisor=$(dmesg | sed -n 's/.*Hypervisor detected: //p')"
 dmesg -r | grep '^<[0-3]>' | grep -v 'PCI: Fatal: No config space access' | sed 's/^/suspect: /'
@@ -60,6 +61,8 @@ fn check(guest: Builder<'_>, cpus: u32, mib: u64) -> Done {
     assert!(done.number("free") > 32 * 1024, "hardly anything is free: {}", done.console);
     assert!(done.fact("cmdline").starts_with("console=ttyS0 quiet "), "{}", done.console);
     assert!(done.fact("cmdline").contains(" husk.test panic=-1 pci=off"), "{}", done.console);
+    // It does not try its ciphers again.
+    done.expect_fact("tests", "Y");
     done.expect_fact("clock", "kvm-clock").expect_fact("tsc", "1").expect_fact("hypervisor", "KVM");
     if done.count("suspect: ") > 0 {
         done.fail("the kernel has complaints");

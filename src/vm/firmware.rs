@@ -195,6 +195,11 @@ pub(super) fn cmdline(config: &VmConfig) -> Result<Cmdline, VmError> {
     if !cmdline.has("pci=") {
         cmdline.append("pci=off")?;
     }
+    // Linux tries all its ciphers when it starts: two thirds of the instructions until its init. The host's
+    // Linux has tried this processor. With fips=1 the guest's does so all the same.
+    if config.cmdline.is_none() && !cmdline.has("cryptomgr.notests") {
+        cmdline.append("cryptomgr.notests")?;
+    }
     let disk = config.disks.first().map(|disk| ("vda", disk.readonly));
     let pmem = config.pmem.first().map(|pmem| ("pmem0", pmem.readonly));
     if let Some((root, readonly)) = disk.or(pmem)
@@ -239,12 +244,14 @@ mod tests {
     #[test]
     fn the_command_line_ends_a_panicked_guest_unless_the_user_says_otherwise() {
         let mut config = VmConfig::new("k");
-        assert_eq!(firmware(&config), "console=ttyS0 panic=-1 pci=off");
+        assert_eq!(firmware(&config), "console=ttyS0 panic=-1 pci=off cryptomgr.notests");
         config.console_device = ConsoleDevice::Virtio;
-        assert_eq!(firmware(&config), "console=hvc0 panic=-1 pci=off");
+        assert_eq!(firmware(&config), "console=hvc0 panic=-1 pci=off cryptomgr.notests");
         config.console_device = ConsoleDevice::Serial;
         config.append = "panic=5 quiet".to_owned();
-        assert_eq!(firmware(&config), "console=ttyS0 panic=5 quiet pci=off");
+        assert_eq!(firmware(&config), "console=ttyS0 panic=5 quiet pci=off cryptomgr.notests");
+        config.append = "cryptomgr.notests=0".to_owned();
+        assert_eq!(firmware(&config), "console=ttyS0 cryptomgr.notests=0 panic=-1 pci=off");
         config.cmdline = Some("mine".to_owned());
         config.append = String::new();
         assert_eq!(firmware(&config), "mine panic=-1 pci=off");
@@ -270,7 +277,7 @@ mod tests {
         let mut config = VmConfig::new("k");
         config.guest = Some(GuestConfig::default());
         config.disks = vec![DiskConfig::default()];
-        let all = |middle: &str| format!("console=ttyS0 {middle} panic=-1 pci=off");
+        let all = |middle: &str| format!("console=ttyS0 {middle} panic=-1 pci=off cryptomgr.notests");
         assert_eq!(firmware(&config), all("rdinit=/husk/init quiet"));
         config.append = "loglevel=7".to_owned();
         assert_eq!(firmware(&config), all("loglevel=7 rdinit=/husk/init"));

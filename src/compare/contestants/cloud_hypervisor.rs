@@ -14,7 +14,7 @@ pub fn call(start: &Start<'_>) -> Result<Call, CompareError> {
         "--initramfs",
         start.lab.initrd(start.job),
         "--cmdline",
-        start.cmdline("console=ttyS0 quiet panic=-1 END=poweroff"),
+        start.cmdline("console=ttyS0 quiet panic=-1 cryptomgr.notests END=poweroff"),
         "--cpus",
         "boot=1",
         "--memory",

@@ -13,7 +13,7 @@ pub fn call(start: &Start<'_>) -> Result<Call, CompareError> {
         "boot-source": {
             "kernel_image_path": text(&kernel.unpacked)?,
             "initrd_path": text(&start.lab.initrd(start.job))?,
-            "boot_args": start.cmdline("console=ttyS0 quiet panic=-1 pci=off END=reboot reboot=k"),
+            "boot_args": start.cmdline("console=ttyS0 quiet panic=-1 pci=off cryptomgr.notests END=reboot reboot=k"),
         },
         "drives": [],
         "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },

@@ -23,7 +23,7 @@ pub fn call(start: &Start<'_>) -> Result<Call, CompareError> {
         "-initrd",
         start.lab.initrd(start.job),
         "-append",
-        start.cmdline("console=ttyS0 quiet panic=-1 pci=off END=reboot reboot=t"),
+        start.cmdline("console=ttyS0 quiet panic=-1 pci=off cryptomgr.notests END=reboot reboot=t"),
         "-nodefaults",
         "-no-user-config",
         "-nographic",

@@ -86,6 +86,7 @@ fn run(plan: &Inner, ram: &Path) -> Result<()> {
     };
     if plan.init {
         let mut subjects = rivals::all(&husk, &bare);
+        subjects.extend(rivals::qemu_bzimage(&bare));
         if let Some(fast) = &plan.fast {
             let vmlinux = copy(fast, "vmlinux-fast")?;
             subjects.extend(rivals::fast(&husk, &Guest { vmlinux: &vmlinux, ..bare }));
@@ -248,22 +249,31 @@ fn to_init(subjects: &[Subject], rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// An aim: the ratio of the first to the second.
-type Aim = (&'static str, &'static str, f64);
-/// What is to be reached, as ratios of medians, of those that were measured: with any kernel, and with one built
-/// for speed.
-const AIMS: [Aim; 3] = [
-    (rivals::HUSK, rivals::QEMU, 0.85),
-    (rivals::HUSK_FAST, rivals::FIRECRACKER_FAST, 0.85),
-    (rivals::HUSK_FAST, rivals::HUSK, 0.25),
+/// An aim: the ratio of the first to the least of the others that were measured.
+struct Aim(&'static str, &'static [&'static str], f64);
+
+/// Those that start the stock kernel as an ELF file.
+const RIVALS: &[&str] = &[rivals::FIRECRACKER, rivals::CLOUD_HYPERVISOR, rivals::QEMU];
+/// What is to be reached, as ratios of medians: with any kernel, and with one built for speed.
+const AIMS: [Aim; 5] = [
+    Aim(rivals::HUSK, &[rivals::QEMU], 0.85),
+    Aim(rivals::HUSK, RIVALS, 0.95),
+    Aim(rivals::HUSK_BZIMAGE, &[rivals::QEMU_BZIMAGE], 0.4),
+    Aim(rivals::HUSK_FAST, &[rivals::FIRECRACKER_FAST], 0.85),
+    Aim(rivals::HUSK_FAST, &[rivals::HUSK], 0.25),
 ];
 /// Of what is outside the guest's clock.
-const OUTSIDE_AIMS: [Aim; 1] = [(rivals::HUSK, rivals::FIRECRACKER, 0.8)];
+const OUTSIDE_AIMS: [Aim; 2] =
+    [Aim(rivals::HUSK, &[rivals::FIRECRACKER], 0.8), Aim(rivals::HUSK, RIVALS, 0.6)];
 
 fn aims(aims: &[Aim], what: &str, median: impl Fn(&str) -> Option<f64>) {
-    for (this, that, aim) in aims {
-        if let (Some(ours), Some(theirs)) = (median(this), median(that)) {
-            println!("{this} / {that}{what}: {:.2} (the aim is {aim} at most)", ours / theirs);
+    for Aim(this, others, aim) in aims {
+        let measured = others.iter().filter_map(|that| Some((that, median(that)?)));
+        let best = measured.min_by(|(_, a), (_, b)| a.total_cmp(b));
+        if let (Some(ours), Some((that, theirs))) = (median(this), best) {
+            let of = if others.len() > 1 { ", the best of the others" } else { "" };
+            let ratio = ours / theirs;
+            println!("{this} / {that}{of}{what}: {ratio:.2} (the aim is {aim} at most)");
         }
     }
 }

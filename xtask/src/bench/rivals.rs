@@ -62,11 +62,19 @@ const MEMORY: &str = "512M";
 pub fn all(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
     let mut subjects = vec![
         of_husk(HUSK, husk, guest, guest.vmlinux, &[]),
-        of_husk("husk, bzImage (warm cache)", husk, guest, guest.bzimage, &[]),
+        // What its own command line has and those of the others have not.
+        of_husk(HUSK_OWN, husk, guest, guest.vmlinux, &["--append", "cryptomgr.notests"]),
+        of_husk(HUSK_BZIMAGE, husk, guest, guest.bzimage, &[]),
         of_husk("husk, bzImage, --share-kernel", husk, guest, guest.bzimage, &["--share-kernel"]),
     ];
     subjects.extend(others(guest));
     subjects
+}
+
+/// QEMU, if it is on PATH, with the kernel as distributions have it: its firmware and the kernel
+/// unpack it.
+pub fn qemu_bzimage(guest: &Guest<'_>) -> Option<Subject> {
+    qemu(QEMU_BZIMAGE, guest, guest.bzimage)
 }
 
 /// husk and, if it is on PATH, Firecracker with a kernel that husk built for speed, which is
@@ -82,8 +90,16 @@ pub fn fast(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
 
 /// The subjects that the aims are about.
 pub const HUSK: &str = "husk, vmlinux";
+/// As it is when it is not told a command line.
+pub const HUSK_OWN: &str = "husk, its own command line";
+/// See [`HUSK`].
+pub const HUSK_BZIMAGE: &str = "husk, bzImage (warm cache)";
 /// See [`HUSK`].
 pub const QEMU: &str = "QEMU microvm, vmlinux";
+/// See [`HUSK`].
+pub const QEMU_BZIMAGE: &str = "QEMU microvm, bzImage";
+/// See [`HUSK`].
+pub const CLOUD_HYPERVISOR: &str = "Cloud Hypervisor, vmlinux";
 /// See [`HUSK`].
 pub const FIRECRACKER: &str = "Firecracker, vmlinux";
 /// husk with a kernel built for speed.
@@ -123,15 +139,16 @@ pub fn one_each(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
 }
 
 fn others(guest: &Guest<'_>) -> impl Iterator<Item = Subject> {
-    let all = [qemu(guest), cloud_hypervisor(guest), firecracker(guest), kvmtool(guest)];
+    let qemu = qemu(QEMU, guest, guest.vmlinux);
+    let all = [qemu, cloud_hypervisor(guest), firecracker(guest), kvmtool(guest)];
     all.into_iter().flatten()
 }
 
-fn qemu(guest: &Guest<'_>) -> Option<Subject> {
+fn qemu(name: &str, guest: &Guest<'_>, kernel: &str) -> Option<Subject> {
     let program = arg(&host::find("qemu-system-x86_64")?);
     let machine = "microvm,accel=kvm,pit=off,pic=off,rtc=on";
     let mut subject = Subject::new(
-        QEMU,
+        name,
         &[
             &program,
             "-M",
@@ -143,7 +160,7 @@ fn qemu(guest: &Guest<'_>) -> Option<Subject> {
             "-smp",
             "1",
             "-kernel",
-            guest.vmlinux,
+            kernel,
             "-append",
             guest.cmdline,
             "-nodefaults",
@@ -175,7 +192,7 @@ fn qemu(guest: &Guest<'_>) -> Option<Subject> {
 fn cloud_hypervisor(guest: &Guest<'_>) -> Option<Subject> {
     let program = arg(&host::find("cloud-hypervisor")?);
     let mut subject = Subject::new(
-        "Cloud Hypervisor, vmlinux",
+        CLOUD_HYPERVISOR,
         &[
             &program,
             "--kernel",
