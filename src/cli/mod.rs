@@ -58,7 +58,9 @@ struct Cli {
     command: Command,
 }
 
+// What the others can be told is not built for one of them.
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum Command {
     #[command(after_help = run::AFTER_HELP)]
     Run(Box<run::Run>),
