@@ -277,7 +277,8 @@ mod tests {
         let mut config = VmConfig::new("k");
         config.guest = Some(GuestConfig::default());
         config.disks = vec![DiskConfig::default()];
-        let all = |middle: &str| format!("console=ttyS0 {middle} panic=-1 pci=off cryptomgr.notests");
+        let all =
+            |middle: &str| format!("console=ttyS0 {middle} panic=-1 pci=off cryptomgr.notests");
         assert_eq!(firmware(&config), all("rdinit=/husk/init quiet"));
         config.append = "loglevel=7".to_owned();
         assert_eq!(firmware(&config), all("loglevel=7 rdinit=/husk/init"));
