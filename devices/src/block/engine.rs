@@ -1,6 +1,7 @@
 //! The contract of an engine: what carries out jobs while their owner does something else.
 
 use std::any::Any;
+use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -99,7 +100,7 @@ impl EngineChoice {
     pub(super) fn for_disk(self, disk: &Disk) -> EngineChoice {
         match self {
             EngineChoice::Auto if disk.is_formatted() => EngineChoice::Threads,
-            EngineChoice::Auto if is_in_ram(disk) => EngineChoice::Sync,
+            EngineChoice::Auto if disk.files().all(is_in_ram) => EngineChoice::Sync,
             chosen => chosen,
         }
     }
@@ -127,11 +128,11 @@ impl EngineChoice {
     }
 }
 
-/// Whether all of the disk is in RAM, or in swap.
-fn is_in_ram(disk: &Disk) -> bool {
+/// Whether all of a file is in RAM, or in swap. A device's node is not: /dev has that file system, too.
+pub(super) fn is_in_ram(file: &File) -> bool {
     /// Linux `include/uapi/linux/magic.h`.
     const TMPFS_MAGIC: u32 = 0x0102_1994;
-    disk.files().all(|file| file_system(file) == Some(TMPFS_MAGIC))
+    file.metadata().is_ok_and(|file| file.is_file()) && file_system(file) == Some(TMPFS_MAGIC)
 }
 
 /// What has been given to [`Engine::protect`].

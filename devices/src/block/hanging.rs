@@ -159,6 +159,7 @@ fn serve(mut device: File, shared: &Shared) {
                     reply.say(0, &body);
                 });
             }
+            16 => reply.say(0, &[word(40 + 16).to_le_bytes(), [0; 4]].concat()), // WRITE: all of it
             2 | 36 | 42 => {} // FORGET, INTERRUPT, BATCH_FORGET: no answer
             18 | 25 | 29 => reply.say(0, &[]), // RELEASE, FLUSH, RELEASEDIR
             _ => reply.say(libc::ENOSYS, &[]),

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 mod overlay;
@@ -54,13 +55,15 @@ struct Rig {
     disk: Disk,
     engine: Box<dyn Engine>,
     next: usize,
+    /// Writes are made stable before they are answered.
+    durable: bool,
 }
 
 impl Rig {
     fn new(path: &Path, choice: EngineChoice, options: DiskOptions) -> Rig {
         let disk = Disk::open(path, options).unwrap();
         let engine = choice.open(&disk, 64).unwrap();
-        Rig { disk, engine, next: 0 }
+        Rig { disk, engine, next: 0, durable: false }
     }
 
     fn writable(path: &Path, choice: EngineChoice) -> Rig {
@@ -74,7 +77,7 @@ impl Rig {
         for piece in data {
             job.data().push(Segment::new(piece.as_mut_ptr(), piece.len()));
         }
-        job.begin(operation, &self.disk, offset, len, false);
+        job.begin(operation, &self.disk, offset, len, self.durable);
         // SAFETY: the callers keep `data` until the job is back.
         unsafe { self.engine.submit(job) };
         self.engine.kick().unwrap();
@@ -151,6 +154,28 @@ fn scattered_bytes_are_read_and_written_in_order() {
         let bytes = fs::read(file.path()).unwrap();
         assert_eq!((bytes.len(), bytes[511], bytes[1536]), (8192, 1, 4));
         assert_eq!((&bytes[512..612], &bytes[612..1536]), (&[7; 100][..], &[8; 924][..]));
+    }
+}
+
+#[test]
+fn a_flush_and_a_write_without_one_wait_until_the_host_has_synced() {
+    for (choice, durable) in engines().into_iter().flat_map(|e| [(e, false), (e, true)]) {
+        let Some(hanging) = HangingFile::mount() else { return };
+        let mut rig = Rig { durable, ..Rig::new(hanging.path(), choice, UNREAD) };
+        let synced = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                hanging.wait_for_a_reader();
+                synced.store(true, Ordering::Release);
+                hanging.answer();
+            });
+            if durable {
+                rig.write(0, &[7; 512]).unwrap();
+            } else {
+                rig.run(Operation::Flush, 0, 0, &mut []).unwrap();
+            }
+            assert!(synced.load(Ordering::Acquire), "{choice:?}, durable: {durable}");
+        });
     }
 }
 
@@ -436,6 +461,8 @@ fn what_is_in_ram_is_moved_at_once_and_a_batch_of_it_answered_before_the_next() 
     file.write_all(&vec![7; 4 << 20]).unwrap();
     let mut rig = Rig::writable(file.path(), EngineChoice::Auto);
     assert_eq!(EngineChoice::Auto.for_disk(&rig.disk), EngineChoice::Sync);
+    // On the same file system, but what it stands for is not.
+    assert!(!engine::is_in_ram(&fs::File::open("/dev/null").unwrap()));
     let mut data = vec![0; 4 << 20];
     let (first, rest) = data.split_at_mut(2 << 20);
     let (second, third) = rest.split_at_mut(1 << 20);

@@ -117,13 +117,18 @@ impl Interrupt {
         if before & VIRTIO_CONFIG_S_NEEDS_RESET != 0 {
             return;
         }
-        self.shared.counters.add_error();
-        if let Some(silent) = self.shared.complaints.admit() {
-            let name = &self.shared.name;
-            log::warn!("{name}: the device stops until the guest resets it: {why}{silent}");
-        }
+        self.complain(&format_args!("the device stops until the guest resets it: {why}"));
         if before & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.signal_config();
+        }
+    }
+
+    /// Counts an error, and tells the user of it: at most once a second, however often the guest causes it
+    /// or resets the device.
+    pub fn complain(&self, what: &dyn Display) {
+        self.shared.counters.add_error();
+        if let Some(silent) = self.shared.complaints.admit() {
+            log::warn!("{}: {what}{silent}", self.shared.name);
         }
     }
 
@@ -217,6 +222,18 @@ mod tests {
         line.expect_queue();
         assert_eq!(line.interrupt_status(), 1);
         assert!(line.event().read().is_err());
+    }
+
+    #[test]
+    fn a_guest_that_resets_its_device_again_and_again_does_not_fill_the_log() {
+        let line = line();
+        for _ in 0..100 {
+            line.reset();
+            line.complain(&"a guest did something");
+        }
+        assert_eq!(line.counters().counts().errors, 100);
+        // One was said, less than a second ago.
+        assert_eq!(line.shared.complaints.admit(), None);
     }
 
     #[test]

@@ -18,7 +18,6 @@ use super::interrupt::Interrupt;
 use super::queue::{Answer, Chain, Queue, QueueState};
 use super::seat::Seat;
 use crate::block::{lock_image, remedy};
-use crate::complaints::Complaints;
 use crate::worker::{Lease, WorkerHandle};
 
 /// Device type 27, virtio 1.3 §5.
@@ -186,14 +185,13 @@ impl VirtioDevice for Pmem {
             // A flush may take long; who waits for one should not wait for all.
             queue.set_prompt(true);
             queue.ring();
-            let (file, complaints) = (self.file.clone(), Complaints::default());
+            let file = self.file.clone();
             self.seat.start(&self.worker, |lease| Serve {
                 queue,
                 memory,
                 interrupt,
                 file,
                 lease,
-                complaints,
             })?;
         }
         Ok(())
@@ -219,7 +217,6 @@ struct Serve {
     interrupt: Interrupt,
     file: Arc<PmemFile>,
     lease: Lease,
-    complaints: Complaints,
 }
 
 impl MutEventSubscriber for Serve {
@@ -231,7 +228,7 @@ impl MutEventSubscriber for Serve {
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
         self.queue.quiet();
-        let Serve { queue, memory, interrupt, file, lease, complaints } = self;
+        let Serve { queue, memory, interrupt, file, lease } = self;
         queue.process(memory, interrupt, |chain| {
             // What is put back here is found when the device starts again.
             if lease.is_recalled() {
@@ -240,7 +237,7 @@ impl MutEventSubscriber for Serve {
             answer(chain, || {
                 // Nothing that a guest does reaches a file it only reads.
                 let sync = || if file.read_only { Ok(()) } else { file.file.sync_data() };
-                Some(result(lease.away(sync)?, file, interrupt, complaints))
+                Some(result(lease.away(sync)?, file, interrupt))
             })
         });
     }
@@ -262,18 +259,9 @@ fn answer(chain: &Chain<'_>, flush: impl FnOnce() -> Option<u32>) -> Answer {
 }
 
 /// What the guest wrote before is on stable storage, or could not be brought there.
-fn result(
-    synced: io::Result<()>,
-    file: &PmemFile,
-    interrupt: &Interrupt,
-    complaints: &Complaints,
-) -> u32 {
+fn result(synced: io::Result<()>, file: &PmemFile, interrupt: &Interrupt) -> u32 {
     let Err(e) = synced else { return OK };
-    interrupt.counters().add_error();
-    if let Some(silent) = complaints.admit() {
-        let (name, path) = (interrupt.name(), file.path.display());
-        log::warn!("{name}: flush of {path}: {e}{silent}");
-    }
+    interrupt.complain(&format_args!("flush of {}: {e}", file.path.display()));
     FAILED
 }
 

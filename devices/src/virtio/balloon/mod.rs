@@ -27,7 +27,6 @@ use super::device::{Activation, StartError, VirtioDevice};
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueState};
 use super::seat::Seat;
-use crate::complaints::Complaints;
 use crate::worker::WorkerHandle;
 use ram::{PAGE, Plain};
 use serve::Serve;
@@ -231,7 +230,6 @@ impl VirtioDevice for BalloonDevice {
             memory,
             interrupt,
             lease,
-            complaints: Complaints::default(),
         })
     }
 

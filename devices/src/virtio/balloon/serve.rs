@@ -11,7 +11,6 @@ use vmm_sys_util::epoll::EventSet;
 use super::ram::{PAGE, Plain, Refused};
 use super::stats::{self, MemoryStatistics};
 use super::{Balloon, DEFLATE, INFLATE, PAGES_MAX, WANTED};
-use crate::complaints::Complaints;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, Queue};
 use crate::worker::Lease;
@@ -29,16 +28,15 @@ pub(super) struct Serve {
     pub memory: GuestMemoryMmap,
     pub interrupt: Interrupt,
     pub lease: Lease,
-    pub complaints: Complaints,
 }
 
 impl Serve {
     /// Serves queue `n`, whose doorbell the driver rang, or not.
     fn queue(&mut self, n: usize, rung: bool) {
-        let Serve { queues, balloon, plain, memory, interrupt, lease, complaints, .. } = self;
+        let Serve { queues, balloon, plain, memory, interrupt, lease, .. } = self;
         let Some(Some(queue)) = queues.get_mut(n) else { return };
         queue.quiet();
-        let giver = Giver { plain, interrupt, complaints };
+        let giver = Giver { plain, interrupt };
         if Some(n) == self.statistics {
             statistics(queue, balloon, memory, interrupt, rung);
             return;
@@ -66,7 +64,6 @@ impl Serve {
 struct Giver<'a> {
     plain: &'a Plain,
     interrupt: &'a Interrupt,
-    complaints: &'a Complaints,
 }
 
 impl Giver<'_> {
@@ -124,16 +121,14 @@ impl Giver<'_> {
     }
 
     fn complain(&self, why: &Refused) {
-        self.interrupt.counters().add_error();
-        if let Some(silent) = self.complaints.admit() {
-            let (name, what) = (
-                self.interrupt.name(),
-                match why {
-                    Refused::NotRam => "the guest gave up memory that is not its RAM".to_owned(),
-                    Refused::Host(e) => format!("memory cannot be given back to the host: {e}"),
-                },
-            );
-            log::warn!("{name}: {what}{silent}");
+        match why {
+            Refused::NotRam => {
+                self.interrupt.complain(&"the guest gave up memory that is not its RAM");
+            }
+            Refused::Host(e) => {
+                let what = format_args!("memory cannot be given back to the host: {e}");
+                self.interrupt.complain(&what);
+            }
         }
     }
 }

@@ -8,7 +8,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -20,8 +19,6 @@ use super::CANCELLED;
 use super::limit::Throttle;
 use super::request::{self, HEADER_LEN, ID_LEN, Limits, RANGE_LEN, Request};
 use crate::block::{Disk, Engine, Job, Keep, Operation};
-use crate::complaints::Complaints;
-use crate::counters::Counters;
 use crate::virtio::gather;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, Place, Queue};
@@ -110,7 +107,7 @@ impl Serve {
 
     /// Answers the chains whose jobs are done.
     fn answer(&mut self) {
-        let Serve { queue, memory, interrupt, server, hand, .. } = self;
+        let Serve { queue, memory, interrupt, hand, .. } = self;
         let Hand { engine, done, held, pool, tickets, answers } = hand;
         engine.reap(done);
         if done.is_empty() {
@@ -126,7 +123,7 @@ impl Serve {
             let ticket = tickets.get(job.tag()).copied();
             let status = match job.result() {
                 Ok(()) => VIRTIO_BLK_S_OK as u8,
-                Err(e) => server.complaints.hear(job.operation(), e),
+                Err(e) => failed(job.operation(), e, interrupt),
             };
             pool.push(job);
             let Ticket { head, filled, status: place } = ticket?;
@@ -278,22 +275,13 @@ pub(super) struct Server {
     limits: Limits,
     /// The driver does not flush, so every write is made stable (virtio 1.3 §5.2.6.2).
     write_through: bool,
-    complaints: Complaint,
     /// The disk was measured in this round.
     measured: bool,
 }
 
 impl Server {
-    pub(super) fn new(
-        id: [u8; ID_LEN],
-        disk: Disk,
-        limits: Limits,
-        write_through: bool,
-        interrupt: &Interrupt,
-    ) -> Server {
-        let (name, counters) = (interrupt.name().clone(), interrupt.counters().clone());
-        let complaints = Complaint { name, counters, limit: Complaints::default() };
-        Server { id, disk, limits, write_through, complaints, measured: false }
+    pub(super) fn new(id: [u8; ID_LEN], disk: Disk, limits: Limits, write_through: bool) -> Server {
+        Server { id, disk, limits, write_through, measured: false }
     }
 
     /// Measures the disk, once a round.
@@ -397,26 +385,15 @@ impl Server {
     }
 }
 
-/// Tells of the host's errors.
-struct Complaint {
-    name: Arc<str>,
-    counters: Arc<Counters>,
-    limit: Complaints,
-}
-
-impl Complaint {
-    fn hear(&self, operation: Operation, error: &io::Error) -> u8 {
-        self.counters.add_error();
-        if let Some(silent) = self.limit.admit() {
-            let what = match operation {
-                Operation::Read => "read",
-                Operation::Write => "write",
-                Operation::Flush => "flush",
-                Operation::Discard => "discard",
-                Operation::WriteZeroes { .. } => "write zeroes",
-            };
-            log::warn!("{}: {what}: {error}{silent}", self.name);
-        }
-        VIRTIO_BLK_S_IOERR as u8
-    }
+/// Tells of an error of the host's, and gives the status for it.
+fn failed(operation: Operation, error: &io::Error, interrupt: &Interrupt) -> u8 {
+    let what = match operation {
+        Operation::Read => "read",
+        Operation::Write => "write",
+        Operation::Flush => "flush",
+        Operation::Discard => "discard",
+        Operation::WriteZeroes { .. } => "write zeroes",
+    };
+    interrupt.complain(&format_args!("{what}: {error}"));
+    VIRTIO_BLK_S_IOERR as u8
 }

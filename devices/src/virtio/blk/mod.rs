@@ -196,7 +196,7 @@ impl Blk {
                 read_only: self.disk.read_only(),
             };
             let disk = self.disk.clone();
-            let server = Server::new(self.id, disk, limits, write_through, &interrupt);
+            let server = Server::new(self.id, disk, limits, write_through);
             let throttle = self.limiter.clone().map(Throttle::new).transpose();
             let throttle = throttle.map_err(|source| StartError::Host { what: "timer", source })?;
             let worker = match &lane.worker {

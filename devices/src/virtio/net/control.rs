@@ -19,7 +19,6 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::tap::Tap;
-use crate::complaints::Complaints;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, Queue, QueueState};
 
@@ -68,7 +67,6 @@ pub(super) struct Control {
     pairs: Arc<AtomicU16>,
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
-    complaints: Complaints,
 }
 
 impl Control {
@@ -81,8 +79,7 @@ impl Control {
     ) -> Control {
         queue.set_budget(ROUND);
         queue.ring();
-        let complaints = Complaints::default();
-        Control { queue, switches, pairs, memory, interrupt, complaints }
+        Control { queue, switches, pairs, memory, interrupt }
     }
 
     pub(super) fn state(&self) -> QueueState {
@@ -101,7 +98,7 @@ impl MutEventSubscriber for Control {
         if events.fd() != self.queue.doorbell().as_raw_fd() {
             return;
         }
-        let Control { queue, switches, pairs, memory, interrupt, complaints } = self;
+        let Control { queue, switches, pairs, memory, interrupt } = self;
         queue.quiet();
         queue.process(memory, interrupt, |chain| {
             // Checked first: a command whose answer has no place must not be carried out.
@@ -109,9 +106,7 @@ impl MutEventSubscriber for Control {
                 return Answer::Broken("a control command without room for its answer");
             }
             let done = obey(chain, switches, pairs).unwrap_or_else(|e| {
-                if complaints.admit().is_some() {
-                    log::warn!("{}: turning queues of the TAP on and off: {e}", interrupt.name());
-                }
+                interrupt.complain(&format_args!("turning queues of the TAP on and off: {e}"));
                 false
             });
             let ack = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR } as u8;

@@ -79,7 +79,7 @@ impl Pair {
         };
         let tx = tx.map(|mut queue| {
             queue.set_budget(TX_ROUND);
-            Tx { queue, blocked: false, dropped: 0 }
+            Tx { queue, blocked: false }
         });
         let (due, gone, up) = (None, false, status.load(Ordering::Acquire) & UP != 0);
         let pair =
@@ -237,7 +237,6 @@ struct Tx {
     queue: Queue,
     /// There was no room, or the limit was reached: the backend's next event, or the timer, goes on.
     blocked: bool,
-    dropped: u64,
 }
 
 impl Tx {
@@ -250,7 +249,7 @@ impl Tx {
     ) -> End {
         self.blocked = false;
         let mut end = End::Idle;
-        let Tx { queue, blocked, dropped } = self;
+        let Tx { queue, blocked } = self;
         queue.process(memory, interrupt, |chain| {
             let len = chain.readable_len().saturating_sub(HEADER_LEN);
             if limit.take_frame(len) == Turn::Wait {
@@ -269,7 +268,6 @@ impl Tx {
                 // What the host will not have (a bad header, too long, no link, no TAP) is lost, as
                 // on a wire.
                 Err(_) => {
-                    *dropped += 1;
                     interrupt.counters().add_error();
                     Answer::Done(0)
                 }
@@ -299,14 +297,6 @@ impl Tx {
         if backend.is_sending() {
             // The driver has spoilt the ring meanwhile: of the frame there is nothing more.
             backend.keep(Iovecs::over(&mut [], &mut IovecBuffer::default()));
-        }
-    }
-}
-
-impl Drop for Tx {
-    fn drop(&mut self) {
-        if self.dropped > 0 {
-            log::debug!("{} frames from the guest dropped", self.dropped);
         }
     }
 }

@@ -12,6 +12,7 @@ use vm_memory::GuestMemoryMmap;
 use super::backend::{Backend, ETHERNET_HEADER, Received, VLAN_TAG};
 use super::limit::{Direction, Turn};
 use super::{HEADER_LEN, MAX_FRAME};
+use crate::counters::Counters;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Lookahead, Queue};
 
@@ -44,7 +45,6 @@ pub(super) struct Rx {
     begun: usize,
     /// There are no buffers: nothing is read until the driver rings.
     starved: bool,
-    dropped: u64,
 }
 
 /// How a round ended.
@@ -77,8 +77,8 @@ impl Rx {
         let spill = vec![0; MAX_FRAME].into_boxed_slice();
         let longest =
             mtu.map_or(MAX_FRAME, |mtu| HEADER_LEN + ETHERNET_HEADER + VLAN_TAG + usize::from(mtu));
-        let (waiting, begun, starved, dropped) = (None, 0, false, 0);
-        Rx { queue, mergeable, longest, spill, waiting, begun, starved, dropped }
+        let (waiting, begun, starved) = (None, 0, false);
+        Rx { queue, mergeable, longest, spill, waiting, begun, starved }
     }
 
     /// The driver has given buffers.
@@ -98,9 +98,10 @@ impl Rx {
             return End::Idle;
         }
         let chains = if self.mergeable { usize::from(self.queue.size()) } else { 1 };
-        let Rx { queue, longest, spill, waiting, begun, dropped, .. } = self;
+        let Rx { queue, longest, spill, waiting, begun, .. } = self;
+        let counters = interrupt.counters();
         let mut frame =
-            Frame { backend, limit, spill, waiting, begun, dropped, chains, longest: *longest };
+            Frame { backend, limit, spill, waiting, begun, counters, chains, longest: *longest };
         let Some(mut ahead) = queue.look_ahead(memory, interrupt) else { return End::Idle };
         for _ in 0..ROUND {
             if frame.limit.may_go() == Turn::Wait {
@@ -132,21 +133,13 @@ impl Rx {
     }
 }
 
-impl Drop for Rx {
-    fn drop(&mut self) {
-        if self.dropped > 0 {
-            log::debug!("{} frames to the guest dropped", self.dropped);
-        }
-    }
-}
-
 struct Frame<'a> {
     backend: &'a mut dyn Backend,
     limit: &'a mut Direction,
     spill: &'a mut [u8],
     waiting: &'a mut Option<Waiting>,
     begun: &'a mut usize,
-    dropped: &'a mut u64,
+    counters: &'a Counters,
     /// The most chains of one frame.
     chains: usize,
     longest: usize,
@@ -209,7 +202,7 @@ impl Frame<'_> {
 
     fn drop(&mut self) -> Step {
         *self.begun = 0;
-        *self.dropped += 1;
+        self.counters.add_error();
         Step::Frame
     }
 

@@ -148,6 +148,7 @@ fn a_frame_that_never_fits_is_dropped_and_the_next_comes_through() {
     rig.host_sends(&frame(1001));
     rig.host_sends(&frame(1000));
     assert_eq!(rig.driver.wait_used(0, 1), [(0, 1000)]);
+    assert_eq!(rig.driver.transport.counters().counts().errors, 1);
 }
 
 /// Otherwise the device would go round and round: chains are there, but never enough of them.
