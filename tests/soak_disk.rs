@@ -134,6 +134,11 @@ fn threads_read_what_they_wrote_with_every_cache_and_number_of_queues_while_the_
     fio_matrix("threads");
 }
 
+#[test]
+fn calls_at_once_read_what_they_wrote_with_every_cache_and_number_of_queues_while_the_disk_grows() {
+    fio_matrix("sync");
+}
+
 fn fio_matrix(engine: &str) {
     let Some(lab) = open() else { return };
     let images = OnDisk::mount(&lab);
@@ -194,6 +199,11 @@ fn no_kill_loses_what_was_synced_on_ext4_and_xfs_through_io_uring() {
 #[test]
 fn no_kill_loses_what_was_synced_on_ext4_and_xfs_through_threads() {
     kills("threads");
+}
+
+#[test]
+fn no_kill_loses_what_was_synced_on_ext4_and_xfs_through_calls_at_once() {
+    kills("sync");
 }
 
 fn kills(engine: &str) {

@@ -17,7 +17,7 @@ pub const FULL: &str = "initrd-full.cpio";
 pub const FULL_STD: &str = "initrd-full-std.cpio";
 /// For soaks only: the same as the cloud kernel's, with xfs in `/lib/modules.more`.
 pub const SOAK: &str = "initrd-soak.cpio";
-/// For soaks only: a file system with fio, stress-ng and xfsprogs.
+/// For soaks only: a file system with ethtool, fio, iperf3, stress-ng and xfsprogs.
 pub const TOOLS: &str = "tools.ext4";
 /// For soaks only: what tries a file's data at random, a static program.
 pub const FSX: &str = "fsx";
