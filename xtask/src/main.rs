@@ -66,6 +66,9 @@ enum Command {
     /// (the benchmark's guests, where Linux boots)
     #[command(name = "__bench-guests", hide = true)]
     BenchGuests(bench::InnerArgs),
+    /// (the command benchmark's guests)
+    #[command(name = "__bench-command", hide = true)]
+    BenchTrue(bench::CommandArgs),
     /// (the device benchmark's guests)
     #[command(name = "__bench-devices", hide = true)]
     BenchDevices(bench::DevicesArgs),
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::main(&args),
         Command::Bench(bench) => bench::main(&bench),
         Command::BenchGuests(args) => bench::inner(&args),
+        Command::BenchTrue(args) => bench::command(&args),
         Command::BenchDevices(args) => bench::devices(&args),
         Command::BenchFiles(args) => bench::files(&args),
         Command::DemoInner(args) => demo::inner(&args),

@@ -117,7 +117,7 @@ fn run(plan: &Inner, ram: &Path) -> Result<()> {
 }
 
 /// busybox and an init that tells its clock before anything else.
-fn bench_initrd() -> Result<Vec<u8>> {
+pub(super) fn bench_initrd() -> Result<Vec<u8>> {
     let init = format!(
         "#!/bin/busybox sh\n/bin/busybox mount -t proc proc /proc\nread up rest </proc/uptime\n\
          echo {MARKER} $up\nexec /bin/busybox sleep 100000\n"
@@ -128,9 +128,10 @@ fn bench_initrd() -> Result<Vec<u8>> {
     Ok(cpio.finish())
 }
 
-struct Started {
+pub(super) struct Started {
     child: Child,
-    elapsed: Duration,
+    /// From exec to the line.
+    pub(super) elapsed: Duration,
     guest_clock: f64,
 }
 
@@ -143,7 +144,7 @@ impl Drop for Started {
 }
 
 /// Starts `subject` and waits for its guest's line.
-fn start(subject: &Subject) -> Result<Started> {
+pub(super) fn start(subject: &Subject) -> Result<Started> {
     let (program, args) = subject.command.split_first().context("no command")?;
     let begun = Instant::now();
     let mut child = Command::new(program)

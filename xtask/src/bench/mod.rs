@@ -1,5 +1,6 @@
 //! Benchmarks: they print ratios of what was run in turn, in one session, and assert nothing.
 
+mod command;
 mod devices;
 mod files;
 mod first_run;
@@ -14,6 +15,7 @@ mod work;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use command::{InnerArgs as CommandArgs, inner as command};
 pub use devices::{InnerArgs as DevicesArgs, inner as devices};
 pub use files::{InnerArgs as FilesArgs, inner as files};
 pub use guests::{InnerArgs, inner};
@@ -30,6 +32,8 @@ use crate::{cache, doctor, host, limited, testbed};
 pub enum Bench {
     /// Start-up: exec to first KVM_RUN, exec to the guest's init, memory and idle CPU
     Startup(startup::Args),
+    /// A command: exec to exit of `husk run -- true`, beside the kernel's own start and `crun run`
+    Command(command::Args),
     /// Devices: fio on a disk, TCP over a TAP, vsock, and exits to user space
     Devices(devices::Args),
     /// Shared directories: git status, find, grep and a compiler in one, and in the guest's own
@@ -40,6 +44,7 @@ pub enum Bench {
 pub fn main(bench: &Bench) -> Result<u8> {
     match bench {
         Bench::Startup(args) => startup::main(args),
+        Bench::Command(args) => command::main(args),
         Bench::Devices(args) => devices::main(args),
         Bench::Files(args) => files::main(args),
     }

@@ -62,13 +62,17 @@ const MEMORY: &str = "512M";
 pub fn all(husk: &Path, guest: &Guest<'_>) -> Vec<Subject> {
     let mut subjects = vec![
         of_husk(HUSK, husk, guest, guest.vmlinux, &[]),
-        // What its own command line has and those of the others have not.
-        of_husk(HUSK_OWN, husk, guest, guest.vmlinux, &["--append", "cryptomgr.notests"]),
+        own_line(husk, guest),
         of_husk(HUSK_BZIMAGE, husk, guest, guest.bzimage, &[]),
         of_husk("husk, bzImage, --share-kernel", husk, guest, guest.bzimage, &["--share-kernel"]),
     ];
     subjects.extend(others(guest));
     subjects
+}
+
+/// husk with what its own command line has and those of the others have not.
+pub fn own_line(husk: &Path, guest: &Guest<'_>) -> Subject {
+    of_husk(HUSK_OWN, husk, guest, guest.vmlinux, &["--append", "cryptomgr.notests"])
 }
 
 /// QEMU, if it is on PATH, with the kernel as distributions have it: its firmware and the kernel

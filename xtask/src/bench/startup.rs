@@ -48,15 +48,7 @@ pub fn main(args: &Args) -> Result<u8> {
     if !wanted("init") && !wanted("cost") {
         return Ok(0);
     }
-    let fast = match &args.fast_kernel {
-        Some(given) => Some(
-            given.canonicalize().with_context(|| format!("--fast-kernel {}", given.display()))?,
-        ),
-        None => built(&husk)?,
-    };
-    if fast.is_none() {
-        host::say("no kernel of `husk kernel build` is here: measuring without one");
-    }
+    let fast = fast_kernel(&husk, args.fast_kernel.as_deref())?;
     let inner = guests::Inner {
         rounds: args.rounds,
         husk: husk.clone(),
@@ -67,6 +59,20 @@ pub fn main(args: &Args) -> Result<u8> {
         noxsave: args.place.xsave,
     };
     inside(&husk, &args.place, "__bench-guests", &inner, 4096)
+}
+
+/// The kernel built for speed: the one `given`, or the newest of husk's own.
+pub(super) fn fast_kernel(husk: &Path, given: Option<&Path>) -> Result<Option<PathBuf>> {
+    let fast = match given {
+        Some(given) => Some(
+            given.canonicalize().with_context(|| format!("--fast-kernel {}", given.display()))?,
+        ),
+        None => built(husk)?,
+    };
+    if fast.is_none() {
+        host::say("no kernel of `husk kernel build` is here: measuring without one");
+    }
+    Ok(fast)
 }
 
 /// The newest of the kernels that `husk kernel build` made for speed.
