@@ -22,6 +22,7 @@ mod doctor;
 mod escape;
 mod exec;
 mod footprint;
+mod hint;
 mod inspect;
 mod kernel;
 mod keyvalue;
