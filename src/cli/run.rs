@@ -118,7 +118,8 @@ pub struct Run {
     /// How it is entered: auto, pvh or linux64 [default: auto]
     #[arg(long, value_name = "HOW", value_parser = parse_protocol)]
     boot_protocol: Option<BootProtocol>,
-    /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew
+    /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew: its file
+    /// in ~/.cache/husk may be removed while they run, but not made shorter, which ends them
     #[arg(long)]
     share_kernel: bool,
     /// The VM's name, for `husk ps`, `exec`, `logs` and the like
