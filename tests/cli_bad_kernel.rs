@@ -134,6 +134,26 @@ fn a_bzimage_cut_off_anywhere_is_refused() {
 }
 
 #[test]
+fn a_file_that_is_missing_is_told_before_the_kernel_is_unpacked_or_found_to_be_none() {
+    needs_kvm!();
+    let sandbox = Sandbox::new();
+    sandbox.file("packed", packed_kernel());
+    sandbox.file("text", "Dear kernel,\n");
+    for kernel in ["packed", "text"] {
+        for (option, value, words) in [
+            ("--initrd", "lost", "initrd lost"),
+            ("--disk", "path=lost", "disk lost"),
+            ("--pmem", "path=lost", "lost"),
+            ("--volume", "lost:tag", "lost"),
+        ] {
+            let args = ["--kernel", kernel, "--memory", "32M", option, value];
+            refuses_run(&sandbox, &args, &[words, "No such file"]);
+        }
+    }
+    assert_eq!(sandbox.cached(), [], "the kernel was unpacked");
+}
+
+#[test]
 fn a_bzimage_that_lies_about_its_sizes_is_refused() {
     needs_kvm!();
     let whole = packed_kernel();

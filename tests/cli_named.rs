@@ -67,6 +67,7 @@ fn a_named_vm_is_listed_read_refused_to_others_and_ended() {
     assert_eq!(listed[0]["name"], "one");
     assert_eq!(listed[0]["pid"], one.child.id());
     assert_eq!(listed[1]["name"], "two");
+    assert_eq!(listed[1]["kernel"], "kernel");
     assert_eq!(call(&sandbox, &["logs", "one"]).stdout.trim(), "up");
 
     let told = call(&sandbox, &["inspect", "one", "--json"]);

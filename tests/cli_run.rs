@@ -440,12 +440,16 @@ fn the_help_explains_every_option_and_fits_on_a_page_or_two() {
         for (name, words) in &options {
             assert!(words.starts_with(char::is_uppercase), "{name} is not explained: {words:?}");
         }
+        let part =
+            |heading: &str| finished.stdout.split_once(&format!("\n{heading}:\n")).unwrap().1;
+        assert!(part("Devices").contains("--disk") && !part("Devices").contains("--kernel"));
+        assert!(part("A command in the guest").contains("--root"));
         let lines = finished.stdout.lines().count();
         assert!(lines < 100, "{help:?} has {lines} lines");
         let widest = finished.stdout.lines().map(str::len).max().unwrap();
         assert!(widest <= 110, "{help:?} is {widest} wide");
     }
-    assert!(sandbox.run(&["--help"]).stdout.contains("run"));
+    assert!(sandbox.run(&["--help"]).stdout.contains("To begin: `husk doctor`"));
     assert_eq!(sandbox.run(&["help"]).stdout, sandbox.run(&["--help"]).stdout);
     let none = sandbox.run(&["help", "walk"]);
     assert!(none.status == 125 && none.stderr.contains("walk"), "{none:?}");

@@ -75,7 +75,14 @@ impl Terminal {
     }
 
     /// Runs a husk on a new terminal, and waits until a guest has said "up".
-    fn start(sandbox: Sandbox, mut command: std::process::Command) -> Self {
+    fn start(sandbox: Sandbox, command: std::process::Command) -> Self {
+        let terminal = Self::begin(sandbox, command);
+        terminal.wait_for("up");
+        terminal
+    }
+
+    /// Runs a husk on a new terminal.
+    fn begin(sandbox: Sandbox, mut command: std::process::Command) -> Self {
         let (main, line) = open_terminal();
         command
             .stdin(line.try_clone().unwrap())
@@ -97,10 +104,7 @@ impl Terminal {
         assert!(!is_raw(&line), "a new terminal is not raw");
         let before = settings(&line);
         let running = Running::start(&mut command);
-        let terminal =
-            Self { _sandbox: sandbox, running, keyboard: Some(keyboard), line, screen, before };
-        terminal.wait_for("up");
-        terminal
+        Self { _sandbox: sandbox, running, keyboard: Some(keyboard), line, screen, before }
     }
 
     fn type_in(&mut self, text: &[u8]) {
@@ -247,6 +251,52 @@ fn ctrl_a_h_shows_the_keys_and_the_guest_goes_on() {
     let (status, screen) = terminal.end();
     assert_eq!(status, Some(0), "{screen}");
     assert!(!screen.contains("[h]"), "the guest does not see the escape: {screen:?}");
+}
+
+#[test]
+fn who_sits_before_a_silent_guest_is_told_the_keys_and_nobody_else_is() {
+    needs_kvm!();
+    let silent = |more: &[&str]| {
+        let sandbox = Sandbox::new();
+        sandbox.file(
+            "kernel",
+            image(32, |a| {
+                a.typed()?;
+                a.say("up")?;
+                a.power_off()
+            }),
+        );
+        let least = ["run", "--kernel", "kernel", "--memory", "32M", "--rng", "off"];
+        let command = sandbox.husk(&[&least[..], more].concat());
+        (sandbox, command)
+    };
+    // Those that hear nothing of it have begun before.
+    let talking = Terminal::run(deaf, &["--grace", "0"]);
+    let (_sandbox, mut command) = silent(&[]);
+    command.stdin(Stdio::piped());
+    let mut piped = Running::start(&mut command);
+    let (sandbox, command) = silent(&["--root", "none", "--", "true"]);
+    let starting = Terminal::begin(sandbox, command);
+    let (sandbox, command) = silent(&[]);
+    let mut terminal = Terminal::begin(sandbox, command);
+    terminal.wait_for("Ctrl-a x ends the VM, Ctrl-a h helps");
+    terminal.is_raw();
+    terminal.type_in(b"!");
+    let (status, screen) = terminal.end();
+    assert_eq!(status, Some(0), "{screen}");
+    assert!(screen.starts_with("husk: nothing has come") && screen.ends_with("helps\r\nup"));
+
+    // Before a command has begun the terminal is not the guest's.
+    starting.wait_for("the guest is still starting; Ctrl-C ends it");
+    starting.running.signal(libc::SIGINT);
+    let (status, screen) = starting.end();
+    assert_eq!(status, Some(130), "{screen}");
+    piped.child.stdin.take().unwrap().write_all(b"!").unwrap();
+    let piped = piped.finish();
+    assert_eq!((piped.stdout.as_str(), piped.stderr.as_str()), ("up", ""));
+    talking.running.signal(libc::SIGTERM);
+    let (_, screen) = talking.end();
+    assert!(screen.starts_with("up") && !screen.contains("Ctrl-a"), "{screen}");
 }
 
 #[test]

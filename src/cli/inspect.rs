@@ -60,6 +60,11 @@ fn root(root: Option<&RootConfig>) -> String {
     }
 }
 
+/// What the kernel is called, and where it is, if that is more.
+fn kernel(name: &str, path: &str) -> String {
+    if path.ends_with(name) { path.to_owned() } else { format!("{name}, {path}") }
+}
+
 /// The facts, a line each, at `now`.
 fn table(told: &Inspection, now: u64) -> Result<String, std::fmt::Error> {
     let (info, config) = (&told.info, &told.config);
@@ -73,7 +78,7 @@ fn table(told: &Inspection, now: u64) -> Result<String, std::fmt::Error> {
         ("state", format!("{state}, for {} s", now.saturating_sub(info.since))),
         ("process", info.pid.to_string()),
         ("directory", told.directory.display().to_string()),
-        ("kernel", config.kernel.display().to_string()),
+        ("kernel", kernel(&info.kernel, &config.kernel.display().to_string())),
         ("vCPUs", config.cpus.to_string()),
         ("memory", config.memory.size.to_string()),
     ];
@@ -141,6 +146,17 @@ fn table(told: &Inspection, now: u64) -> Result<String, std::fmt::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_has_its_version_before_a_path_that_does_not_tell_it() {
+        let path = "/data/husk/kernels/default/vmlinuz";
+        assert_eq!(kernel("6.1.0-9-amd64", path), format!("6.1.0-9-amd64, {path}"));
+        assert_eq!(kernel("vmlinuz", "dir/vmlinuz"), "dir/vmlinuz");
+        assert_eq!(
+            kernel("6.1.0-9-amd64", "/boot/vmlinuz-6.1.0-9-amd64"),
+            "/boot/vmlinuz-6.1.0-9-amd64"
+        );
+    }
 
     #[test]
     fn what_a_guest_may_do_to_its_files_is_told_in_the_words_of_the_options() {

@@ -61,6 +61,7 @@ impl Args for Matrix {
                 Arg::new("parallel")
                     .long("parallel")
                     .value_name("N")
+                    .help_heading(None::<&str>)
                     .value_parser(clap::value_parser!(u16).range(1..))
                     .help("So many VMs at the same time [default: 1]"),
             );

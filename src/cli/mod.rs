@@ -22,6 +22,7 @@ mod doctor;
 mod escape;
 mod exec;
 mod footprint;
+mod hint;
 mod inspect;
 mod kernel;
 mod keyvalue;
@@ -50,9 +51,14 @@ use clap::{Parser, Subcommand};
 /// Exit status when husk itself could not (bad configuration, no KVM, a missing file).
 const CANNOT: u8 = 125;
 
+/// What `husk --help` ends with.
+const AFTER_HELP: &str = "\
+To begin: `husk doctor`, `husk kernel fetch`, then `husk run -- uname -a` runs a command in a VM of its own, \
+with the files that you have here.";
+
 /// Run Linux kernels in microVMs on KVM.
 #[derive(Parser)]
-#[command(name = "husk", version, max_term_width = 100)]
+#[command(name = "husk", version, max_term_width = 100, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -37,6 +37,11 @@ died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. Of a command
 be executed, 127 there is none, 128+n it ended by signal n, 137 also when the VM was killed under it.\n\n\
 On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps.";
 
+/// What `husk run --help` has its options under, beside the kernel's and the machine's own.
+const DEVICES: &str = "Devices";
+const COMMAND: &str = "A command in the guest";
+const LIFE: &str = "The VM's life, and what is known of it";
+
 /// Boot a Linux kernel in a VM
 #[derive(Args)]
 #[command(allow_negative_numbers = true)]
@@ -61,101 +66,101 @@ pub struct Run {
     /// Guest memory: SIZE[,shared][,hugepages] [default: 512M]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<MemoryConfig>,
-    /// A disk: path=FILE [,ro] [,id=NAME] [,format=raw|qcow2] [,backing] [,overlay]
+    /// A disk: [path=]FILE [,ro] [,id=NAME] [,format=raw|qcow2] [,backing] [,overlay]
     /// [,overlay_dir=DIR] [,cache=writeback|direct|unsafe] [,engine=auto|io_uring|threads|sync]
     /// [,queues=N] [,bps=SIZE] [,iops=N]; may be repeated: a VM has at most 18 virtio devices, of
-    /// whatever kind. At SIGUSR2 husk looks again how large the
-    /// disks are, and tells the guest
-    #[arg(long, value_name = "DISK", value_parser = parse_disk)]
+    /// whatever kind. At SIGUSR2 husk looks again how large they are, and tells the guest
+    #[arg(long, value_name = "DISK", value_parser = parse_disk, help_heading = DEVICES)]
     disk: Vec<DiskConfig>,
-    /// A file as persistent memory, /dev/pmem0: path=FILE[,ro][,id=NAME]; may be repeated
-    #[arg(long, value_name = "PMEM", value_parser = parse_pmem)]
+    /// A file as persistent memory, /dev/pmem0: [path=]FILE[,ro][,id=NAME]; may be repeated
+    #[arg(long, value_name = "PMEM", value_parser = parse_pmem, help_heading = DEVICES)]
     pmem: Vec<PmemConfig>,
     /// A directory of the host's, which the guest mounts by its tag (`mount -t virtiofs TAG /mnt`):
     /// PATH:TAG[:ro] [,cache=auto|always|never]; may be repeated. With a command also PATH:/DIR[:ro|cow],
     /// and it is at /DIR; with cow, changes are lost
-    #[arg(long, value_name = "VOLUME", value_parser = parse_volume)]
+    #[arg(long, value_name = "VOLUME", value_parser = parse_volume, help_heading = DEVICES)]
     volume: Vec<VolumeConfig>,
     /// A network interface: tap=NAME, fd=N, user or link=NAME, then [,address=IP/BITS] [,mac=MAC]
     /// [,mtu=BYTES] [,queues=N] [,vhost=on|off|auto] [,rx_bandwidth=SIZE] [,tx_bandwidth=SIZE] [,rx_ops=N]
     /// [,tx_ops=N] [,id=NAME]; may be repeated
-    #[arg(long, value_name = "NET", value_parser = net::parse)]
+    #[arg(long, value_name = "NET", value_parser = net::parse, help_heading = DEVICES)]
     net: Vec<NetConfig>,
     /// With --net user, a port of the host that leads to the guest: [ADDRESS:]HOST:GUEST[/udp];
     /// may be repeated
-    #[arg(long, value_name = "PORTS")]
+    #[arg(long, value_name = "PORTS", help_heading = DEVICES)]
     publish: Vec<Publish>,
     /// Whether the guest has virtio-rng [default: on]
-    #[arg(long, value_name = "on|off", value_parser = parse_switch)]
+    #[arg(long, value_name = "on|off", value_parser = parse_switch, help_heading = DEVICES)]
     rng: Option<bool>,
     /// A memory balloon that takes SIZE from the guest at first; what the guest frees comes back to
     /// the host, also with 0
-    #[arg(long, value_name = "SIZE", value_parser = parse_balloon)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_balloon, help_heading = DEVICES)]
     balloon: Option<BalloonConfig>,
     /// Sockets between guest and host: socket=PATH[,cid=N]; the host says `CONNECT <port>` to PATH,
     /// and the guest reaches PATH_<port> [cid: 3]
-    #[arg(long, value_name = "VSOCK", value_parser = parse_vsock)]
+    #[arg(long, value_name = "VSOCK", value_parser = parse_vsock, help_heading = DEVICES)]
     vsock: Option<VsockConfig>,
     /// The guest's own init starts husk's agent; see `husk agent`
-    #[arg(long)]
+    #[arg(long, help_heading = DEVICES)]
     agent: bool,
     /// The console: stdio, none, file=PATH, or pty [default: stdio]
-    #[arg(long, value_name = "WHERE", value_parser = parse_console)]
+    #[arg(long, value_name = "WHERE", value_parser = parse_console, help_heading = DEVICES)]
     console: Option<ConsoleConfig>,
     /// What the console is to the guest: serial (ttyS0), or virtio (hvc0, faster) [default: serial]
-    #[arg(long, value_name = "serial|virtio", value_parser = parse_console_device)]
+    #[arg(long, value_name = "WHAT", value_parser = parse_console_device, help_heading = DEVICES)]
     console_device: Option<ConsoleDevice>,
     /// A byte port, /dev/virtio-ports/NAME in the guest: name=NAME,socket=PATH or
     /// name=NAME,file=PATH; may be repeated
-    #[arg(long, value_name = "PORT", value_parser = parse_port)]
+    #[arg(long, value_name = "PORT", value_parser = parse_port, help_heading = DEVICES)]
     port: Vec<PortConfig>,
-    /// What a reboot of the guest does [default: restart]
-    #[arg(long, value_name = "exit|restart", value_parser = parse_on_reboot)]
-    on_reboot: Option<OnReboot>,
     /// Describe the machine by an MP table and virtio_mmio.device= parameters instead of ACPI
     #[arg(long)]
     no_acpi: bool,
     /// How it is entered: auto, pvh or linux64 [default: auto]
     #[arg(long, value_name = "HOW", value_parser = parse_protocol)]
     boot_protocol: Option<BootProtocol>,
-    /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew
+    /// Share the kernel's pages with other VMs of the same kernel instead of reading it anew; while
+    /// they run, who makes its file in ~/.cache/husk shorter breaks them
     #[arg(long)]
     share_kernel: bool,
+    #[command(flatten, next_help_heading = COMMAND)]
+    exec: Exec,
     /// The VM's name, for `husk ps`, `exec`, `logs` and the like
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = LIFE)]
     name: Option<String>,
     /// Return when the VM or its command runs, and print its name; `husk logs` has what it writes,
     /// `husk wait` its exit status
-    #[arg(long, conflicts_with = "print_config")]
+    #[arg(long, conflicts_with = "print_config", help_heading = LIFE)]
     detach: bool,
     #[arg(long, hide = true)]
     detached: bool,
     /// When the command fails, or --timeout ends, leave the VM for `husk exec`, until Ctrl-C or
     /// `husk stop`
-    #[arg(long)]
+    #[arg(long, help_heading = LIFE)]
     keep_on_failure: bool,
-    #[command(flatten)]
-    exec: Exec,
+    /// What a reboot of the guest does: exit or restart [default: restart]
+    #[arg(long, value_name = "WHAT", value_parser = parse_on_reboot, help_heading = LIFE)]
+    on_reboot: Option<OnReboot>,
     /// After SIGTERM, SIGINT, SIGHUP or SIGQUIT, seconds until a hard stop
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds, help_heading = LIFE)]
     grace: Duration,
     /// End the VM after this many seconds, with status 124
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, help_heading = LIFE)]
     timeout: Option<Duration>,
     /// What husk says on stderr
-    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    #[arg(long, value_name = "LEVEL", default_value = "warn", help_heading = LIFE)]
     log: Level,
     /// Read the VM from a JSON file (of at most 1 MiB); other options override it, and --append adds to it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = LIFE)]
     config: Option<PathBuf>,
     /// Print the VM as the JSON that --config reads, and exit
-    #[arg(long)]
+    #[arg(long, help_heading = LIFE)]
     print_config: bool,
     /// Write what each device has done to this file as JSON: at the end, and when husk gets SIGUSR1
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = LIFE)]
     metrics: Option<PathBuf>,
     /// At the end, print where start-up time went
-    #[arg(long)]
+    #[arg(long, help_heading = LIFE)]
     timeline: bool,
 }
 

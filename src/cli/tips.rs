@@ -37,6 +37,21 @@ const NOT_NEEDED: [(&str, &str); 5] = [
 ];
 const INTERACTIVE: &str =
     "leave it out: a command has husk's stdin, and on a terminal one of its own";
+/// What a file for `--config` holds that has one value.
+const IN_A_FILE: [&str; 12] = [
+    "--kernel",
+    "--initrd",
+    "--cmdline",
+    "--cpus",
+    "--memory",
+    "--rng",
+    "--balloon",
+    "--vsock",
+    "--console",
+    "--console-device",
+    "--on-reboot",
+    "--boot-protocol",
+];
 /// A longer command line is not repeated, in bytes.
 const REPEATED_MAX: usize = 200;
 
@@ -47,10 +62,17 @@ pub fn amend(error: &mut clap::Error, words: &[String]) {
     else {
         return;
     };
+    let word = word.clone();
+    if error.kind() == ErrorKind::ArgumentConflict {
+        let prior = error.get(ContextKind::PriorArg);
+        if matches!(prior, Some(ContextValue::String(prior)) if *prior == word) {
+            amend_twice(error, subcommand, &word);
+        }
+        return;
+    }
     if error.kind() != ErrorKind::UnknownArgument {
         return;
     }
-    let word = word.clone();
     if word.starts_with('-') {
         amend_option(error, subcommand, &word);
         return;
@@ -66,6 +88,18 @@ pub fn amend(error: &mut clap::Error, words: &[String]) {
         let tips = tips.into_iter().map(Into::into).collect();
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
     }
+}
+
+/// `option` is there twice. With other programs the last one wins, and nobody sees that the first does nothing.
+fn amend_twice(error: &mut clap::Error, subcommand: &str, option: &str) {
+    let name = option.split(' ').next().unwrap_or(option);
+    let mut tips = vec![format!("leave one {name} out: neither overrides the other")];
+    if subcommand == "run" && IN_A_FILE.contains(&name) {
+        let file = "options override a file: `husk run … --print-config >FILE`, then `husk run --config FILE …`";
+        tips.push(file.to_owned());
+    }
+    let tips = tips.into_iter().map(Into::into).collect();
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
 }
 
 /// A file, or what kernels are called, mistyped.
@@ -183,6 +217,26 @@ mod tests {
         let said = said("husk run Cargo.toml");
         assert!(said.contains("if that is the kernel: husk run --kernel Cargo.toml"), "{said}");
         assert!(said.contains("husk run -- Cargo.toml"), "{said}");
+    }
+
+    #[test]
+    fn an_option_that_is_there_twice_is_refused_with_both_ways_out() {
+        for (line, option) in [
+            ("husk run --memory 1G --memory 2G", "--memory"),
+            ("husk run --kernel a --cpus 1 --kernel=a -- true", "--kernel"),
+        ] {
+            let said = said(line);
+            assert!(said.contains(&format!("leave one {option} out")), "{said}");
+            assert!(said.contains("husk run --config FILE"), "{said}");
+        }
+        // There is no file for others.
+        for line in ["husk run --grace 1 --grace 2", "husk stop --grace 1 --grace 2 v"] {
+            let said = said(line);
+            assert!(said.contains("leave one --") && !said.contains("--config"), "{said}");
+        }
+        // Two that exclude each other are another matter.
+        let other = said("husk run --detach --print-config");
+        assert!(other.contains("cannot be used with") && !other.contains("leave one"), "{other}");
     }
 
     #[test]

@@ -178,7 +178,7 @@ impl VmConfig {
         let size = self.memory.size;
         let error = |why: String| Err(ConfigError::Memory { size, why });
         if (1..1 << 16).contains(&size.0) {
-            return error(format!("that is {} bytes; did you mean {}M?", size.0, size.0));
+            return error(format!("that is in bytes; did you mean {}M?", size.0));
         }
         if size < MEMORY_MIN {
             return error(format!("a guest needs at least {MEMORY_MIN}"));

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -299,6 +299,68 @@ fn files_are_copied_whole_or_not_at_all() {
         );
     }
     assert_eq!(dir.path().read_dir().unwrap().count(), before, "something was left");
+}
+
+#[test]
+fn a_sparse_file_takes_no_more_room_where_it_comes_to_lie_and_is_the_same() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    const LEN: u64 = 24 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::create_dir(path("tree")).unwrap();
+    // Data in the middle, at no block's begin, and a hole at the end; and zeros that have their room.
+    for (name, zeros) in [("tree/holes", 0), ("tree/zeros", LEN as usize)] {
+        let file = std::fs::File::create(path(name)).unwrap();
+        file.write_all_at(&vec![0; zeros], 0).unwrap();
+        file.write_all_at(&[7; 10_000], (5 << 20) + 3).unwrap();
+        file.set_len(LEN + 3).unwrap();
+    }
+    let wanted = std::fs::read(path("tree/holes")).unwrap();
+    // What was there goes, with its length and its contents.
+    std::fs::write(path("in"), vec![9; LEN as usize + 100]).unwrap();
+    std::fs::write(path("out"), vec![9; LEN as usize + 100]).unwrap();
+    let copies = [
+        (Copy::In, "tree/holes", "in"),
+        (Copy::Out, "in", "out"),
+        (Copy::In, "tree/zeros", "full in"),
+        (Copy::Out, "tree/zeros", "full out"),
+        (Copy::In, "tree", "tree in"),
+        (Copy::Out, "tree", "tree out"),
+    ];
+    for (way, from, to) in copies {
+        copy(way, &path(from), &path(to));
+    }
+    for copy in ["in", "out", "full in", "full out", "tree in/holes", "tree out/zeros"] {
+        assert!(std::fs::read(path(copy)).unwrap() == wanted, "{copy}");
+        let room = path(copy).metadata().unwrap().blocks() * 512;
+        assert!((10_000..1 << 20).contains(&room), "{copy} has {room} bytes");
+    }
+    // A pipe has no holes.
+    assert!(Command::new("mkfifo").arg(path("fifo")).status().unwrap().success());
+    let fifo = path("fifo");
+    let reader = std::thread::spawn(move || std::fs::read(fifo).unwrap());
+    // Until its reader is there it is refused.
+    let mut options = std::fs::File::options();
+    let writer = options.write(true).open(path("fifo")).unwrap();
+    copy(Copy::Out, &path("in"), &path("fifo"));
+    drop(writer);
+    assert!(reader.join().unwrap() == wanted, "through a pipe");
+}
+
+#[derive(Clone, Copy)]
+enum Copy {
+    In,
+    Out,
+}
+
+fn copy(way: Copy, from: &Path, to: &Path) {
+    let (socket, mut child) = agent();
+    let done = match way {
+        Copy::In => put(socket, &explain(), from, to, &Limits::default()),
+        Copy::Out => get(socket, &explain(), from, to, &Limits::default()),
+    };
+    child.wait().unwrap();
+    done.unwrap();
 }
 
 /// Somebody who takes a request, and then says this.

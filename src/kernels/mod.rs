@@ -32,6 +32,9 @@ pub use fetch::{Fetched, Request, fetch};
 pub use unpack::{UnpackFileError, unpack};
 use version::Version;
 
+/// What the host's kernels in /boot are called, before their version.
+const OF_HOST: &str = "vmlinuz-";
+
 /// No kernel was given and none was found.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -102,6 +105,11 @@ pub fn list() -> Vec<KnownKernel> {
     Places::here().list()
 }
 
+/// What the kernel at `path` is called: its version, where that is known, as [`list`] has it, and else its file's name.
+pub(crate) fn name(path: &Path) -> String {
+    Places::here().name(path)
+}
+
 /// Where kernels are looked for.
 struct Places {
     /// `$HUSK_KERNEL`.
@@ -145,6 +153,25 @@ impl Places {
         Err(NoKernel { looked })
     }
 
+    fn name(&self, path: &Path) -> String {
+        // By what the path leads to, now: the default is another one tomorrow.
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let lies_in = |file: &Path, place: &Path| {
+            place.canonicalize().is_ok_and(|place| file.parent() == Some(&place))
+        };
+        let directory =
+            real.parent().filter(|_| ["vmlinuz", "vmlinux"].contains(&&*name_of(&real)));
+        if let (Some(directory), Some(own)) = (directory, &self.own)
+            && lies_in(directory, own)
+        {
+            return name_of(directory);
+        }
+        match name_of(&real).strip_prefix(OF_HOST) {
+            Some(version) if lies_in(&real, &self.boot) => version.to_owned(),
+            _ => name_of(path),
+        }
+    }
+
     fn list(&self) -> Vec<KnownKernel> {
         let known = |version: String, origin, path, modules: Option<PathBuf>| {
             let modules = modules.filter(|modules| modules.is_dir());
@@ -162,7 +189,7 @@ impl Places {
             all.push(known(version, Origin::Husk, image, Some(modules)));
         }
         for path in host_kernels(&self.boot) {
-            let version = name_of(&path).split_off("vmlinuz-".len());
+            let version = name_of(&path).split_off(OF_HOST.len());
             let modules = Path::new("/lib/modules").join(&version);
             all.push(known(version, Origin::Host, path, Some(modules)));
         }
@@ -216,8 +243,7 @@ fn kernels_in(directory: &Path) -> Vec<PathBuf> {
 
 /// The host's kernels, newest first.
 fn host_kernels(boot: &Path) -> Vec<PathBuf> {
-    let found =
-        entries(boot).filter(|path| name_of(path).starts_with("vmlinuz-") && path.is_file());
+    let found = entries(boot).filter(|path| name_of(path).starts_with(OF_HOST) && path.is_file());
     newest_first(found.collect())
 }
 

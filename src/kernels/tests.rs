@@ -30,6 +30,27 @@ fn the_newest_version_wins_unless_there_is_a_default() {
 }
 
 #[test]
+fn a_kernel_is_called_what_the_list_calls_it_also_by_a_link_and_another_by_its_file() {
+    let root = tempfile::tempdir().unwrap();
+    let places = places(root.path());
+    let own = places.own.clone().unwrap();
+    kernel(&own, "6.1.0-9-amd64");
+    symlink("6.1.0-9-amd64", own.join("default")).unwrap();
+    std::fs::write(places.boot.join("vmlinuz-5.15.0-1-generic"), "").unwrap();
+    symlink("boot/vmlinuz-5.15.0-1-generic", root.path().join("vmlinuz")).unwrap();
+    for (path, name) in [
+        ("own/default/vmlinuz", "6.1.0-9-amd64"),
+        ("own/6.1.0-9-amd64/vmlinuz", "6.1.0-9-amd64"),
+        ("own/6.1.0-9-amd64/../../vmlinuz", "5.15.0-1-generic"),
+        ("boot/vmlinuz-5.15.0-1-generic", "5.15.0-1-generic"),
+        ("own/vmlinuz", "vmlinuz"),
+        ("elsewhere/vmlinuz-mine", "vmlinuz-mine"),
+    ] {
+        assert_eq!(places.name(&root.path().join(path)), name, "{path}");
+    }
+}
+
+#[test]
 fn a_fetch_under_way_is_no_kernel() {
     let dir = tempfile::tempdir().unwrap();
     kernel(dir.path(), ".fetch-99999");

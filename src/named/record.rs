@@ -24,7 +24,8 @@ const RECORD_MAX: u64 = 64 << 10;
 pub struct Ended {
     /// What it was called.
     pub name: String,
-    /// Its kernel.
+    /// Its kernel's version, as [`kernels::list`](crate::kernels::list) has it, or the file's name where that is
+    /// not known.
     pub kernel: String,
     /// When it got its name, in seconds since the epoch.
     pub since: u64,

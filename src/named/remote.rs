@@ -33,7 +33,8 @@ pub struct Info {
     pub name: String,
     /// Of the process that runs it.
     pub pid: u32,
-    /// Its kernel.
+    /// Its kernel's version, as [`kernels::list`](crate::kernels::list) has it, or the file's name where that is
+    /// not known.
     pub kernel: String,
     /// When it got its name, in seconds since the epoch.
     pub since: u64,

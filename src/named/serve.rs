@@ -21,6 +21,7 @@ use super::log::{HALF, Log};
 use super::record;
 use super::remote::Info;
 use super::terminal::Terminal;
+use crate::kernels;
 use crate::vm::RunningVm;
 
 /// How long nobody is accepted when that has failed.
@@ -80,7 +81,7 @@ pub fn serve_kept(
 
 fn info(name: &str, vm: &RunningVm) -> Info {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-    let kernel = vm.config().kernel.display().to_string();
+    let kernel = kernels::name(&vm.config().kernel);
     Info { name: name.to_owned(), pid: std::process::id(), kernel, since, answers: true }
 }
 

@@ -9,6 +9,7 @@
 //!                  └── events of guest and vCPUs
 //! ```
 
+mod absent;
 mod background;
 mod console;
 mod controller;
@@ -122,6 +123,7 @@ impl Vm {
         if config.cpus > max {
             return Err(VmError::TooManyCpus { wanted: config.cpus, max });
         }
+        absent::check(&config)?;
         timeline.mark(Phase::Configured);
         let memory = memory::allocate(memory_spec(&config))?;
         timeline.mark(Phase::MemoryMapped);

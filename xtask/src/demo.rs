@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use crate::{assets, cargo, host, testbed};
 /// Debian takes seconds to come up; under two emulators a minute or two.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// What its machine is made of: nothing else is fetched or made for it.
+const NEEDS: [&str; 3] = [assets::VMLINUZ_CLOUD, assets::FULL, assets::DEBIAN];
+
 /// The part that runs beside the guest, in the testbed or not.
 #[derive(clap::Args)]
 pub struct Inner {
@@ -26,7 +30,7 @@ pub struct Inner {
 /// Runs `cargo xtask demo`; gives husk's exit status.
 pub fn main() -> Result<u8> {
     let husk = cargo::build_husk()?;
-    let assets = assets::all()?;
+    let assets = assets::only(&NEEDS)?;
     let place = match doctor::ask(&husk) {
         Place::Here if !host::is_root() => {
             Place::Testbed("making a TAP interface here wants root".to_owned())
@@ -62,24 +66,13 @@ fn again(husk: PathBuf, assets: PathBuf) -> Result<Vec<OsString>> {
 pub fn inner(args: &Inner) -> Result<u8> {
     let dir = Scratch::new()?;
     host::say("copying the guest's kernel and disk to memory");
-    let names = [assets::VMLINUZ_CLOUD, assets::FULL, assets::DEBIAN];
-    assets::copy_to_ram(&args.assets, &names, &dir.0)?;
+    assets::copy_to_ram(&args.assets, &NEEDS, &dir.0)?;
     let husk = dir.0.join("husk");
     std::fs::copy(&args.husk, &husk).with_context(|| format!("copying {}", args.husk.display()))?;
     catch_signals();
     let tap = Tap::create()?;
 
-    let mut command = host::command(&husk);
-    command.arg("run").arg("--kernel").arg(dir.0.join(assets::VMLINUZ_CLOUD));
-    command.arg("--initrd").arg(dir.0.join(assets::FULL));
-    command.arg("--disk").arg(format!("path={},id=root", dir.0.join(assets::DEBIAN).display()));
-    command.arg("--net").arg(format!("tap={}", tap.name));
-    command.args(["--cpus", "2", "--memory", "512M", "--timeline", "--append"]);
-    command.arg(format!(
-        "quiet root=/dev/vda rw husk.demo husk.ip={}/30 husk.gw={}",
-        tap.guest(),
-        tap.host()
-    ));
+    let mut command = guest(&husk, &dir.0, &tap.name, [&tap.host(), &tap.guest()]);
     host::say(words(&command));
     let done = limited::run_until(&mut command, LIMIT, true, Errors::Joined, &STOP)?;
     if let limited::Ended::TimedOut = done.ended {
@@ -88,6 +81,18 @@ pub fn inner(args: &Inner) -> Result<u8> {
     let (status, word) = verdict(done.status(), &done.text());
     host::say(word);
     Ok(status)
+}
+
+/// The husk of the demo: a guest made of the assets in `dir`, whose card is on `tap` with the addresses of both ends.
+fn guest(husk: &Path, dir: &Path, tap: &str, [host, guest]: [&str; 2]) -> Command {
+    let mut command = host::command(husk);
+    command.arg("run").arg("--kernel").arg(dir.join(assets::VMLINUZ_CLOUD));
+    command.arg("--initrd").arg(dir.join(assets::FULL));
+    command.arg("--disk").arg(format!("path={},id=root", dir.join(assets::DEBIAN).display()));
+    command.arg("--net").arg(format!("tap={tap}"));
+    command.args(["--cpus", "2", "--memory", "512M", "--timeline", "--append"]);
+    command.arg(format!("quiet root=/dev/vda rw husk.demo husk.ip={guest}/30 husk.gw={host}"));
+    command
 }
 
 /// The demo's exit status and last word, when husk has ended with `status` and written `text`.
@@ -104,7 +109,7 @@ fn verdict(status: u8, text: &str) -> (u8, String) {
     }
 }
 
-fn words(command: &std::process::Command) -> String {
+fn words(command: &Command) -> String {
     let quoted = |word: &std::ffi::OsStr| {
         let word = word.to_string_lossy();
         if word.contains(' ') { format!("'{word}'") } else { word.into_owned() }
@@ -151,18 +156,27 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::{Cli, Command};
+    use crate::Cli;
 
     #[test]
     fn what_runs_in_the_testbed_is_understood_there() {
         let command = again("/husk".into(), "/assets".into()).unwrap();
         assert!(Path::new(&command[0]).is_file(), "{command:?}");
         match Cli::try_parse_from(command).map(|cli| cli.command) {
-            Ok(Command::DemoInner(inner)) => {
+            Ok(crate::Command::DemoInner(inner)) => {
                 assert_eq!((inner.husk, inner.assets), ("/husk".into(), "/assets".into()));
             }
             _ => panic!("it is no demo"),
         }
+    }
+
+    #[test]
+    fn what_is_made_for_the_demo_is_what_its_guest_is_made_of() {
+        let command = guest(Path::new("husk"), Path::new("/ram"), "tap0", ["host", "guest"]);
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        let named = words.iter().filter_map(|word| word.split_once("/ram/"));
+        let named: Vec<_> = named.filter_map(|(_, name)| name.split(',').next()).collect();
+        assert_eq!(named, NEEDS);
     }
 
     #[test]

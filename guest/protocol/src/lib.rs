@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), no_std)]
 
 mod frame;
+pub mod holes;
 mod record;
 #[cfg(test)]
 mod tests;

@@ -174,3 +174,67 @@ proptest! {
         prop_assert_eq!(back.collect::<Result<Vec<_>, _>>().unwrap(), words);
     }
 }
+
+/// What of `bytes`, which lie at `at`, is written, with its place in the file.
+fn written(at: u64, bytes: &[u8]) -> Vec<(u64, usize)> {
+    let mut place = at;
+    let mut all = Vec::new();
+    for run in holes::runs(at, bytes) {
+        let len = match run {
+            holes::Run::Data(run) => {
+                all.push((place, run.len()));
+                run.len()
+            }
+            holes::Run::Hole(len) => len,
+        };
+        place += len as u64;
+    }
+    assert_eq!(place, at + bytes.len() as u64);
+    all
+}
+
+#[test]
+fn blocks_of_zeros_are_left_out_and_all_that_is_beside_them_is_written_together() {
+    const BLOCK: usize = holes::BLOCK;
+    let mut bytes = [0; 4 * BLOCK];
+    assert_eq!(written(0, &bytes), []);
+    assert_eq!(written(7, &[]), []);
+    bytes[2 * BLOCK - 1] = 1;
+    bytes[2 * BLOCK] = 1;
+    assert_eq!(written(0, &bytes), [(BLOCK as u64, 2 * BLOCK)]);
+    // The file's blocks are other ones when its bytes come in other pieces.
+    assert_eq!(written(1, &bytes), [(2 * BLOCK as u64, BLOCK)]);
+    assert_eq!(written(4095, &bytes), [(2 * BLOCK as u64, BLOCK)]);
+    let full = [7; 3 * BLOCK + 5];
+    assert_eq!(written(u64::MAX / 2 - 3, &full), [(u64::MAX / 2 - 3, full.len())]);
+}
+
+proptest! {
+    #[test]
+    fn what_is_left_out_of_a_file_is_zero_and_nothing_else_is(
+        at in 0..20_000u64,
+        ones in proptest::collection::vec(0..40_000usize, 0..6),
+        len in 0..40_000usize,
+    ) {
+        let mut bytes = vec![0; len];
+        for one in ones {
+            if let Some(byte) = bytes.get_mut(one) {
+                *byte = 1;
+            }
+        }
+        let mut made = vec![0; len];
+        let (mut place, mut before) = (0, None);
+        for run in holes::runs(at, &bytes) {
+            let is_hole = matches!(run, holes::Run::Hole(_));
+            prop_assert_ne!(before.replace(is_hole), Some(is_hole), "one run in two");
+            place += match run {
+                holes::Run::Hole(zeros) => zeros,
+                holes::Run::Data(data) => {
+                    made[place..place + data.len()].copy_from_slice(data);
+                    data.len()
+                }
+            };
+        }
+        prop_assert!(place == len && made == bytes);
+    }
+}

@@ -13,7 +13,7 @@ use crate::cli::awaited::Awaited;
 use crate::cli::course::Course;
 use crate::cli::escape::Escape;
 use crate::cli::life::{self, GUEST_DIED, TIMED_OUT, conclude, end, kill, report_console};
-use crate::cli::{CANNOT, Error, terminal};
+use crate::cli::{CANNOT, Error, hint, terminal};
 
 /// Exit statuses of a shell for a command that cannot be run.
 const NOT_EXECUTABLE: u8 = 126;
@@ -66,10 +66,14 @@ pub fn run(
     let Job { command, limits, resized, keep, tty } = job;
     let limits = &limits;
     let (command, interactive) = connect::for_terminal(command, tty);
+    // Until it has the terminal the keys that are husk's are not read.
+    let words = "the guest is still starting; Ctrl-C ends it";
+    let hint = interactive.then(|| hint::after_silence(words, || false));
     let started = match limits.left() {
         Some(left) => vm.spawn_within(&command, left),
         None => vm.spawn(&command),
     };
+    drop(hint);
     let child = match started {
         Ok(child) => child,
         Err(e) => return Ok(failed(&e, vm, course, limits)),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use husk::config::{ConsoleConfig, VmConfig};
 use husk::named::About;
-use husk::timeline::Timeline;
+use husk::timeline::{Phase, Timeline};
 use husk::{ConsoleStreams, GuestChild, GuestCommand, Outcome, RunningVm, Vm};
 
 use super::name::Name;
@@ -24,7 +24,7 @@ use crate::cli::life::{
     kill, report,
 };
 use crate::cli::signals::Signals;
-use crate::cli::{Error, failed, footprint, metrics, terminal};
+use crate::cli::{Error, failed, footprint, hint, metrics, terminal};
 
 /// A VM from here on: what it is made of, and what is asked of husk while it runs.
 pub struct Session {
@@ -133,6 +133,7 @@ impl Session {
         if let Some(path) = vm.console_path() {
             tell!("husk: the console is at {}\n", path.display());
         }
+        let hint = escapes.is_some().then(|| hint_at_keys(&vm));
         if let Some(escapes) = escapes {
             attend_escapes(escapes, vm.clone())?;
             attend_window(self.resized, &vm)?;
@@ -150,6 +151,7 @@ impl Session {
         name.is_ready(self.detached.as_mut(), Box::new(resize))?;
 
         let outcome = wait(&vm, self.timeout);
+        drop(hint);
         let ended = outcome.is_some() || kill(&vm);
         terminal::restore();
         let status = match outcome {
@@ -180,6 +182,17 @@ fn attend(
         attend_metrics(file.clone(), asked, vm)?;
     }
     attend_disks(larger, vm)
+}
+
+/// Tells the keys that are husk's where a guest is silent after its start: nothing on the screen would.
+fn hint_at_keys(vm: &Arc<RunningVm>) -> hint::Hint {
+    let vm = Arc::downgrade(vm);
+    let is_first = |(phase, _): &(Phase, Instant)| *phase == Phase::FirstConsoleByte;
+    let has_come = move || vm.upgrade().is_none_or(|vm| vm.timeline().marks().iter().any(is_first));
+    hint::after_silence(
+        "nothing has come from the guest so far; Ctrl-a x ends the VM, Ctrl-a h helps",
+        has_come,
+    )
 }
 
 /// Waits until the VM ends, at most for `limit`, and gives back meanwhile what only its start needed:

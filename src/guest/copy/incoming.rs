@@ -1,10 +1,12 @@
 //! What comes out of a guest: its bytes as they are read, counted and waited for.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
 use std::time::Instant;
 
 use husk_guest_protocol::stream;
 
+use super::sparse::Sparse;
 use super::{PIECE, Peer, shown};
 use crate::guest::error::ExecError;
 use crate::guest::session::{End, Session};
@@ -108,16 +110,17 @@ impl<'a> Incoming<'a> {
     }
 
     /// Writes all that comes to `file`. The outer error is the host's, the inner the guest's.
-    pub fn copy_to_end(&mut self, file: &mut impl Write) -> io::Result<Result<(), ExecError>> {
+    pub fn copy_to_end(&mut self, file: &File) -> io::Result<Result<(), ExecError>> {
+        let mut file = Sparse::new(file)?;
         loop {
             let bytes = match self.bytes() {
                 Ok(bytes) => bytes,
                 Err(e) => return Ok(Err(e)),
             };
             if bytes.is_empty() {
-                return Ok(self.end());
+                return file.finish().map(|()| self.end());
             }
-            file.write_all(bytes)?;
+            file.write(bytes)?;
             let count = bytes.len();
             self.used(count);
         }

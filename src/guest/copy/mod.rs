@@ -10,6 +10,7 @@
 //! limit, and a time, and leads nowhere but where it was asked to.
 
 mod incoming;
+mod sparse;
 mod stop;
 mod tree_in;
 mod tree_out;

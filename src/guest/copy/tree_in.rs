@@ -7,7 +7,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use husk_guest_protocol::tree::{self, DEPTH_MAX, HEAD, Head, Kind, NAME_MAX, TAR
 
 use super::Place;
 use super::incoming::Incoming;
+use super::sparse::Sparse;
 use crate::files::{beneath, open_beneath, remove_all, temporary, write_renamed};
 use crate::guest::error::ExecError;
 
@@ -174,6 +175,7 @@ impl Maker<'_, '_> {
     /// The bytes of a file, to the first record that has none. The outer error is the host's, the inner the
     /// guest's.
     fn contents(&mut self, file: &mut File) -> io::Result<Result<(), ExecError>> {
+        let mut file = Sparse::new(file)?;
         loop {
             let head = match self.head() {
                 Ok(head) => head,
@@ -181,7 +183,7 @@ impl Maker<'_, '_> {
             };
             if head.kind != Kind::Data {
                 self.next = Some(head);
-                return Ok(Ok(()));
+                return file.finish().map(Ok);
             }
             let mut left = head.len;
             while left > 0 {
@@ -190,7 +192,7 @@ impl Maker<'_, '_> {
                     Ok(bytes) => bytes.get(..left.min(bytes.len())).unwrap_or_default(),
                     Err(e) => return Ok(Err(e)),
                 };
-                file.write_all(bytes)?;
+                file.write(bytes)?;
                 let count = bytes.len();
                 self.incoming.used(count);
                 left -= count;

@@ -19,17 +19,36 @@ pub use brought::Brought;
 pub use debian::tools;
 pub use names::*;
 
-use crate::kernels::{self, Flavour};
+use crate::kernels::{self, Flavour, Kernel};
 use crate::{apt, cache, host, vmlinux};
+
+/// What everybody but soaks finds.
+const USUAL: [&str; 10] = [
+    VMLINUZ_CLOUD,
+    VMLINUZ_STD,
+    VMLINUX_CLOUD,
+    TINY,
+    FULL,
+    FULL_STD,
+    DEBIAN,
+    REDIS,
+    MEMTEST,
+    MEMTEST_IA32,
+];
 
 /// Makes what is missing of all assets and gives the directory they are in.
 pub fn all() -> Result<PathBuf> {
-    link("assets", &usual()?)
+    only(&USUAL)
+}
+
+/// Makes what is missing of these, each of them one of the [`USUAL`], and gives the directory they are in.
+pub fn only(names: &[&'static str]) -> Result<PathBuf> {
+    link("assets", &made(names)?)
 }
 
 /// The same in a directory of its own, with what only soaks want; and, if `kernels`, those that `husk` brings.
 pub fn soak(husk: &Path, kernels: bool) -> Result<(PathBuf, Brought)> {
-    let mut links = usual()?;
+    let mut links = made(&USUAL)?;
     links.push((SOAK, initramfs::soak(&kernels::get(Flavour::Cloud)?)?));
     links.push((TOOLS, debian::tools()?));
     links.push((FSX, suites::fsx()?));
@@ -48,30 +67,36 @@ pub fn soak(husk: &Path, kernels: bool) -> Result<(PathBuf, Brought)> {
 /// The directory of what soaks want.
 const SOAKS: &str = "assets-soak";
 
-fn usual() -> Result<Vec<(&'static str, PathBuf)>> {
-    let cloud = kernels::get(Flavour::Cloud)?;
-    let standard = kernels::get(Flavour::Standard)?;
+fn made(names: &[&'static str]) -> Result<Vec<(&'static str, PathBuf)>> {
+    names.iter().map(|name| Ok((*name, make(name)?))).collect()
+}
+
+/// Makes what goes by `name`, and nothing else but what it is made of.
+fn make(name: &str) -> Result<PathBuf> {
+    let cloud = || kernels::get(Flavour::Cloud);
+    let standard = || kernels::get(Flavour::Standard);
+    Ok(match name {
+        VMLINUZ_CLOUD => cloud()?.vmlinuz,
+        VMLINUZ_STD => standard()?.vmlinuz,
+        VMLINUX_CLOUD => vmlinux(&cloud()?)?,
+        TINY => initramfs::tiny()?,
+        FULL => initramfs::full("full", &cloud()?)?,
+        FULL_STD => initramfs::full("full-std", &standard()?)?,
+        DEBIAN => debian::get()?,
+        REDIS => debian::redis()?,
+        MEMTEST | MEMTEST_IA32 => memtest()?.join(name),
+        _ => bail!("there is no way to make {name}"),
+    })
+}
+
+fn vmlinux(cloud: &Kernel) -> Result<PathBuf> {
     let elf = format!("vmlinux-{}", cloud.release);
     let vmlinux = cache::entry(&cache::guest_dir(), &elf, |fresh| {
         host::say("unpacking the cloud kernel's image");
         vmlinux::unpack(&cloud.vmlinuz, fresh)
     })?;
     cache::forget_others(&cache::guest_dir(), "vmlinux-", &[&elf]);
-    let memtest = memtest()?;
-    let full = initramfs::full("full", &cloud)?;
-    let full_std = initramfs::full("full-std", &standard)?;
-    let mut links = vec![
-        (VMLINUZ_CLOUD, cloud.vmlinuz),
-        (VMLINUZ_STD, standard.vmlinuz),
-        (VMLINUX_CLOUD, vmlinux),
-        (TINY, initramfs::tiny()?),
-        (FULL, full),
-        (FULL_STD, full_std),
-        (DEBIAN, debian::get()?),
-        (REDIS, debian::redis()?),
-    ];
-    links.extend([MEMTEST, MEMTEST_IA32].map(|name| (name, memtest.join(name))));
-    Ok(links)
+    Ok(vmlinux)
 }
 
 fn memtest() -> Result<PathBuf> {

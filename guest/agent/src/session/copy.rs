@@ -9,6 +9,7 @@ use husk_guest_protocol::{Begin, Frame, Stage, WINDOW, stream, tree};
 
 use super::Cannot;
 use super::request::Request;
+use super::sparse::Sparse;
 use super::{tree_in, tree_out};
 use crate::sys::directory::{self, HERE, NO_FOLLOW, mode_at, read_link_at};
 use crate::sys::{Errno, Fd, Result, file, process};
@@ -152,13 +153,14 @@ fn put_into(wire: &mut Wire, path: &CStr, follow: bool) -> core::result::Result<
 }
 
 fn receive(wire: &mut Wire, fd: Fd) -> Result<()> {
+    let mut file = Sparse::new(fd);
     loop {
         let taken = match wire.receive()?.ok_or(Errno::PIPE)? {
             Frame::Input(bytes) => {
-                file::write_all(fd, bytes)?;
+                file.write(bytes)?;
                 bytes.len() as u32
             }
-            Frame::InputEnd => return Ok(()),
+            Frame::InputEnd => return file.finish(),
             _ => continue,
         };
         wire.send(Frame::Credit(stream::STDIN, taken))?;

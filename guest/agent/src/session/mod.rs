@@ -8,6 +8,7 @@ mod copy;
 mod launch;
 mod pump;
 mod request;
+mod sparse;
 mod tree_in;
 mod tree_out;
 

@@ -9,6 +9,7 @@ use husk_guest_protocol::tree::{self, HEAD, Head, Kind};
 use husk_guest_protocol::{Frame, PAYLOAD_MAX, stream};
 
 use super::copy::{DIRECTORY_PERMISSIONS, Failure, PERMISSIONS, tell_path};
+use super::sparse::Sparse;
 use crate::sys::directory::{NO_FOLLOW, make_at, open_at, rename_at, symlink_at, unlink_at};
 use crate::sys::{Errno, Fd, file, process};
 use crate::text::{Digits, Path};
@@ -174,17 +175,18 @@ impl Source<'_> {
 
     /// The bytes of a file, to the first record that has none.
     fn contents(&mut self, fd: Fd, directory: Fd, name: &CStr) -> Done {
+        let mut file = Sparse::new(fd);
         loop {
             let head = self.head()?;
             if head.kind != Kind::Data {
                 self.next = Some(head);
-                return Ok(());
+                return file.finish().map_err(|e| self.failed(directory, name, e));
             }
             let mut left = head.len;
             while left > 0 {
                 let bytes = self.bytes()?;
                 let bytes = bytes.get(..left.min(bytes.len())).unwrap_or_default();
-                let (count, written) = (bytes.len(), file::write_all(fd, bytes));
+                let (count, written) = (bytes.len(), file.write(bytes));
                 written.map_err(|e| self.failed(directory, name, e))?;
                 self.at += count;
                 left -= count;

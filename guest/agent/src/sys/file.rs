@@ -44,6 +44,30 @@ pub fn write_all(fd: Fd, mut bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Writes all of it to where it lies in the file, by pwrite64(2).
+pub fn write_all_at(fd: Fd, mut at: u64, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        // SAFETY: the kernel reads at most `len` bytes there.
+        let written = retry(|| unsafe {
+            call(18, [fd.raw(), bytes.as_ptr().addr(), bytes.len(), at as usize, 0, 0])
+        });
+        match written? {
+            0 => return Err(Errno::IO),
+            count => {
+                bytes = bytes.get(count..).unwrap_or_default();
+                at += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// ftruncate(2), which also makes it longer.
+pub fn set_len(fd: Fd, len: u64) -> Result<()> {
+    // SAFETY: ftruncate takes no pointers.
+    retry(|| unsafe { call(77, [fd.raw(), len as usize, 0, 0, 0, 0]) }).map(drop)
+}
+
 /// Fills `bytes`; false at an end before the first of them.
 pub fn read_exact(fd: Fd, bytes: &mut [u8]) -> Result<bool> {
     let mut done = 0;

@@ -31,6 +31,7 @@ impl Errno {
     pub const NOTDIR: Errno = Errno(20);
     pub const ISDIR: Errno = Errno(21);
     pub const INVAL: Errno = Errno(22);
+    pub const FBIG: Errno = Errno(27);
     pub const PIPE: Errno = Errno(32);
     pub const NAMETOOLONG: Errno = Errno(36);
     pub const PROTO: Errno = Errno(71);
