@@ -1,21 +1,13 @@
 //! `husk run -- CMD` where no command comes to be: options, and guests that die, hang or leave before
 //! there is an agent. Each has an end of its own, in time.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code: a failure is a panic"
-)]
-
-mod fixture;
-
 use std::process::Command;
 
-use fixture::assembly::Assembled;
-use fixture::husk::{Finished, Running, Sandbox, broken_pipe, refuses, refuses_run};
-use fixture::kernel::image;
-use fixture::{Code, Emit};
+use crate::fixture::assembly::Assembled;
+use crate::fixture::husk::{Finished, Running, Sandbox, broken_pipe, refuses, refuses_run};
+use crate::fixture::kernel::image;
+use crate::fixture::{self, Code, Emit};
+use crate::needs_kvm;
 
 /// What `husk run … -- true` comes to with this kernel, which is no Linux.
 fn run(args: &[&str], code: impl FnOnce(&mut Code) -> Assembled) -> Finished {

@@ -1,24 +1,16 @@
 //! The socket of `--vsock`: what is refused, what is replaced, what is answered without a driver, and
 //! what is left behind.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code: a failure is a panic"
-)]
-
-mod fixture;
-
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use fixture::Emit;
-use fixture::husk::{Running, Sandbox, refuses_run, wait_for_text};
-use fixture::kernel::image;
+use crate::fixture::Emit;
+use crate::fixture::husk::{Running, Sandbox, refuses_run, wait_for_text};
+use crate::fixture::kernel::image;
+use crate::needs_kvm;
 
 /// A sandbox with a guest that says `up` and stays, `spin`.
 fn sandbox() -> Sandbox {

@@ -1,28 +1,21 @@
 //! `husk run` from start to end: exit statuses, streams, signals, configuration.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code: a failure is a panic"
-)]
-
-mod fixture;
-
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use fixture::Emit;
-use fixture::assembly::{COM1, PVPANIC, RESET};
-use fixture::husk::{
+use husk::config::VmConfig;
+use iced_x86::code_asm::{al, dx, eax, ebx, ecx, edi, edx, esi};
+
+use crate::fixture::Emit;
+use crate::fixture::assembly::{COM1, PVPANIC, RESET};
+use crate::fixture::husk::{
     Running, Sandbox, broken_pipe, deaf, refuses_run, run_least as run, sandbox, start_and_wait,
     wait_for_text,
 };
-use fixture::kernel::{bzimage, image};
-use fixture::process::cpu_time;
-use husk::config::VmConfig;
-use iced_x86::code_asm::{al, dx, eax, ebx, ecx, edi, edx, esi};
+use crate::fixture::kernel::{bzimage, image};
+use crate::fixture::process::cpu_time;
+use crate::needs_kvm;
 
 /// The options in a help text, each with the first line of what is said about it. Lines that go on
 /// with the words of an option stand further to the right.
@@ -424,7 +417,7 @@ fn whoever_closes_stdout_or_stderr_has_read_enough() {
 fn the_help_explains_every_option_and_fits_on_a_page_or_two() {
     let sandbox = Sandbox::new();
     // What the README tells of `husk run` is a part of it.
-    let table = include_str!("../README.md").lines().filter(|line| line.starts_with("| `--"));
+    let table = include_str!("../../README.md").lines().filter(|line| line.starts_with("| `--"));
     let documented: Vec<_> = table
         .flat_map(|row| row.split('`').skip(1).step_by(2))
         .filter_map(|code| code.split([' ', '[']).next().filter(|name| name.starts_with("--")))

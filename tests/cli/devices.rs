@@ -1,21 +1,14 @@
 //! The options of `husk run` that are about devices, with the binary.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code: a failure is a panic"
-)]
-
-mod fixture;
-
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use fixture::husk::{Running, Sandbox, refuses_run};
-use fixture::{Emit, LIMIT};
 use iced_x86::code_asm::dword_ptr;
+
+use crate::fixture::husk::{Running, Sandbox, refuses_run};
+use crate::fixture::{self, Emit, LIMIT};
+use crate::needs_kvm;
+use crate::terminal::open_terminal;
 
 /// `com1`'s bytes from the guest, in the metrics at `metrics` in the sandbox.
 fn console_bytes(sandbox: &Sandbox) -> Option<u64> {
@@ -131,12 +124,7 @@ fn a_virtio_console_has_the_size_of_husk_s_terminal_also_when_it_changes() {
             a.power_off()
         }),
     );
-    let (mut main, mut line) = (-1, -1);
-    let null = std::ptr::null_mut();
-    // SAFETY: two places for descriptors; name, settings and size may be null.
-    assert_eq!(unsafe { libc::openpty(&mut main, &mut line, null, null.cast(), null.cast()) }, 0);
-    // SAFETY: openpty succeeded, and nobody else has these descriptors.
-    let (main, line) = unsafe { (OwnedFd::from_raw_fd(main), OwnedFd::from_raw_fd(line)) };
+    let (main, line) = open_terminal();
     set_size(&line, 100, 40);
     let args = ["run", "--kernel", "kernel", "--rng", "off", "--console-device", "virtio"];
     let mut command = sandbox.husk(&args);

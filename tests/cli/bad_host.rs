@@ -1,21 +1,13 @@
 //! What the host does not give: KVM, disks, network interfaces. Exit status 125, an error that names
 //! the thing and the way out, nothing on stdout, nothing left behind.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code: a failure is a panic"
-)]
-
-mod fixture;
-
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
-use fixture::Emit;
-use fixture::husk::{Running, Sandbox, refuses, refuses_run, wait_for_text};
-use fixture::kernel::image;
+use crate::fixture::husk::{Running, Sandbox, refuses, refuses_run, wait_for_text};
+use crate::fixture::kernel::image;
+use crate::fixture::{self, Emit};
+use crate::needs_kvm;
 
 #[test]
 fn a_disk_that_cannot_be_used_is_named_with_the_way_out() {
@@ -360,7 +352,7 @@ fn without_permission_for_dev_kvm_the_error_names_the_group() {
 
 #[test]
 fn a_user_of_the_library_without_dev_kvm_is_told_what_to_do() {
-    const NAME: &str = "a_user_of_the_library_without_dev_kvm_is_told_what_to_do";
+    const NAME: &str = "bad_host::a_user_of_the_library_without_dev_kvm_is_told_what_to_do";
     const INSIDE: &str = "HUSK_TEST_WITHOUT_KVM";
     if std::env::var_os(INSIDE).is_some() {
         let vm = husk::Vm::builder().kernel("kernel").budget(husk::Budget::unlimited());

@@ -1,20 +1,12 @@
 //! `husk run` and the signals that ask it to end: the power button, the grace, the second one, and
 //! those it was started to ignore.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code: a failure is a panic"
-)]
-
-mod fixture;
-
 use std::time::{Duration, Instant};
 
-use fixture::Emit;
-use fixture::husk::{Running, Sandbox, deaf, start_and_wait, wait_for_text};
-use fixture::interrupts::counting_input;
+use crate::fixture::Emit;
+use crate::fixture::husk::{Running, Sandbox, deaf, start_and_wait, wait_for_text};
+use crate::fixture::interrupts::counting_input;
+use crate::needs_kvm;
 
 #[test]
 fn sigterm_to_a_guest_that_ignores_the_power_button_ends_it_after_the_grace() {

@@ -1,19 +1,11 @@
 //! VMs with a name, reached by other husks: with a guest that is no Linux.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code: a failure is a panic"
-)]
-
-mod fixture;
-
 use std::process::Command;
 
-use fixture::husk::{Finished, Running, Sandbox, broken_pipe, wait_for_text};
-use fixture::kernel::image;
-use fixture::{Emit, LIMIT};
+use crate::fixture::husk::{Finished, Running, Sandbox, broken_pipe, wait_for_text};
+use crate::fixture::kernel::image;
+use crate::fixture::{Emit, LIMIT};
+use crate::needs_kvm;
 
 /// Between two processes that ask the same.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);

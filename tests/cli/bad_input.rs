@@ -1,16 +1,9 @@
 //! Bad input to the husk command: exit status 125, an error that names the thing and the way out,
 //! nothing on stdout, nothing left behind.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code: a failure is a panic"
-)]
-
-mod fixture;
-
-use fixture::husk::{Finished, Running, Sandbox, broken_pipe, refuses, refuses_run, sparse};
+use crate::fixture;
+use crate::fixture::husk::{Finished, Running, Sandbox, broken_pipe, refuses, refuses_run, sparse};
+use crate::needs_kvm;
 
 /// `husk run --config` with this text must be refused with `words`.
 #[track_caller]

@@ -1,7 +1,5 @@
 //! `husk doctor` and `husk kernel` as a user runs them. Nothing here needs the network or a KVM.
 
-#![cfg(test)]
-
 use std::path::Path;
 use std::process::{Command, Output};
 

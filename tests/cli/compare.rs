@@ -1,22 +1,10 @@
 //! `husk compare` as a user runs it, with what needs neither KVM nor root; and what is mistyped.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
-
-#[allow(dead_code, reason = "it takes what it needs")]
-#[path = "fixture/process.rs"]
-mod process;
-#[path = "fixture/skipped.rs"]
-mod skipped;
-
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::fixture::{process, skipped};
 
 /// `husk compare` with everything it writes in `dir`.
 fn compare(dir: &Path, args: &str) -> Command {
@@ -38,7 +26,7 @@ fn run(dir: &Path, args: &str) -> (i32, String, String) {
 fn has_busybox(said: &str) -> bool {
     let has = !said.contains("busybox-static");
     if !has {
-        skipped::skipped("no statically linked busybox");
+        skipped("no statically linked busybox");
     }
     has
 }

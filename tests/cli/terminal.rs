@@ -1,29 +1,22 @@
 //! `husk run` on a terminal: raw while the guest has it, as it was on every way out.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code: a failure is a panic"
-)]
-
-mod fixture;
-
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fixture::husk::{Running, Sandbox};
-use fixture::kernel::image;
-use fixture::process::is_stopped;
-use fixture::{Code, Emit, LIMIT};
 use iced_x86::code_asm::{al, dx, edx};
+
+use crate::fixture::husk::{Running, Sandbox};
+use crate::fixture::kernel::image;
+use crate::fixture::process::is_stopped;
+use crate::fixture::{self, Code, Emit, LIMIT};
+use crate::needs_kvm;
 
 /// A pseudo-terminal with husk on it. It is not husk's controlling terminal: at the end of a
 /// session's leader Linux itself would put the terminal's settings back.
@@ -49,19 +42,21 @@ fn settings(line: &File) -> libc::termios {
     }
 }
 
-/// Both ends of a new pseudo-terminal: the person's and the program's.
-fn open_terminal() -> (OwnedFd, OwnedFd) {
-    let (mut main, mut line) = (-1, -1);
-    let null = std::ptr::null_mut();
-    // SAFETY: two places for descriptors; name, settings and size may be null.
-    let opened = unsafe { libc::openpty(&mut main, &mut line, null, null.cast(), null.cast()) };
-    assert_eq!(opened, 0);
-    for fd in [main, line] {
-        // SAFETY: sets a flag of a descriptor that was just made; no pointer is involved.
-        assert_eq!(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }, 0);
-    }
-    // SAFETY: openpty succeeded, and nobody else has these descriptors.
-    unsafe { (OwnedFd::from_raw_fd(main), OwnedFd::from_raw_fd(line)) }
+/// Both ends of a new pseudo-terminal: the person's and the program's. No program that a test beside
+/// this one starts meanwhile inherits them: openpty(3) would let it.
+pub fn open_terminal() -> (File, File) {
+    let mut options = File::options();
+    let main =
+        options.read(true).write(true).custom_flags(libc::O_NOCTTY).open("/dev/ptmx").unwrap();
+    let locked: libc::c_int = 0;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: an open terminal, and a number that outlives the call.
+    assert_eq!(unsafe { libc::ioctl(main.as_raw_fd(), libc::TIOCSPTLCK, &locked) }, 0);
+    // SAFETY: an open terminal, and no pointer.
+    let line = unsafe { libc::ioctl(main.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    assert!(line >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just made this descriptor, and nobody else has it.
+    (main, unsafe { File::from_raw_fd(line) })
 }
 
 impl Terminal {
@@ -83,14 +78,13 @@ impl Terminal {
 
     /// Runs a husk on a new terminal.
     fn begin(sandbox: Sandbox, mut command: std::process::Command) -> Self {
-        let (main, line) = open_terminal();
+        let (keyboard, line) = open_terminal();
         command
             .stdin(line.try_clone().unwrap())
             .stdout(line.try_clone().unwrap())
             .stderr(line.try_clone().unwrap())
             // Not an orphaned group, whatever this test's is: such a one cannot be stopped.
             .process_group(0);
-        let keyboard = File::from(main);
         let screen = Arc::new(Mutex::new(Vec::new()));
         let (mut glass, seen) = (keyboard.try_clone().unwrap(), screen.clone());
         std::thread::spawn(move || {
@@ -100,7 +94,6 @@ impl Terminal {
                 seen.lock().unwrap().extend(&chunk[..len]);
             }
         });
-        let line = File::from(line);
         assert!(!is_raw(&line), "a new terminal is not raw");
         let before = settings(&line);
         let running = Running::start(&mut command);
@@ -493,7 +486,7 @@ fn a_bad_configuration_leaves_the_terminal_alone() {
     command.stdin(line.try_clone().unwrap());
     let finished = Running::start(&mut command).finish();
     assert_eq!(finished.status, 125, "{finished:?}");
-    assert!(!is_raw(&File::from(line)));
+    assert!(!is_raw(&line));
     drop(main);
 }
 
@@ -508,7 +501,7 @@ fn a_husk_in_the_background_says_why_it_stops_and_goes_on_in_the_foreground() {
             a.power_off()
         }),
     );
-    let (main, line) = open_terminal();
+    let (mut keyboard, line) = open_terminal();
     // A shell that controls jobs, as a person has it.
     let script = r#"set -m; "$0" run --kernel kernel --memory 32M --rng off &
         echo "PID $!."; read go; fg; echo "ENDED $?.""#;
@@ -527,7 +520,6 @@ fn a_husk_in_the_background_says_why_it_stops_and_goes_on_in_the_foreground() {
     }
     let mut running = Running::start(&mut shell);
     drop(line);
-    let mut keyboard = File::from(main);
     let mut glass = BufReader::new(keyboard.try_clone().unwrap());
     let mut screen = String::new();
     let mut wait_for = |text: &str| {

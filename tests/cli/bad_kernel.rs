@@ -1,21 +1,13 @@
 //! Files that are no kernel, or a damaged or lying one, given to the husk command: exit status 125, an
 //! error that names the file, nothing on stdout, nothing left behind.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code: a failure is a panic"
-)]
-
-mod fixture;
-
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
-use fixture::Emit;
-use fixture::husk::{Finished, Running, Sandbox, refuses, refuses_run};
-use fixture::kernel::{PAYLOAD_AT, bzimage, image};
+use crate::fixture::Emit;
+use crate::fixture::husk::{Finished, Running, Sandbox, refuses, refuses_run};
+use crate::fixture::kernel::{PAYLOAD_AT, bzimage, image};
+use crate::needs_kvm;
 
 /// `husk run` with `args` must refuse its kernel, which is damaged or none, with `words`, and keep nothing of it.
 #[track_caller]
