@@ -50,7 +50,6 @@
 mod boot;
 pub mod compare;
 pub mod config;
-mod cpio;
 pub mod doctor;
 pub mod error;
 mod files;

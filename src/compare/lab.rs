@@ -8,9 +8,10 @@ use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use husk_initramfs::Cpio;
+
 use super::workload::{self, Job, Workload};
 use super::{CompareError, bundle, python};
-use crate::cpio::Cpio;
 use crate::kernels::{self, UnpackFileError};
 
 /// The memory of every VM, in MiB.

@@ -12,11 +12,12 @@ use std::io::{self, Write};
 use std::os::fd::FromRawFd;
 use std::path::Path;
 
+use husk_initramfs::Cpio;
+
 use super::drivers;
 use super::error::ImageError;
 use super::modules::{Modules, directory_of, places_of};
 use crate::config::VmConfig;
-use crate::cpio::Cpio;
 use crate::files;
 
 /// The longest initrd of the user's own that is put in front, in bytes.
@@ -77,7 +78,8 @@ fn add_modules(config: &VmConfig, absent: &[&str], cpio: &mut Cpio) -> Result<()
         });
     };
     let modules = Modules::open(&directory)?;
-    if let Some(missing) = drivers.needed.iter().find(|need| !modules.has(need.driver.module)) {
+    if let Some(missing) = drivers.needed.iter().find(|need| !modules.index.has(need.driver.module))
+    {
         return Err(ImageError::MissingDriver {
             kernel: config.kernel.clone(),
             module: missing.driver.module,
@@ -89,8 +91,8 @@ fn add_modules(config: &VmConfig, absent: &[&str], cpio: &mut Cpio) -> Result<()
     let needed = drivers.needed.iter().map(|need| need.driver.module);
     // What others ask for comes first.
     let wanted: Vec<&str> = drivers.wished.iter().copied().chain(needed).collect();
-    let now = modules.closure(&wanted);
-    let all = modules.closure(&[&wanted[..], &drivers.later].concat());
+    let now = modules.index.closure(&wanted);
+    let all = modules.index.closure(&[&wanted[..], &drivers.later].concat());
     let mut orders = [String::new(), String::new()];
     for (n, (name, path)) in all.iter().enumerate() {
         cpio.file(&format!("husk/{name}.ko"), 0o644, &modules.read(path)?);

@@ -1,12 +1,12 @@
-//! The modules of a kernel: where they are, which are needed for what, and in what order.
+//! The modules of a kernel: where they are, and the files read.
 //!
-//! Reads `modules.dep` and `modules.builtin`, which depmod and the kernel's build make. They are
-//! files of whoever made the kernel: their length is bounded, a loop in them is no loop here, and no
-//! path or link of theirs leads out of the modules' directory.
+//! They and their index are files of whoever made the kernel: their length is bounded, packed and
+//! unpacked, and no path or link of theirs leads out of the modules' directory.
 
-use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+use husk_initramfs::{ModuleIndex, Outside};
 
 use super::error::ImageError;
 use crate::files;
@@ -20,13 +20,12 @@ const WINDOW_MAX_KIB: u32 = 80 << 10;
 /// Bytes of a bzImage's beginning in which its version stands.
 const HEAD: u64 = 64 << 10;
 
-/// The module index of a kernel.
+/// A kernel's modules.
 #[derive(Debug)]
 pub struct Modules {
     directory: PathBuf,
-    /// Name to its path and its dependencies' paths, all relative to the directory.
-    files: HashMap<String, (String, Vec<String>)>,
-    builtin: HashSet<String>,
+    /// Which there are.
+    pub index: ModuleIndex,
 }
 
 /// Where the modules of the kernel at `kernel` are: beside it as `husk kernel fetch` has them, as a
@@ -89,76 +88,13 @@ impl Modules {
     }
 
     fn parse(directory: &Path, dep: &str, builtin: &str) -> Result<Modules, ImageError> {
-        let check = |index: &str, line: usize, path: &str| match files::is_beneath(Path::new(path))
-        {
-            true => Ok(()),
-            false => Err(ImageError::ModulePath {
-                index: directory.join(index),
-                line: line + 1,
-                path: path.to_owned(),
-            }),
-        };
-        let mut files = HashMap::new();
-        for (n, line) in dep.lines().enumerate() {
-            let Some((path, dependencies)) = line.split_once(':') else { continue };
-            let dependencies: Vec<_> = dependencies.split_whitespace().map(str::to_owned).collect();
-            for path in dependencies.iter().map(String::as_str).chain([path]) {
-                check("modules.dep", n, path)?;
-            }
-            files.insert(name_of(path), (path.to_owned(), dependencies));
-        }
-        let mut names = HashSet::new();
-        for (n, path) in builtin.lines().enumerate().filter(|(_, path)| !path.is_empty()) {
-            check("modules.builtin", n, path)?;
-            names.insert(name_of(path));
-        }
-        Ok(Modules { directory: directory.to_owned(), files, builtin: names })
-    }
-
-    /// Whether the kernel has `name`, as a module or built in.
-    pub fn has(&self, name: &str) -> bool {
-        let name = name_of(name);
-        self.files.contains_key(&name) || self.builtin.contains(&name)
-    }
-
-    /// Whether the kernel has `name` as a module, and not built in.
-    pub fn is_loadable(&self, name: &str) -> bool {
-        let name = name_of(name);
-        self.files.contains_key(&name) && !self.builtin.contains(&name)
-    }
-
-    /// `wanted`, as far as it is there, and all that it needs, in an order in which it can be loaded:
-    /// name and path. What is built in needs no file.
-    pub fn closure(&self, wanted: &[&str]) -> Vec<(String, &str)> {
-        let mut order = Vec::new();
-        let mut seen = HashSet::new();
-        for name in wanted {
-            self.visit(name_of(name), &mut seen, &mut order);
-        }
-        order
-    }
-
-    fn visit<'a>(
-        &'a self,
-        name: String,
-        seen: &mut HashSet<String>,
-        order: &mut Vec<(String, &'a str)>,
-    ) {
-        let Some((path, dependencies)) = self.files.get(&name) else { return };
-        if self.builtin.contains(&name) || !seen.insert(name.clone()) {
-            return;
-        }
-        // depmod lists all of them, those of dependencies too, what is needed first at the end.
-        for dependency in dependencies.iter().rev() {
-            let dependency = name_of(dependency);
-            if let Some((path, _)) = self.files.get(&dependency)
-                && !self.builtin.contains(&dependency)
-                && seen.insert(dependency.clone())
-            {
-                order.push((dependency, path));
-            }
-        }
-        order.push((name, path));
+        let index = ModuleIndex::parse(dep, builtin);
+        let index = index.map_err(|Outside { list, line, path }| ImageError::ModulePath {
+            index: directory.join(list),
+            line,
+            path,
+        })?;
+        Ok(Modules { directory: directory.to_owned(), index })
     }
 
     /// Reads the module at `path`, and unpacks it: a kernel of another distribution may not do that.
@@ -195,39 +131,11 @@ fn bounded(reader: impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// `kernel/drivers/virtio/virtio-mmio.ko.xz` and `virtio_mmio` are the same module.
-fn name_of(path: &str) -> String {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    file.split('.').next().unwrap_or(file).replace('-', "_")
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
     use super::*;
-
-    const DEP: &str = "kernel/v/blk.ko: kernel/v/virtio_ring.ko kernel/v/virtio.ko\n\
-                       kernel/v/virtio_ring.ko: kernel/v/virtio.ko\n\
-                       kernel/v/virtio.ko:\n\
-                       kernel/l/a.ko: kernel/l/b.ko\n\
-                       kernel/l/b.ko: kernel/l/a.ko\n\
-                       kernel/n/net-card.ko.xz: kernel/v/virtio.ko\n";
-
-    #[test]
-    fn dependencies_come_first_and_once_and_a_loop_ends() {
-        let modules = Modules::parse(Path::new(""), DEP, "kernel/fs/ext4/ext4.ko\n").unwrap();
-        let names = |wanted: &[&str]| -> Vec<String> {
-            modules.closure(wanted).into_iter().map(|(name, _)| name).collect()
-        };
-        assert_eq!(
-            names(&["blk", "net_card", "virtio"]),
-            ["virtio", "virtio_ring", "blk", "net_card"]
-        );
-        assert_eq!(names(&["ext4", "nobody"]), [""; 0]);
-        assert_eq!(names(&["a"]), ["b", "a"]);
-        assert!(modules.has("ext4") && modules.has("net-card") && !modules.has("nobody"));
-    }
 
     #[test]
     fn a_module_is_unpacked_and_one_that_is_damaged_is_named() {
@@ -251,19 +159,10 @@ mod tests {
         let modules = dir.path().join("modules");
         std::fs::create_dir(&modules).unwrap();
         std::fs::write(dir.path().join("secret.ko"), "secret").unwrap();
-        let refusal = |dep: &str, builtin: &str| {
-            std::fs::write(modules.join("modules.dep"), dep).unwrap();
-            std::fs::write(modules.join("modules.builtin"), builtin).unwrap();
-            Modules::open(&modules).unwrap_err().to_string()
-        };
-        for path in ["../secret.ko", "/etc/secret.ko", "k/../../secret.ko"] {
-            for dep in [format!("a.ko:\n{path}: a.ko\n"), format!("a.ko:\nb.ko: a.ko {path}\n")] {
-                let error = refusal(&dep, "");
-                assert!(error.contains("modules.dep, line 2") && error.contains(path), "{error}");
-            }
-            let error = refusal("", &format!("a.ko\n\n{path}\n"));
-            assert!(error.contains("modules.builtin, line 3"), "{error}");
-        }
+        std::fs::write(modules.join("modules.dep"), "a.ko:\n../secret.ko: a.ko\n").unwrap();
+        let error = Modules::open(&modules).unwrap_err().to_string();
+        let words = format!("{}, line 2: `../secret.ko`", modules.join("modules.dep").display());
+        assert!(error.contains(&words), "{error}");
         std::os::unix::fs::symlink("../secret.ko", modules.join("l.ko")).unwrap();
         let error = Modules::parse(&modules, "l.ko:", "").unwrap().read("l.ko").unwrap_err();
         assert!(error.to_string().contains("l.ko: it leads out"), "{error}");

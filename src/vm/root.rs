@@ -42,7 +42,7 @@ pub(super) fn check(kernel: &Kernel, config: &VmConfig, line: &Cmdline) -> Resul
 fn module_of(config: &VmConfig, root: &str) -> Option<Driver> {
     let (_, drivers) = DISKS.iter().find(|(prefix, _)| root.starts_with(prefix))?;
     let modules = Modules::open(&directory_of(&config.kernel)?).ok()?;
-    drivers.iter().find(|driver| modules.is_loadable(driver.module)).copied()
+    drivers.iter().find(|driver| modules.index.is_loadable(driver.module)).copied()
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ mod bench;
 mod cache;
 mod cargo;
 mod count;
-mod cpio;
 mod deadline;
 mod demo;
 mod doctor;
@@ -21,6 +20,7 @@ mod level3;
 mod limited;
 mod modules;
 mod runner;
+mod skeleton;
 #[cfg(test)]
 #[path = "../../tests/fixture/skipped.rs"]
 mod skipped;

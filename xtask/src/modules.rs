@@ -1,25 +1,17 @@
-//! Which kernel modules to put into an initramfs, and in what order to load them. Reads the
-//! `modules.dep` and `modules.builtin` that depmod makes; what is built in needs no file.
+//! The kernel modules to put into an initramfs, as files that busybox's insmod takes, in the order in
+//! which it must.
 
-use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use husk_initramfs::ModuleIndex;
 
 use crate::host;
 
-/// The module index of one kernel.
+/// The modules of one kernel.
 pub struct Modules {
     dir: PathBuf,
-    index: Index,
-}
-
-/// `modules.dep` and `modules.builtin`, as text already read.
-#[derive(Default)]
-struct Index {
-    /// Module name to its path and its dependencies' paths, all relative to the module directory.
-    modules: HashMap<String, (String, Vec<String>)>,
-    builtin: HashSet<String>,
+    index: ModuleIndex,
 }
 
 impl Modules {
@@ -29,17 +21,18 @@ impl Modules {
             let path = dir.join(name);
             std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
         };
-        let index = Index::parse(&read("modules.dep")?, &read("modules.builtin")?);
+        let index = ModuleIndex::parse(&read("modules.dep")?, &read("modules.builtin")?);
+        let index = index.with_context(|| format!("reading {}", dir.display()))?;
         Ok(Self { dir: dir.to_owned(), index })
     }
 
-    /// The files for `wanted` and everything they need, in an order in which insmod accepts them.
+    /// The files for `wanted` and everything they need: name and content.
     pub fn closure(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
-        let mut files = Vec::new();
-        for path in self.index.closure(wanted)? {
-            files.push((file_name(&path), self.read(&path)?));
+        if let Some(missing) = wanted.iter().find(|name| !self.index.has(name)) {
+            bail!("this kernel has no module {missing}, neither in modules.dep nor built in");
         }
-        Ok(files)
+        let closure = self.index.closure(wanted).into_iter();
+        closure.map(|(name, path)| Ok((format!("{name}.ko"), self.read(path)?))).collect()
     }
 
     /// Those of `names` that this kernel has, as a module or built in.
@@ -62,100 +55,27 @@ impl Modules {
     }
 }
 
-impl Index {
-    fn parse(dep: &str, builtin: &str) -> Self {
-        let modules = dep
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .map(|(path, deps)| {
-                let deps = deps.split_whitespace().map(str::to_owned).collect();
-                (module_name(path), (path.to_owned(), deps))
-            })
-            .collect();
-        Self { modules, builtin: builtin.lines().map(module_name).collect() }
-    }
-
-    fn has(&self, name: &str) -> bool {
-        let name = module_name(name);
-        self.modules.contains_key(&name) || self.builtin.contains(&name)
-    }
-
-    fn closure(&self, wanted: &[&str]) -> Result<Vec<String>> {
-        let mut order = Vec::new();
-        let mut seen = HashSet::new();
-        for name in wanted {
-            self.visit(&module_name(name), &mut seen, &mut order)?;
-        }
-        Ok(order)
-    }
-
-    fn visit(&self, name: &str, seen: &mut HashSet<String>, order: &mut Vec<String>) -> Result<()> {
-        if self.builtin.contains(name) || !seen.insert(name.to_owned()) {
-            return Ok(());
-        }
-        let Some((path, deps)) = self.modules.get(name) else {
-            bail!("this kernel has no module {name}, neither in modules.dep nor built in");
-        };
-        for dep in deps {
-            self.visit(&module_name(dep), seen, order)?;
-        }
-        order.push(path.clone());
-        Ok(())
-    }
-}
-
-/// `kernel/drivers/virtio/virtio-mmio.ko.xz` and `virtio_mmio` are the same module.
-fn module_name(path: &str) -> String {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    file.split('.').next().unwrap_or(file).replace('-', "_")
-}
-
-/// What the module is called in an initramfs, where it is no longer compressed.
-fn file_name(path: &str) -> String {
-    format!("{}.ko", module_name(path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const DEP: &str = "kernel/a/virtio-blk.ko: kernel/v/virtio_ring.ko kernel/v/virtio.ko\n\
-                       kernel/v/virtio_ring.ko: kernel/v/virtio.ko\n\
-                       kernel/v/virtio.ko:\n\
-                       kernel/n/net.ko.xz: kernel/v/virtio.ko\n";
-
-    fn index() -> Index {
-        Index::parse(DEP, "kernel/fs/ext4/ext4.ko\n")
-    }
-
     #[test]
-    fn dependencies_come_first_and_once() {
-        let order = index().closure(&["virtio_blk", "net", "virtio"]).unwrap();
-        assert_eq!(
-            order,
-            [
-                "kernel/v/virtio.ko",
-                "kernel/v/virtio_ring.ko",
-                "kernel/a/virtio-blk.ko",
-                "kernel/n/net.ko.xz"
-            ]
-        );
-    }
-
-    #[test]
-    fn what_is_built_in_needs_no_file() {
-        assert!(index().closure(&["ext4"]).unwrap().is_empty());
-        assert!(index().has("ext4"));
-    }
-
-    #[test]
-    fn a_missing_module_is_named() {
-        let error = index().closure(&["kvm-amd"]).unwrap_err().to_string();
-        assert!(error.contains("kvm_amd"), "{error}");
-    }
-
-    #[test]
-    fn a_compressed_module_loses_its_ending() {
-        assert_eq!(file_name("kernel/n/net-failover.ko.xz"), "net_failover.ko");
+    fn the_files_come_in_order_without_their_ending_and_a_module_that_is_missing_is_named() {
+        let dir = std::env::temp_dir().join(format!("husk-xtask-modules-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("k")).unwrap();
+        let dep = "k/virtio-blk.ko: k/virtio.ko\nk/virtio.ko:\n";
+        std::fs::write(dir.join("modules.dep"), dep).unwrap();
+        std::fs::write(dir.join("modules.builtin"), "k/ext4.ko\n").unwrap();
+        for name in ["virtio-blk", "virtio"] {
+            std::fs::write(dir.join(format!("k/{name}.ko")), name).unwrap();
+        }
+        let modules = Modules::open(&dir).unwrap();
+        let files = modules.closure(&["ext4", "virtio_blk"]).unwrap();
+        let file = |name: &str, data: &[u8]| (name.to_owned(), data.to_vec());
+        assert_eq!(files, [file("virtio.ko", b"virtio"), file("virtio_blk.ko", b"virtio-blk")]);
+        assert_eq!(modules.present(&["xfs", "ext4", "virtio"]), ["ext4", "virtio"]);
+        let error = modules.closure(&["virtio", "kvm-amd"]).unwrap_err().to_string();
+        assert!(error.contains("kvm-amd"), "{error}");
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

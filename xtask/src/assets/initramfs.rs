@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::cpio::Cpio;
 use crate::kernels::Kernel;
 use crate::modules::Modules;
+use crate::skeleton::{self, add_program};
 use crate::{cache, cargo};
 
 const INIT: &str = include_str!("../../../resources/guest-init.sh");
@@ -78,12 +78,10 @@ fn make(name: &str, kernel: Option<&Kernel>, on_demand: &[&str]) -> Result<PathB
     let file = format!("{prefix}{version}.cpio");
     let dir = cache::guest_dir();
     let made = cache::entry(&dir, &file, |fresh| {
-        let mut cpio = Cpio::with_skeleton();
-        cpio.file("init", 0o755, INIT.as_bytes());
-        cpio.executable("bin/busybox", &super::busybox()?)?;
+        let mut cpio = skeleton::with_init(INIT)?;
         cpio.symlink("bin/sh", "busybox");
         for dir in ["etc/acpi", "etc/acpi/PWRF", "var", "var/log", "var/run"] {
-            cpio.dir(dir);
+            cpio.directory(dir);
         }
         cpio.file(POWER_BUTTON, 0o755, BUTTON.as_bytes());
         if let Some(kernel) = kernel {
@@ -110,7 +108,7 @@ fn make(name: &str, kernel: Option<&Kernel>, on_demand: &[&str]) -> Result<PathB
                 let source = cache::workspace().join("xtask/src/bin").join(source);
                 let program = fresh.with_extension(name);
                 cargo::static_program(&source, &program)?;
-                cpio.executable(&format!("bin/{name}"), &program)?;
+                add_program(&mut cpio, &format!("bin/{name}"), &program)?;
                 cache::remove(&program)?;
             }
         }

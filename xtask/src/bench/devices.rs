@@ -13,6 +13,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use husk_initramfs::Cpio;
 use serde::{Deserialize, Serialize};
 
 use super::peers::{Iperf, Vsock, exits, ping_pong};
@@ -20,9 +21,8 @@ use super::rivals::{self, Devices, Guest, Subject};
 use super::stats::{Summary, shuffle};
 use super::work::{self, PING_PONG, Said, VSOCK_IN, VSOCK_OUT, Work};
 use super::{Place, Scratch, inside, read_plan};
-use crate::cpio::Cpio;
 use crate::tap::Tap;
-use crate::{apt, assets, cache, cargo, host};
+use crate::{apt, assets, cache, cargo, host, skeleton};
 
 /// `cargo xtask bench devices`
 #[derive(clap::Args)]
@@ -153,7 +153,7 @@ fn with_script(plan: &Plan, script: &str) -> Result<Vec<u8>> {
     let mut image = std::fs::read(&full).with_context(|| format!("reading {}", full.display()))?;
     let mut cpio = Cpio::default();
     cpio.file("test.sh", 0o755, script.as_bytes());
-    cpio.executable("bin/echo-tcp", &plan.echo)?;
+    skeleton::add_program(&mut cpio, "bin/echo-tcp", &plan.echo)?;
     image.extend(cpio.finish());
     Ok(image)
 }

@@ -13,9 +13,8 @@ use super::process::{cpu_ticks, memory, page_faults};
 use super::rivals::{self, Devices, Guest, Subject};
 use super::stats::{Summary, shuffle};
 use super::{Scratch, read_plan};
-use crate::cpio::Cpio;
 use crate::tap::Tap;
-use crate::{assets, host};
+use crate::{assets, host, skeleton};
 
 /// What is run inside the testbed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -122,10 +121,7 @@ pub(super) fn bench_initrd() -> Result<Vec<u8>> {
         "#!/bin/busybox sh\n/bin/busybox mount -t proc proc /proc\nread up rest </proc/uptime\n\
          echo {MARKER} $up\nexec /bin/busybox sleep 100000\n"
     );
-    let mut cpio = Cpio::with_skeleton();
-    cpio.file("init", 0o755, init.as_bytes());
-    cpio.executable("bin/busybox", &assets::busybox()?)?;
-    Ok(cpio.finish())
+    Ok(skeleton::with_init(&init)?.finish())
 }
 
 pub(super) struct Started {

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::cpio::Cpio;
 use crate::kernels::{self, Flavour};
 use crate::modules::Modules;
-use crate::{apt, cache, host, vmlinux};
+use crate::{apt, cache, host, skeleton, vmlinux};
 
 const INIT: &str = include_str!("../../../resources/testbed-init.sh");
 
@@ -55,9 +54,7 @@ pub fn get() -> Result<Image> {
     let vmlinux = cache::entry(&dir, &elf, |fresh| vmlinux::unpack(&kernel.vmlinuz, fresh))?;
     let initramfs = cache::entry(&dir, &name, |fresh| {
         host::say("making the testbed's initramfs");
-        let mut cpio = Cpio::with_skeleton();
-        cpio.file("init", 0o755, INIT.as_bytes());
-        cpio.executable("bin/busybox", &crate::assets::busybox()?)?;
+        let mut cpio = skeleton::with_init(INIT)?;
         let mut order = String::new();
         for (name, data) in Modules::open(&kernel.modules)?.closure(MODULES)? {
             cpio.file(&format!("lib/{name}"), 0o644, &data);

@@ -1,10 +1,6 @@
-//! An archive in the "newc" cpio format, the one the kernel unpacks as an initramfs
-//! (`Documentation/driver-api/early-userspace/buffer-format.rst`). Kept here because it is sixty
-//! lines, needs no root for device nodes, and gives the same bytes for the same content.
-
-use std::path::Path;
-
-use anyhow::{Context, Result};
+//! An archive in the "newc" cpio format, which the kernel unpacks as an initramfs
+//! (`Documentation/driver-api/early-userspace/buffer-format.rst`): uncompressed, and the same bytes for the
+//! same content. Making one needs no root, device nodes included. Nothing here knows what the files mean.
 
 const S_IFCHR: u32 = 0o020_000;
 const S_IFDIR: u32 = 0o040_000;
@@ -19,20 +15,8 @@ pub struct Cpio {
 }
 
 impl Cpio {
-    /// An archive with the directories and device nodes every init of ours wants to find.
-    pub fn with_skeleton() -> Self {
-        let mut cpio = Self::default();
-        for dir in ["bin", "dev", "etc", "lib", "mnt", "proc", "run", "sys", "tmp"] {
-            cpio.dir(dir);
-        }
-        // The kernel opens /dev/console for init before any devtmpfs is mounted.
-        cpio.char_device("dev/console", 5, 1);
-        cpio.char_device("dev/null", 1, 3);
-        cpio
-    }
-
     /// Adds a directory (0755).
-    pub fn dir(&mut self, name: &str) {
+    pub fn directory(&mut self, name: &str) {
         self.entry(name, S_IFDIR | 0o755, (0, 0), &[]);
     }
 
@@ -41,25 +25,18 @@ impl Cpio {
         self.entry(name, S_IFREG | (mode & 0o7777), (0, 0), data);
     }
 
-    /// Adds the file at `from` on this machine as the executable `name`.
-    pub fn executable(&mut self, name: &str, from: &Path) -> Result<()> {
-        let data = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
-        self.file(name, 0o755, &data);
-        Ok(())
-    }
-
     /// Adds a symbolic link.
     pub fn symlink(&mut self, name: &str, target: &str) {
         self.entry(name, S_IFLNK | 0o777, (0, 0), target.as_bytes());
     }
 
-    /// Adds a character device node (0600).
-    pub fn char_device(&mut self, name: &str, major: u32, minor: u32) {
-        self.entry(name, S_IFCHR | 0o600, (major, minor), &[]);
+    /// Adds a character device with permissions `mode`.
+    pub fn device(&mut self, name: &str, mode: u32, major: u32, minor: u32) {
+        self.entry(name, S_IFCHR | (mode & 0o7777), (major, minor), &[]);
     }
 
-    /// Ends the archive. The result is padded to 512 bytes, so archives can be appended to one
-    /// another: the kernel unpacks them in order, a later file replacing an earlier one.
+    /// Ends the archive, padded so that another can follow it: the kernel unpacks them in order, and a
+    /// later file replaces an earlier one.
     pub fn finish(mut self) -> Vec<u8> {
         self.inode = 0;
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
@@ -69,13 +46,13 @@ impl Cpio {
 
     fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) {
         self.inode = self.inode.wrapping_add(1);
-        let nlink = if mode & S_IFDIR == S_IFDIR { 2 } else { 1 };
+        let links = if mode & S_IFDIR == S_IFDIR { 2 } else { 1 };
+        // Nothing that is put in is that long; what were would be cut off, not wrapped.
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
-        // magic, ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor,
-        // rdevminor, namesize, check: eight hexadecimal digits each.
-        let fields =
-            [self.inode, mode, 0, 0, nlink, 0, size, 0, 0, device.0, device.1, name_size, 0];
+        // ino, mode, uid, gid, nlink, mtime, filesize, device, special device, namesize, check
+        let (major, minor) = device;
+        let fields = [self.inode, mode, 0, 0, links, 0, size, 0, 0, major, minor, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
             self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());
@@ -83,7 +60,7 @@ impl Cpio {
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
         self.pad(4);
-        self.bytes.extend_from_slice(data);
+        self.bytes.extend_from_slice(data.get(..size as usize).unwrap_or(data));
         self.pad(4);
     }
 
@@ -94,28 +71,32 @@ impl Cpio {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io::Write;
     use std::process::{Command, Stdio};
+
+    use super::*;
 
     #[test]
     fn an_entry_is_a_110_byte_header_a_padded_name_and_padded_data() {
         let mut cpio = Cpio::default();
         cpio.file("a", 0o644, b"hello");
+        cpio.device("n", 0o600, 1, 3);
         let bytes = cpio.finish();
         assert_eq!(&bytes[..6], b"070701");
         assert_eq!(&bytes[14..22], b"000081A4");
         assert_eq!(&bytes[54..62], b"00000005");
-        assert_eq!(&bytes[110..112], b"a\0");
-        assert_eq!(&bytes[112..117], b"hello");
+        assert_eq!(&bytes[110..117], b"a\0hello");
         assert_eq!(&bytes[120..126], b"070701");
+        assert_eq!(&bytes[134..142], b"00002180");
+        assert_eq!(&bytes[120 + 78..120 + 94], b"0000000100000003");
         assert_eq!(bytes.len() % 512, 0);
+        assert!(bytes.windows(10).any(|window| window == b"TRAILER!!!"));
     }
 
     #[test]
     fn the_cpio_command_lists_what_was_put_in() {
         let mut cpio = Cpio::default();
-        cpio.dir("bin");
+        cpio.directory("bin");
         cpio.file("bin/x", 0o755, b"data");
         cpio.symlink("bin/y", "x");
         let Ok(mut child) = Command::new("cpio")

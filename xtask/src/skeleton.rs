@@ -1,0 +1,30 @@
+//! What every initramfs made here begins with: the directories and device nodes that an init wants to
+//! find, busybox, and the init itself, a script for it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use husk_initramfs::Cpio;
+
+use crate::assets;
+
+/// An archive with these, and `init` as /init.
+pub fn with_init(init: &str) -> Result<Cpio> {
+    let mut cpio = Cpio::default();
+    for dir in ["bin", "dev", "etc", "lib", "mnt", "proc", "run", "sys", "tmp"] {
+        cpio.directory(dir);
+    }
+    // The kernel opens /dev/console for init before any devtmpfs is mounted.
+    cpio.device("dev/console", 0o600, 5, 1);
+    cpio.device("dev/null", 0o600, 1, 3);
+    cpio.file("init", 0o755, init.as_bytes());
+    add_program(&mut cpio, "bin/busybox", &assets::busybox()?)?;
+    Ok(cpio)
+}
+
+/// Adds the file at `from` on this machine as the executable `name`.
+pub fn add_program(cpio: &mut Cpio, name: &str, from: &Path) -> Result<()> {
+    let data = std::fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    cpio.file(name, 0o755, &data);
+    Ok(())
+}
