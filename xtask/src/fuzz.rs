@@ -26,6 +26,8 @@ pub struct Args {
 const FLAGS: &str = "--cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module \
      -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
      -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
+/// In the workspace.
+const MANIFEST: &str = "fuzz/Cargo.toml";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// An input that takes longer than this, in seconds, is a finding: devices answer in milliseconds.
 const SLOWEST: u32 = 30;
@@ -53,6 +55,18 @@ pub fn main(args: &Args) -> Result<u8> {
     Ok(found)
 }
 
+/// How cargo checks all targets as any other program: with no sanitizer, and without libFuzzer's C++,
+/// which only a linker would miss. What the workspace's own check has made is used again.
+pub fn check_args() -> Vec<String> {
+    // In libFuzzer's place: no more than its name is looked at.
+    let none = cache::workspace().join(MANIFEST);
+    let none = format!("env.CUSTOM_LIBFUZZER_PATH={none:?}");
+    let target = cache::target_dir().display().to_string();
+    let args = ["clippy", "--quiet", "--locked", "--bins", "--manifest-path", MANIFEST];
+    let more = ["--config", &none, "--target-dir", &target, "--", "-D", "warnings"];
+    [&args[..], &more].concat().into_iter().map(str::to_owned).collect()
+}
+
 /// The names of all targets, sorted.
 fn targets() -> Result<Vec<String>> {
     let dir = cache::workspace().join("fuzz/targets");
@@ -68,7 +82,7 @@ fn targets() -> Result<Vec<String>> {
 fn compile(name: &str, build: &Path) -> Result<PathBuf> {
     host::say(format!("building the fuzz target {name}"));
     let status = cargo::cargo()
-        .args(["build", "--quiet", "--release", "--manifest-path", "fuzz/Cargo.toml"])
+        .args(["build", "--quiet", "--release", "--manifest-path", MANIFEST])
         .args(["--target", TRIPLE, "--bin", name])
         .env("CARGO_TARGET_DIR", build)
         .env("RUSTFLAGS", FLAGS)

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::cargo::Executable;
 use crate::count::Count;
 use crate::limited::{Ended, Finished};
-use crate::{apt, cache, cargo, deadline, host, limited};
+use crate::{apt, cache, cargo, deadline, fuzz, host, limited};
 
 /// So long may one executable take with all its tests. The slowest takes less than a minute.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -24,6 +24,12 @@ pub fn run(integration: &[String], filters: &[String]) -> Result<Count> {
             &mut count,
             &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"],
         );
+        // What is built otherwise only by those who want less, and by fuzzers.
+        let packages = ["--package", "husk-vmm", "--package", "husk-devices"];
+        let least = ["--no-default-features", "--", "-D", "warnings"];
+        check(&mut count, &[&["clippy", "--quiet"], &packages[..], &least].concat());
+        let fuzz = fuzz::check_args();
+        check(&mut count, &fuzz.iter().map(String::as_str).collect::<Vec<_>>());
     }
     // What tests start that skip themselves without it.
     if let Err(error) = apt::need(&[("passt", "passt"), ("qemu-img", "qemu-utils")]) {
