@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use guest::network::{enter_namespace, ip};
-use guest::{BUILT, Builder, FETCHED, Lab, TINY, husk, kernel_cache, skipped};
+use guest::{BUILT, Builder, FETCHED, Lab, TINY, absent, husk, kernel_cache, skipped};
 
 /// All that a machine can have: 14 disks, a card, entropy, balloon and sockets.
 const DEVICES: usize = 18;
@@ -29,7 +29,7 @@ fn brought(lab: &Lab, name: &str) -> Option<(PathBuf, PathBuf)> {
     let data = lab.asset(name);
     let kernel = data.join("husk/kernels/default");
     let Ok(kernel) = kernel.canonicalize() else {
-        skipped(format!("there is no {name}: xtask has said why"));
+        skipped(absent(name));
         return None;
     };
     Some((data, kernel))

@@ -34,7 +34,7 @@ pub struct Plan {
     pub show: bool,
     /// Copy everything to RAM first.
     pub to_ram: bool,
-    /// Assets that could not be had, for whose want a test may skip itself wherever it runs.
+    /// Assets that could not be had: a test that wants one of them may skip itself wherever it runs.
     pub missing: Vec<String>,
     /// Where the journal is kept.
     pub journal: PathBuf,
@@ -156,7 +156,7 @@ fn judge(plan: &Plan, done: &Finished) -> State {
     match &done.ended {
         Ended::With(status) if status.success() => match verdict_of(&done.text()) {
             // In the testbed nothing else is missing for whose want a test may skip itself.
-            State::Skipped if plan.to_ram && plan.missing.is_empty() => State::Failed,
+            State::Skipped if plan.to_ram && !lacks(&done.text(), &plan.missing) => State::Failed,
             verdict => verdict,
         },
         _ => State::Failed,
@@ -174,6 +174,12 @@ fn verdict_of(text: &str) -> State {
     } else {
         State::Failed
     }
+}
+
+/// Whether a test that was skipped says that it was so for want of one of `missing`, and for nothing else.
+fn lacks(text: &str, missing: &[String]) -> bool {
+    let excused = |line: &str| missing.iter().any(|name| line.ends_with(&assets::absent(name)));
+    text.lines().filter(|line| line.contains(SKIPPED)).all(excused)
 }
 
 fn report(plan: &Plan, name: &str, state: State, done: &Finished) {
@@ -212,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_that_skips_itself_in_the_testbed_has_failed_unless_an_asset_could_not_be_had() {
+    fn in_the_testbed_only_a_test_that_lacks_what_could_not_be_had_may_skip_itself() {
         let plan = |to_ram: bool, missing: &[&str]| -> Plan {
             serde_json::from_value(serde_json::json!({
                 "binaries": [], "husk": "", "assets": "", "filters": [], "seconds": 1, "soak": 1,
@@ -220,11 +226,19 @@ mod tests {
             }))
             .unwrap()
         };
-        let mut sh = std::process::Command::new("sh");
-        sh.args(["-c", &format!("echo '{SKIPPED}no network'; echo 'test result: ok. 1 passed;'")]);
-        let done = limited::run(&mut sh, Duration::from_secs(20), false).unwrap();
-        assert_eq!(judge(&plan(true, &[]), &done), State::Failed);
-        assert_eq!(judge(&plan(true, &["husk-built"]), &done), State::Skipped);
-        assert_eq!(judge(&plan(false, &[]), &done), State::Skipped);
+        let done = |why: &str| {
+            let script = format!("echo '{SKIPPED}x::y: {why}'; echo 'test result: ok. 1 passed;'");
+            let mut sh = std::process::Command::new("sh");
+            limited::run(sh.args(["-c", &script]), Duration::from_secs(20), false).unwrap()
+        };
+        let built = assets::absent(assets::BUILT);
+        assert_eq!(judge(&plan(true, &[assets::BUILT]), &done(&built)), State::Skipped);
+        for missing in [&[][..], &[assets::FETCHED]] {
+            assert_eq!(judge(&plan(true, missing), &done(&built)), State::Failed);
+        }
+        // What something else lacks is no excuse.
+        let other = done("there is no qemu-img");
+        assert_eq!(judge(&plan(true, &[assets::BUILT]), &other), State::Failed);
+        assert_eq!(judge(&plan(false, &[]), &other), State::Skipped);
     }
 }

@@ -39,3 +39,9 @@ pub const REDIS: &str = "redis.ext4";
 pub const MEMTEST: &str = "memtest86+x64.bin";
 /// The same for processors without a 64-bit mode.
 pub const MEMTEST_IA32: &str = "memtest86+ia32.bin";
+
+/// Why a test skips itself that wants the asset `name`, which not every machine can make. Nothing else that
+/// is missing excuses a test where everything is brought: xtask knows this one by its words.
+pub fn absent(name: &str) -> String {
+    format!("there is no {name}: xtask has said why")
+}
