@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::iovec::Segment;
+use crate::segment::Segment;
 
 /// What a region of guest memory is made of, or the worst of a list of pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

@@ -15,6 +15,7 @@ pub mod lock;
 pub mod panics;
 pub mod platform;
 pub mod rate;
+mod segment;
 pub mod serial;
 #[cfg(test)]
 #[path = "../../tests/fixture/skipped.rs"]

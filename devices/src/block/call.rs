@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use super::disk::Disk;
 use super::types::{Part, Step};
-use crate::iovec::Segment;
+use crate::segment::Segment;
 
 /// Makes the call and gives what it returned, or the negative error number; an image that is no plain file
 /// has its own idea of it.

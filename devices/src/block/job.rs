@@ -11,7 +11,8 @@ use std::sync::Arc;
 use super::disk::Disk;
 use super::overlay::Overlay;
 use super::types::{Part, SECTOR, Step};
-use crate::iovec::{IovecBuffer, Segment};
+use crate::iovec::IovecBuffer;
+use crate::segment::Segment;
 
 /// Bytes of one step of a read or write: what a stop may have to wait for.
 pub(super) const PIECE: usize = 1 << 20;

@@ -12,6 +12,7 @@
 
 mod at_once;
 mod call;
+mod choice;
 mod disk;
 mod engine;
 mod error;
@@ -34,8 +35,9 @@ pub(crate) mod hanging;
 #[cfg(test)]
 mod tests;
 
+pub use choice::{EngineChoice, EngineError};
 pub use disk::Disk;
-pub use engine::{Engine, EngineChoice, EngineError, Keep};
+pub use engine::{Engine, Keep};
 pub use error::DiskError;
 pub use job::{Job, Operation};
 pub(crate) use open::{lock_image, remedy};

@@ -14,7 +14,7 @@ mod overlay;
 mod qcow2;
 
 use super::*;
-use crate::iovec::Segment;
+use crate::segment::Segment;
 use crate::skipped::skipped;
 use hanging::HangingFile;
 
@@ -462,7 +462,7 @@ fn what_is_in_ram_is_moved_at_once_and_a_batch_of_it_answered_before_the_next() 
     let mut rig = Rig::writable(file.path(), EngineChoice::Auto);
     assert_eq!(EngineChoice::Auto.for_disk(&rig.disk), EngineChoice::Sync);
     // On the same file system, but what it stands for is not.
-    assert!(!engine::is_in_ram(&fs::File::open("/dev/null").unwrap()));
+    assert!(!choice::is_in_ram(&fs::File::open("/dev/null").unwrap()));
     let mut data = vec![0; 4 << 20];
     let (first, rest) = data.split_at_mut(2 << 20);
     let (second, third) = rest.split_at_mut(1 << 20);

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::iovec::Segment;
+use crate::segment::Segment;
 
 /// Bytes of a sector, whatever the disk's own are (virtio 1.3 §5.2).
 pub const SECTOR: u64 = 512;

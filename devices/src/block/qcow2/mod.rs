@@ -24,8 +24,8 @@ use super::error::DiskError;
 use super::open::open_locked;
 use super::types::{Cache, DiskOptions, Step};
 use crate::complaints::Complaints;
-use crate::iovec::Segment;
 use crate::panics::caught;
+use crate::segment::Segment;
 
 type Image = FormatAccess<Storage>;
 

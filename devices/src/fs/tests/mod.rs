@@ -20,7 +20,8 @@ use super::wire::{
 };
 use super::*;
 use crate::backing::Backing;
-use crate::iovec::{IovecBuffer, Iovecs, Segment};
+use crate::iovec::{IovecBuffer, Iovecs};
+use crate::segment::Segment;
 
 /// A message in two buffers.
 pub(crate) struct Buffers {

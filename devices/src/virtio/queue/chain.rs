@@ -16,7 +16,8 @@ use vm_memory::{
 use super::Malformed;
 use super::ring::{Rings, descriptor, in_ram};
 use crate::backing::Backing;
-use crate::iovec::{IOV_MAX, IovecBuffer, Iovecs, Segment, each};
+use crate::iovec::{IOV_MAX, IovecBuffer, Iovecs};
+use crate::segment::{Segment, each};
 
 /// The most segments of one chain, and entries of one indirect table.
 pub const MAX_SEGMENTS: usize = IOV_MAX;

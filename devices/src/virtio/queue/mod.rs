@@ -27,7 +27,7 @@ pub use state::{Malformed, QueueState};
 
 use super::interrupt::Interrupt;
 use crate::counters::Counters;
-use crate::iovec::Segment;
+use crate::segment::Segment;
 use lookahead::Ahead;
 use ring::Rings;
 

@@ -15,9 +15,9 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::handshake::{Handshake, MAX_HANDSHAKES, Said};
 use super::inside::Inside;
-use super::serve::Token;
 use super::socket::Listener;
 use super::stream;
+use super::token::Token;
 use crate::complaints::Complaints;
 
 /// Whether there may be peers that were not accepted.

@@ -16,8 +16,8 @@ use super::connection::Heard;
 use super::door::{Door, dismiss, watched};
 use super::muxer::{Id, Incoming, Muxer, Next};
 use super::packet::{HEADER_LEN, Header, shut};
-use super::serve::Token;
 use super::stream::{Goes, Pool, Stream};
+use super::token::Token;
 use crate::virtio::queue::{Answer, Chain};
 
 /// What passed through, for the log.

@@ -27,6 +27,7 @@ mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::io;
 use std::path::Path;

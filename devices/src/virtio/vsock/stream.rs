@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::connection::ROOM;
 use super::packet::HEADER_LEN;
-use super::serve::Token;
+use super::token::Token;
 use crate::virtio::queue::{Chain, IovecBuffer, Iovecs, OutOfChain};
 
 /// Empty rings that are kept for the next slow reader.
