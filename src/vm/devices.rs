@@ -16,11 +16,10 @@ use husk_devices::platform::{
     PVPANIC_LEN, PowerControl, PvPanic,
 };
 use husk_devices::serial::{Line, UART_LEN, Uart};
-use husk_devices::virtio::device::VirtioDevice;
 use husk_devices::virtio::mmio::{MMIO_WINDOW, MmioTransport};
 use husk_devices::virtio::registers::Registers;
 use husk_devices::virtio::rng::Rng;
-use husk_devices::worker::{OnBroken, Worker, WorkerError};
+use husk_devices::worker::{OnBroken, Worker};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -28,6 +27,7 @@ use super::console::{Console, Source};
 use super::error::{VmError, host};
 use super::generation::Generation;
 use super::handles::{Handles, Place};
+use super::opening::Opening;
 use super::pmem;
 use crate::config::VmConfig;
 use crate::vcpu::Buses;
@@ -41,15 +41,6 @@ const HOST_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Placed {
     pub slot: VirtioSlot,
     pub transport: Arc<MmioTransport>,
-}
-
-/// A worker called `name`, of whose unexpected end `on_broken` is told.
-pub(super) fn watched(
-    name: impl Into<String>,
-    on_broken: &OnBroken,
-) -> Result<Worker, WorkerError> {
-    let on_broken = on_broken.clone();
-    Worker::spawn_watched(name, move |why| on_broken(why))
 }
 
 /// All devices of a machine; they outlive its reboots.
@@ -70,7 +61,7 @@ pub(super) struct Devices {
     /// The VM's worker. After the devices that run in it.
     worker: Worker,
     /// Those of the devices that block. After them, too.
-    _workers: Vec<Worker>,
+    _own: Vec<Worker>,
 }
 
 impl Devices {
@@ -86,13 +77,12 @@ impl Devices {
         events: EventSink,
         on_broken: OnBroken,
     ) -> Result<Self, VmError> {
-        let worker = watched("husk-worker", &on_broken)?;
-        let mut workers = Vec::new();
+        let mut opening = Opening::new(on_broken)?;
         let uart = Uart::new().map_err(host("serial console"))?;
-        let mut devices = open_virtio(config, &worker, &mut workers, &on_broken)?;
-        let place =
-            Place { ram: memory, not_ram, uart: &uart, worker: &worker, on_broken: &on_broken };
-        let handles = Handles::open(config, place, &mut devices, &mut workers)?;
+        open_virtio(config, &mut opening)?;
+        let place = Place { ram: memory, not_ram, uart: &uart };
+        let handles = Handles::open(config, place, &mut opening)?;
+        let Opening { worker, own, devices, on_broken: _ } = opening;
         let reachable = pmem::reachable(memory, &handles.pmem)?;
 
         let mut pio = BusBuilder::default();
@@ -153,7 +143,7 @@ impl Devices {
             generation: Generation::new()?,
             console: None,
             worker,
-            _workers: workers,
+            _own: own,
         })
     }
 
@@ -175,6 +165,11 @@ impl Devices {
         self.console.as_ref().and_then(Console::path)
     }
 
+    /// What the guest drives its virtio devices by.
+    pub fn transports(&self) -> impl Iterator<Item = &Arc<MmioTransport>> + Clone {
+        self.virtio.iter().map(|placed| &placed.transport)
+    }
+
     /// Where the guest finds its virtio devices.
     pub fn slots(&self) -> Vec<VirtioSlot> {
         self.virtio.iter().map(|placed| placed.slot).collect()
@@ -182,18 +177,18 @@ impl Devices {
 
     /// All devices are stopped next: their workers are waited for together.
     fn recall(&self) {
-        self.virtio.iter().for_each(|placed| placed.transport.recall());
+        self.transports().for_each(|transport| transport.recall());
     }
 
     /// Stops every device between two requests. The vCPUs are held.
     pub fn pause(&self) {
         self.recall();
-        self.virtio.iter().for_each(|placed| placed.transport.pause());
+        self.transports().for_each(|transport| transport.pause());
     }
 
     /// Lets the devices go on where they were stopped.
     pub fn resume(&self) {
-        self.virtio.iter().for_each(|placed| placed.transport.resume());
+        self.transports().for_each(|transport| transport.resume());
     }
 
     /// Brings every device back to its state after power-on. No vCPU runs.
@@ -203,12 +198,12 @@ impl Devices {
     /// memory, which is about to become another guest's.
     pub fn reset(&self) -> io::Result<()> {
         self.recall();
-        self.virtio.iter().for_each(|placed| placed.transport.reset());
+        self.transports().for_each(|transport| transport.reset());
         let deadline = Instant::now() + HOST_PATIENCE;
-        for placed in &self.virtio {
-            while placed.transport.is_busy() {
+        for transport in self.transports() {
+            while transport.is_busy() {
                 if Instant::now() >= deadline {
-                    let name = placed.transport.name();
+                    let name = transport.name();
                     let what = format!("{name}: the host has not answered for {HOST_PATIENCE:?}");
                     return Err(io::Error::new(io::ErrorKind::TimedOut, what));
                 }
@@ -225,7 +220,7 @@ impl Devices {
             inside.close();
         }
         self.recall();
-        self.virtio.iter().for_each(|placed| placed.transport.reset());
+        self.transports().for_each(|transport| transport.reset());
         if let Some(console) = self.console.take() {
             console.close();
         }
@@ -238,29 +233,18 @@ impl Drop for Devices {
     }
 }
 
-/// A virtio device and its id.
-pub(super) type Named = (String, Box<dyn VirtioDevice>);
-
-/// Every virtio device of the configuration with its name, in the order in which the guest finds
-/// them.
-fn open_virtio(
-    config: &VmConfig,
-    worker: &Worker,
-    workers: &mut Vec<Worker>,
-    on_broken: &OnBroken,
-) -> Result<Vec<Named>, VmError> {
-    let mut devices: Vec<Named> = Vec::new();
+/// Opens every virtio device of the configuration that nobody but the guest wants something of.
+fn open_virtio(config: &VmConfig, opening: &mut Opening) -> Result<(), VmError> {
     for disk in &config.disks {
         let device = super::disks::open(disk, config.cpus)?;
-        devices.push((disk.id.clone(), Box::new(device.watched(on_broken.clone()))));
+        opening.add(&disk.id, device.watched(opening.on_broken.clone()));
     }
-    super::volumes::open(&config.volumes, &mut devices, workers, on_broken)?;
+    super::volumes::open(&config.volumes, opening)?;
     for net in &config.nets {
-        let card = super::net::open(net, config.cpus, worker, workers, on_broken)?;
-        devices.push((net.id.clone(), Box::new(card)));
+        super::net::open(net, config.cpus, opening)?;
     }
     if config.rng {
-        devices.push(("rng".to_owned(), Box::new(Rng::new(worker.handle()))));
+        opening.add("rng", Rng::new(opening.worker.handle()));
     }
-    Ok(devices)
+    Ok(())
 }

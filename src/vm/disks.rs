@@ -8,7 +8,6 @@ use husk_devices::virtio::blk::{Blk, BlkOptions};
 use husk_devices::virtio::device::SizeError;
 use husk_devices::virtio::mmio::MmioTransport;
 
-use super::devices::Devices;
 use super::error::VmError;
 use crate::config::{DiskConfig, VmConfig};
 
@@ -75,14 +74,16 @@ pub(super) struct Disks {
 }
 
 impl Disks {
-    /// Those of `config` among `devices`.
-    pub fn of(config: &VmConfig, devices: &Devices) -> Self {
+    /// Those of `config` among all of a machine's.
+    pub fn of<'a>(
+        config: &VmConfig,
+        all: impl Iterator<Item = &'a Arc<MmioTransport>> + Clone,
+    ) -> Self {
         let mut disks = Self::default();
         for disk in &config.disks {
-            let placed = devices.virtio.iter().find(|placed| placed.transport.name() == disk.id);
-            if let Some(placed) = placed {
+            if let Some(transport) = all.clone().find(|transport| transport.name() == disk.id) {
                 disks.ids.push(disk.id.clone());
-                disks.transports.push(Arc::downgrade(&placed.transport));
+                disks.transports.push(Arc::downgrade(transport));
             }
         }
         disks

@@ -12,15 +12,14 @@ use husk_devices::virtio::console::endpoint::Endpoint;
 use husk_devices::virtio::console::ports::Ports;
 use husk_devices::virtio::console::tty::{Tty, TtyDevice};
 use husk_devices::virtio::pmem::Pmem;
-use husk_devices::worker::{OnBroken, Worker};
+use husk_devices::virtio::vsock::{Inside, Vsock};
 use vm_memory::{GuestMemoryMmap, GuestMemoryRegion};
 
-use super::devices::{Named, watched};
 use super::error::{VmError, host};
+use super::opening::Opening;
 use super::pmem::{self, PmemRegion};
 use crate::config::{ConsoleDevice, PortConfig, VmConfig, VsockConfig};
 use crate::guest::control::Agent;
-use husk_devices::virtio::vsock::{Inside, Vsock};
 
 /// The host's side of these devices.
 pub(super) struct Handles {
@@ -42,24 +41,20 @@ pub(super) struct Place<'a> {
     /// Guest addresses in it at which a file is mapped all the same.
     pub not_ram: Vec<Range<u64>>,
     pub uart: &'a Arc<Uart>,
-    /// The VM's worker.
-    pub worker: &'a Worker,
-    /// Hears of a worker that breaks.
-    pub on_broken: &'a OnBroken,
 }
 
 impl Handles {
-    /// Opens them and adds them to `devices`, and the workers of those that block to `workers`.
+    /// Opens them and adds them to those that are open, with a worker of its own for each that blocks.
     ///
     /// # Errors
     /// What cannot be opened, by its name in the configuration.
     pub fn open(
         config: &VmConfig,
         place: Place<'_>,
-        devices: &mut Vec<Named>,
-        workers: &mut Vec<Worker>,
+        opening: &mut Opening,
     ) -> Result<Self, VmError> {
-        let Place { ram, not_ram, uart, worker, on_broken } = place;
+        let Place { ram, not_ram, uart } = place;
+        let worker = opening.worker.handle();
         let mut handles = Self {
             tty: None,
             balloon: None,
@@ -72,8 +67,8 @@ impl Handles {
             let inside = Inside::new().map_err(host("vsock"))?;
             let cid = config.vsock.as_ref().map_or_else(VsockConfig::default_cid, |v| v.cid);
             let socket = config.vsock.as_ref().map(|vsock| vsock.socket.as_path());
-            let device = Vsock::new(cid, socket, inside.clone(), worker.handle())?;
-            devices.push(("vsock".to_owned(), Box::new(device)));
+            let device = Vsock::new(cid, socket, inside.clone(), worker.clone())?;
+            opening.add("vsock", device);
             if with_agent {
                 let agent = Agent::expect(inside.clone(), config);
                 handles.agent = Some(agent.map_err(host("the thread of the guest's agent"))?);
@@ -82,31 +77,26 @@ impl Handles {
         }
         if config.console_device == ConsoleDevice::Virtio {
             let tty = Tty::beside(uart.clone()).map_err(host("console"))?;
-            let device = TtyDevice::new(tty.clone(), worker.handle());
-            devices.push(("tty".to_owned(), Box::new(device)));
+            opening.add("tty", TtyDevice::new(tty.clone(), worker.clone()));
             handles.tty = Some(tty);
         }
         if let Some(config) = &config.balloon {
             let balloon = Balloon::new(config.size.0).map_err(host("balloon"))?;
             // Giving memory back takes long enough to have a worker of its own.
-            let own = watched("husk-balloon", on_broken)?;
+            let own = opening.own_worker("husk-balloon".to_owned())?;
             let plain = Plain::new(ram.clone(), not_ram);
-            let device = BalloonDevice::new(balloon.clone(), plain, own.handle());
-            devices.push(("balloon".to_owned(), Box::new(device)));
-            workers.push(own);
+            opening.add("balloon", BalloonDevice::new(balloon.clone(), plain, own));
             handles.balloon = Some(balloon);
         }
         for (config, file) in config.pmem.iter().zip(&handles.pmem) {
             // Flushing blocks, as a disk does.
-            let own = watched(format!("husk-{}", config.id), on_broken)?;
+            let own = opening.own_worker(format!("husk-{}", config.id))?;
             let start = file.region.start_addr().0;
-            let device = Pmem::new(file.file.clone(), start, own.handle());
-            devices.push((config.id.clone(), Box::new(device)));
-            workers.push(own);
+            opening.add(&config.id, Pmem::new(file.file.clone(), start, own));
         }
         if !config.ports.is_empty() {
             let ports = config.ports.iter().map(open_port).collect::<Result<_, _>>()?;
-            devices.push(("ports".to_owned(), Box::new(Ports::new(ports, worker.handle()))));
+            opening.add("ports", Ports::new(ports, worker));
         }
         Ok(handles)
     }

@@ -52,7 +52,7 @@ pub(super) struct Collector {
 impl Collector {
     /// Of all of `devices`.
     pub fn new(devices: &Devices) -> Self {
-        let transports = devices.virtio.iter().map(|placed| &placed.transport);
+        let transports = devices.transports();
         Self {
             since: Instant::now(),
             virtio: transports

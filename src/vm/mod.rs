@@ -25,6 +25,7 @@ mod machine;
 mod mailbox;
 mod metrics;
 mod net;
+mod opening;
 pub(crate) mod overdue;
 mod panic;
 mod pmem;
@@ -194,7 +195,7 @@ impl Vm {
             balloon: controller.devices.handles.balloon.clone(),
             config: controller.config.clone(),
             paused: controller.paused.clone(),
-            disks: Disks::of(&controller.config, &controller.devices),
+            disks: Disks::of(&controller.config, controller.devices.transports()),
             agent: controller.devices.handles.agent.clone(),
             metrics: metrics::Collector::new(&controller.devices),
             console_path: controller.devices.console_path().map(Path::to_owned),

@@ -6,10 +6,9 @@ use husk_devices::virtio::net::passt::{self, Forward, Passt};
 use husk_devices::virtio::net::tap::{Tap, TapError};
 use husk_devices::virtio::net::vhost::Vhost;
 use husk_devices::virtio::net::{Card, Direction, Limits, Net};
-use husk_devices::worker::{OnBroken, Worker};
 
-use super::devices::watched;
 use super::error::VmError;
+use super::opening::Opening;
 use crate::config::{
     NetConfig, NetHost, Publish, RateLimiter, TokenBucket, Vhost as VhostChoice, parse_mac,
 };
@@ -18,18 +17,21 @@ use crate::runtime;
 /// Pairs of queues, unless the user says how many: more help only few guests.
 const QUEUES: u16 = 4;
 
-/// The card of `net`, for a guest with `cpus` vCPUs. It is served by `worker`, and by more of its own
-/// when it has several queues, which are added to `workers`; of one that
-/// ends of itself `on_broken` is told.
-pub(super) fn open(
-    net: &NetConfig,
-    cpus: u32,
-    worker: &Worker,
-    workers: &mut Vec<Worker>,
-    on_broken: &OnBroken,
-) -> Result<Net, VmError> {
+/// Opens the card of `net`, for a guest with `cpus` vCPUs, and adds it. It is served by the VM's worker, and by
+/// more of its own when it has several queues.
+///
+/// # Errors
+/// The network that cannot be had.
+pub(super) fn open(net: &NetConfig, cpus: u32, opening: &mut Opening) -> Result<(), VmError> {
+    let card = card(net, cpus, opening)?;
+    opening.add(&net.id, card);
+    Ok(())
+}
+
+fn card(net: &NetConfig, cpus: u32, opening: &mut Opening) -> Result<Net, VmError> {
     let id = || net.id.clone();
     let mac = net.mac.as_deref().map(parse_mac).transpose()?;
+    let worker = opening.worker.handle();
     let mut card = Card { mac, mtu: net.mtu, limits: limits(net) };
     let taps = match net.host()? {
         NetHost::Tap(name) => {
@@ -47,27 +49,25 @@ pub(super) fn open(
             let forwards: Vec<_> = net.publish.iter().map(forward).collect();
             let passt = Passt::start(mtu, &forwards);
             let passt = passt.map_err(|source| VmError::Passt { id: id(), source })?;
-            return Ok(Net::new(&net.id, Box::new(passt), card, worker.handle()));
+            return Ok(Net::new(&net.id, Box::new(passt), card, worker));
         }
         NetHost::Link(name) => {
             let link = Link::open(&runtime::directory(), name);
             let link = link.map_err(|source| VmError::Link { id: id(), source })?;
             card.mac.get_or_insert_with(|| link.mac_of(&net.id));
-            return Ok(Net::new(&net.id, Box::new(link), card, worker.handle()));
+            return Ok(Net::new(&net.id, Box::new(link), card, worker));
         }
     };
     let taps = match vhosts(net, taps.len())? {
         Some(vhosts) => {
             let taps = taps.into_iter().zip(vhosts).collect();
-            return Ok(Net::over_vhost(&net.id, taps, card, worker.handle()));
+            return Ok(Net::over_vhost(&net.id, taps, card, worker));
         }
         None => taps,
     };
-    let mut handles = vec![worker.handle()];
+    let mut handles = vec![worker];
     for n in 1..taps.len() {
-        let own = watched(format!("husk-{}.{n}", net.id), on_broken)?;
-        handles.push(own.handle());
-        workers.push(own);
+        handles.push(opening.own_worker(format!("husk-{}.{n}", net.id))?);
     }
     Ok(Net::over_tap(&net.id, taps, card, handles))
 }

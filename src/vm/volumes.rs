@@ -2,10 +2,9 @@
 
 use husk_devices::fs::{Share, ShareOptions};
 use husk_devices::virtio::fs::Fs;
-use husk_devices::worker::{OnBroken, Worker};
 
-use super::devices::{Named, watched};
 use super::error::VmError;
+use super::opening::Opening;
 use crate::config::VolumeConfig;
 
 /// Descriptors that are left for everything else in this process.
@@ -19,12 +18,7 @@ const FEWEST: u64 = 64;
 ///
 /// # Errors
 /// The directory that cannot be shared.
-pub(super) fn open(
-    configs: &[VolumeConfig],
-    devices: &mut Vec<Named>,
-    workers: &mut Vec<Worker>,
-    on_broken: &OnBroken,
-) -> Result<(), VmError> {
+pub(super) fn open(configs: &[VolumeConfig], opening: &mut Opening) -> Result<(), VmError> {
     let max_files = files_each(descriptors(), configs.len() as u64);
     for config in configs {
         // What is written to an overlay is the guest's own affair.
@@ -32,10 +26,8 @@ pub(super) fn open(
         let options = ShareOptions { read_only, cache: config.cache, max_files };
         let share = Share::open(&config.path, options)
             .map_err(|source| VmError::Volume { tag: config.tag.clone(), source })?;
-        let own = watched(format!("husk-{}", config.id), on_broken)?;
-        let device = Fs::new(&config.tag, share, own.handle())?;
-        devices.push((config.id.clone(), Box::new(device)));
-        workers.push(own);
+        let own = opening.own_worker(format!("husk-{}", config.id))?;
+        opening.add(&config.id, Fs::new(&config.tag, share, own)?);
     }
     Ok(())
 }
