@@ -2,7 +2,7 @@
 //! containers and as an initramfs for VMs, the kernel, and whatever they keep of their own. It is
 //! made anew for each comparison and gone at its end.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use husk_initramfs::Cpio;
 
+use super::program::find;
 use super::workload::{self, Job, Workload};
 use super::{CompareError, bundle, python};
 use crate::kernels::{self, UnpackFileError};
@@ -219,19 +220,6 @@ fn busybox() -> Result<Vec<u8>, CompareError> {
     Err(CompareError::NoBusybox { dynamic })
 }
 
-/// Where the program `name` is on PATH, and where system administrators' tools are.
-pub fn find(name: impl AsRef<OsStr>) -> Option<PathBuf> {
-    use std::os::unix::fs::PermissionsExt;
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .filter(|directory| directory.is_absolute())
-        .map(|directory| directory.join(name.as_ref()))
-        .find(|path| {
-            fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,12 +241,5 @@ mod tests {
         let all = lab.path("");
         drop(lab);
         assert!(!all.exists());
-    }
-
-    #[test]
-    fn a_program_is_found_by_its_name_and_no_directory_is_one() {
-        assert!(find("sh").is_some());
-        assert_eq!(find("no-such-program-here"), None);
-        assert_eq!(find("."), None);
     }
 }

@@ -14,6 +14,7 @@ mod idle;
 mod lab;
 mod launch;
 mod proc;
+mod program;
 mod python;
 mod report;
 mod results;

@@ -3,8 +3,9 @@
 //! these.
 
 use super::launch::{Instance, LIMIT};
+use super::program::find;
 use super::workload::Job;
-use super::{CompareError, Field, cancelled, lab};
+use super::{CompareError, Field, cancelled};
 
 /// Counts those of contestant `n`; `None`, with a note, where that cannot be done.
 pub fn count(
@@ -12,7 +13,7 @@ pub fn count(
     n: usize,
     notes: &mut Vec<String>,
 ) -> Result<Option<usize>, CompareError> {
-    let Some(strace) = lab::find("strace") else {
+    let Some(strace) = find("strace") else {
         let note = "system calls: not measured, there is no strace (`apt-get install strace`)";
         if !notes.iter().any(|said| said == note) {
             notes.push(note.to_owned());

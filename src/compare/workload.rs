@@ -15,6 +15,8 @@ use crate::config::nearest;
 pub const MARK: &str = "@work";
 /// The first line of a guest's init.
 pub const INIT: &str = "@init";
+/// The script of [`Workload::Python`].
+pub(super) const PYTHON: &str = include_str!("python/work.py");
 
 /// What an instance is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +100,7 @@ impl Workload {
     pub(super) fn files(self) -> Vec<(&'static str, String)> {
         match self {
             Workload::True | Workload::Sh => Vec::new(),
-            Workload::Python => vec![("work.py", super::python::WORK.to_owned())],
+            Workload::Python => vec![("work.py", PYTHON.to_owned())],
             Workload::Http => vec![("www/index.html", format!("{MARK}\n"))],
         }
     }

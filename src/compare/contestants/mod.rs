@@ -15,8 +15,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::CompareError;
-use super::lab::{self, Kernel, Lab};
+use super::lab::{Kernel, Lab};
 use super::launch::Call;
+use super::program::find;
 use super::workload::Job;
 use crate::config::nearest;
 
@@ -139,7 +140,7 @@ impl Kind {
     /// Its program; `husk` is this one. `None` when it is not installed.
     pub fn find(&self, husk: &Path) -> Option<PathBuf> {
         match self.program {
-            Some(program) => lab::find(program),
+            Some(program) => find(program),
             None => Some(husk.to_owned()),
         }
     }

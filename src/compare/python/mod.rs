@@ -10,11 +10,10 @@ use std::time::Duration;
 use std::{fs, io};
 
 use super::error::CompareError;
-use super::lab::find;
 use super::launch;
+use super::program::find;
+use super::workload::PYTHON;
 
-/// What every contestant runs, relative to the root of the files.
-pub const WORK: &str = include_str!("work.py");
 const COLLECT: &str = include_str!("collect.py");
 /// It takes a second on a slow machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -32,7 +31,7 @@ fn interpreter() -> Option<PathBuf> {
 pub fn lay_out(root: &Path, scratch: &Path) -> Result<(), CompareError> {
     let python = interpreter().ok_or(CompareError::NoPython { tried: None })?;
     let (collect, work) = (scratch.join("collect.py"), scratch.join("work.py"));
-    for (path, text) in [(&collect, COLLECT), (&work, WORK)] {
+    for (path, text) in [(&collect, COLLECT), (&work, PYTHON)] {
         let error = CompareError::host(format!("writing {}", path.display()));
         fs::write(path, text).map_err(error)?;
     }
