@@ -5,8 +5,6 @@
 //! put into the cache, and not at all in what is no Linux or is not kept.
 
 use super::drivers::{Driver, VIRTIO_MMIO, VIRTIO_VSOCK};
-use super::elf::Elf;
-use super::image::Image;
 
 /// Drivers, and the names by which they are registered, each with its zero: those without which no guest of husk's
 /// reaches it (`drivers/virtio/virtio_mmio.c`, `net/vmw_vsock/virtio_transport.c`).
@@ -20,13 +18,9 @@ const BANNER: &[u8] = b"Linux version ";
 pub struct Absent(u64);
 
 impl Absent {
-    /// Those of the kernel `elf` in `image`, in memory.
-    pub(super) fn of(elf: &Elf, image: &Image) -> Absent {
-        let has = |name: &[u8]| {
-            let parts = elf.segments.iter();
-            let mut parts = parts.filter_map(|part| image.slice(part.offset, part.filesz).ok());
-            parts.any(|part| contains(part, name))
-        };
+    /// Those of the kernel of which these are the `parts`.
+    pub(super) fn of(parts: &[&[u8]]) -> Absent {
+        let has = |name: &[u8]| parts.iter().any(|part| contains(part, name));
         if !has(BANNER) {
             return Absent::default();
         }

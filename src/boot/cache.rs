@@ -94,7 +94,7 @@ impl Cache {
         let key = index::key_of(&text, source)?;
         let (file, stamp) = self.open_entry(dir, &key)?;
         if index::trusts(&text, source, &key, &stamp) {
-            return entry::parse(file, &stamp).or_else(|| discard(dir, &key));
+            return entry::parse(file, stamp.size()).or_else(|| discard(dir, &key));
         }
         self.verify(dir, &key, source, file, &stamp)
     }
@@ -131,7 +131,7 @@ impl Cache {
         prune(&dir.join("index"), RECORDS, None);
         let (file, stamp) = self.open_entry(dir, key)?;
         self.record(dir, source, key, &stamp);
-        entry::parse(file, &stamp)
+        entry::parse(file, stamp.size())
     }
 
     fn open_entry(&self, dir: &Path, key: &Key) -> Option<(File, Stamp)> {
@@ -153,7 +153,7 @@ impl Cache {
             log::info!("a damaged kernel in the cache is made anew");
             return discard(dir, key);
         }
-        let found = entry::parse(file, stamp).or_else(|| discard(dir, key))?;
+        let found = entry::parse(file, stamp.size()).or_else(|| discard(dir, key))?;
         self.record(dir, source, key, stamp);
         Some(found)
     }

@@ -174,7 +174,10 @@ fn cached(
         return Ok(Some(found));
     }
     let Some((mut elf, image)) = make(whole)? else { return Ok(None) };
-    elf.absent = Absent::of(&elf, &image);
+    let parts = elf.segments.iter();
+    let parts: Vec<_> =
+        parts.filter_map(|part| image.slice(part.offset, part.filesz).ok()).collect();
+    elf.absent = Absent::of(&parts);
     let elf = relayout::in_pieces(&elf, &image);
     Ok(Some(cache.store(&key, &stamp, &elf, &image).unwrap_or((image, elf))))
 }

@@ -9,7 +9,7 @@ use husk_devices::virtio::net::tap::INTERFACE_NAME;
 use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
 
 use super::Size;
-use super::validate::{CPUS_MAX, ID_MAX, PORT_NAME_MAX, VIRTIO_DEVICES_MAX};
+use super::limits::{CPUS_MAX, ID_MAX, PORT_NAME_MAX, VIRTIO_DEVICES_MAX};
 
 /// A configuration that no host can run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -8,6 +8,7 @@ mod address;
 mod error;
 mod guest;
 mod json;
+mod limits;
 mod memory;
 mod mount;
 mod nearest;
@@ -28,12 +29,12 @@ pub use error::ConfigError;
 pub use guest::{GuestConfig, RootConfig};
 pub use husk_devices::block::{Cache as DiskCache, DiskFormat, EngineChoice as DiskEngine};
 pub use json::{ConfigFileError, FILE_MAX, ToJsonError};
+pub use limits::{CPUS_MAX, VIRTIO_DEVICES_MAX};
 pub use memory::MemoryConfig;
 pub use mount::{OWN_MOUNTS, check_mount};
 pub use nearest::nearest;
 pub(crate) use net::parse_mac;
 pub use net::{NetConfig, NetHost, Publish, PublishError, RateLimiter, TokenBucket, Vhost};
-pub use validate::{CPUS_MAX, VIRTIO_DEVICES_MAX};
 pub use volume::{VolumeCache, VolumeConfig};
 
 /// A virtual machine.

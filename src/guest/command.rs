@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use husk_devices::virtio::console::tty::WindowSize;
 use husk_guest_protocol::{Action, Begin, REQUEST_MAX, Stage, VERSION, record_head, tag};
 
-use super::child::{ChildOutput, Explain, GuestChild};
+use super::child::{ChildOutput, Explain, GuestChild, Status};
 use super::error::ExecError;
 use super::session::{self, End};
 
@@ -30,35 +30,6 @@ pub struct GuestCommand {
     timeout: Option<Duration>,
     input: Vec<u8>,
     collected_max: usize,
-}
-
-/// How a command ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// By itself.
-    Exited(u8),
-    /// By a signal.
-    Signaled {
-        /// Its number, not 0.
-        signal: u8,
-        /// The guest's kernel sent it because memory ran out.
-        out_of_memory: bool,
-    },
-}
-
-impl Status {
-    /// Whether it ended by itself with status 0.
-    pub fn success(self) -> bool {
-        self == Status::Exited(0)
-    }
-
-    /// As a shell tells it in `$?`: 128 + n for signal n, and never 0 for one.
-    pub fn code(self) -> u8 {
-        match self {
-            Status::Exited(status) => status,
-            Status::Signaled { signal, .. } => 128u8.saturating_add(signal),
-        }
-    }
 }
 
 /// A command that has ended, and what it wrote.

@@ -27,8 +27,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::files;
-pub use child::{ChildInput, ChildOutput, GuestChild};
-pub use command::{GuestCommand, Output, Status};
+pub use child::{ChildInput, ChildOutput, GuestChild, Status};
+pub use command::{GuestCommand, Output};
 pub use copy::CopyStop;
 pub(crate) use copy::{Limits, get, put};
 pub(crate) use session::{PATIENCE, is_late};

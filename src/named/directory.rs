@@ -8,11 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::error::{NameError, host};
-use super::fds;
+use super::{NAME_MAX, fds};
 use crate::runtime::{self, user};
 
-/// Bytes of the longest name: with the longest directory there is room in a socket's address.
-pub const NAME_MAX: usize = 40;
 /// `sun_path` has 108 bytes (`man 7 unix`), one of them for the final NUL.
 const ADDRESS_MAX: usize = 107;
 /// How a file is called beside what it is of.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::directory::NAME_MAX;
+use super::NAME_MAX;
 use crate::guest::error::ExecError;
 
 /// A named VM cannot be had.

@@ -27,7 +27,7 @@ mod terminal;
 mod tests;
 mod waiting;
 
-pub use directory::{NAME_MAX, check};
+pub use directory::check;
 pub use error::NameError;
 pub use inspection::{About, GuestState, Inspection};
 pub use list::list;
@@ -36,6 +36,9 @@ pub use record::{Ended, ended};
 pub use remote::{Info, Remote, find, wait};
 pub use serve::{Named, serve, serve_kept};
 pub use terminal::{Resize, Terminal};
+
+/// Bytes of the longest name: with the longest directory there is room in a socket's address.
+pub const NAME_MAX: usize = 40;
 
 /// The place of the file `name` in the user's runtime directory, which is made if need be.
 ///

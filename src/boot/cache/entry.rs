@@ -16,7 +16,6 @@ use std::os::unix::fs::FileExt;
 use sha2::{Digest, Sha256};
 use twox_hash::xxhash3_64::Hasher;
 
-use super::index::Stamp;
 use crate::boot::builtin::Absent;
 use crate::boot::elf::Elf;
 use crate::boot::image::Image;
@@ -118,12 +117,12 @@ pub(super) fn is_intact(file: &File, key: &Key) -> bool {
     check().unwrap_or(false)
 }
 
-/// Takes an entry that is known to be whole. `None` if it is none after all.
-pub(super) fn parse(file: File, stamp: &Stamp) -> Option<(Image, Elf)> {
+/// Takes an entry of `len` bytes that is known to be whole. `None` if it is none after all.
+pub(super) fn parse(file: File, len: u64) -> Option<(Image, Elf)> {
     let mut trailer = [0; TRAILER_SIZE];
-    let at = stamp.size().checked_sub(TRAILER_SIZE as u64)?;
+    let at = len.checked_sub(TRAILER_SIZE as u64)?;
     file.read_exact_at(&mut trailer, at).ok()?;
-    let image = Image::File { file, len: stamp.size(), immutable: true };
+    let image = Image::File { file, len, immutable: true };
     let mut elf = Elf::parse(&image).ok().filter(|_| trailer.starts_with(MAGIC))?;
     elf.absent = Absent::from_bits(u64_at(&trailer, ABSENT_AT)?);
     Some((image, elf))
