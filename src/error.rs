@@ -17,6 +17,7 @@ pub use husk_devices::virtio::pmem::PmemError;
 pub use husk_devices::virtio::vsock::{SocketError, VsockError};
 pub use husk_devices::worker::WorkerError;
 
+pub use crate::access::AccessError;
 pub use crate::boot::bzimage::HeaderError;
 pub use crate::boot::elf::ElfError;
 pub use crate::boot::load::LoadError;

@@ -47,6 +47,7 @@
 //! signal it claims is the first real-time signal, for which it installs an empty handler: KVM_RUN
 //! can be interrupted in no other way.
 
+mod access;
 mod boot;
 pub mod compare;
 pub mod config;
@@ -91,6 +92,7 @@ pub use husk_devices::virtio::console::tty::WindowSize;
 pub use husk_macros::test;
 pub use hypervisor::Cause;
 pub use outcome::quote;
+pub use vcpu::registers::{GeneralRegisters, SystemRegisters};
 pub use vcpu::report::CrashReport;
 pub use vm::{
     BalloonError, DeviceMetrics, Ended, Metrics, Outcome, ResizeDiskError, RunningVm, State, Vm,

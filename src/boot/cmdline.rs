@@ -8,6 +8,7 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::params::GuestRange;
+use crate::access::AccessError;
 
 /// Why a command line will not do.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +44,7 @@ pub enum CmdlineError {
         /// The guest-physical address.
         address: u64,
         /// What is wrong with it.
-        r#source: vm_memory::GuestMemoryError,
+        r#source: AccessError,
     },
 }
 
@@ -143,7 +144,7 @@ impl Cmdline {
         bytes.push(0);
         memory
             .write_slice(&bytes, GuestAddress(address))
-            .map_err(|source| CmdlineError::Write { address, source })?;
+            .map_err(|e| CmdlineError::Write { address, source: e.into() })?;
         Ok(GuestRange { addr: address, len: bytes.len() as u64 - 1 })
     }
 }

@@ -17,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::bzimage::{HEADER_AT, SetupHeader};
 use super::kernel::{LINUX_CMDLINE_MAX, LINUX_INITRD_MAX};
+use crate::access::AccessError;
 
 /// The size of `boot_params`, in bytes, and the most [`write_start_info`] writes.
 pub const PARAMS_SIZE: usize = 4096;
@@ -78,7 +79,7 @@ pub enum ParamsError {
         /// The guest-physical address.
         address: u64,
         /// What is wrong with it.
-        r#source: vm_memory::GuestMemoryError,
+        r#source: AccessError,
     },
 }
 
@@ -189,7 +190,7 @@ impl Page {
         let bytes = self.0.get(..len).unwrap_or(&self.0);
         memory
             .write_slice(bytes, GuestAddress(address))
-            .map_err(|source| ParamsError::Write { address, source })
+            .map_err(|e| ParamsError::Write { address, source: e.into() })
     }
 }
 

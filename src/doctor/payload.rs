@@ -10,8 +10,9 @@
 //! Every payload ends with a write to [`DONE`] and then begins again.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_sregs};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::access::AccessError;
 use crate::x86_64::entry::Protocol;
 use crate::x86_64::regs;
 
@@ -74,7 +75,7 @@ pub fn install(
     memory: &GuestMemoryMmap,
     code: &[u8],
     reset: kvm_sregs,
-) -> Result<(kvm_regs, kvm_sregs), GuestMemoryError> {
+) -> Result<(kvm_regs, kvm_sregs), AccessError> {
     let (mut regs, mut sregs) = regs::boot_registers(memory, Protocol::Linux64, CODE, reset)?;
     memory.write_slice(code, GuestAddress(CODE))?;
     memory.write_slice(&IRETQ, GuestAddress(HANDLER))?;

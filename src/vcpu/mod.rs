@@ -6,6 +6,7 @@
 //! leaves here as a [`Failure`].
 
 pub mod gate;
+pub mod registers;
 pub mod report;
 
 use std::io;
@@ -16,13 +17,15 @@ use std::thread::JoinHandle;
 use husk_devices::bus::Bus;
 use husk_devices::panics::caught;
 use kvm_bindings::kvm_cpuid_entry2;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::access::AccessError;
 use crate::hypervisor::{Cause, Exit, HypervisorError, KvmVcpu, KvmVm};
 use crate::timeline::{Phase, Timeline};
 use crate::x86_64::entry::Protocol;
 use crate::x86_64::{cpuid, msr, regs};
 use gate::{Gate, Inside, Pass};
+use registers::{GeneralRegisters, SystemRegisters};
 use report::CrashReport;
 
 /// Bytes of stack of a vCPU thread: exits are shallow, and below 2 MiB no huge page backs it.
@@ -113,7 +116,7 @@ impl Vcpu {
         entry: u64,
     ) -> Result<(), E>
     where
-        E: From<HypervisorError> + From<GuestMemoryError>,
+        E: From<HypervisorError> + From<AccessError>,
     {
         self.kvm.begin_with(|reset| Ok(regs::boot_registers(memory, protocol, entry, reset)?))
     }
@@ -193,6 +196,12 @@ impl Runner<'_> {
         if !matches!(read, Some(Ok(()))) {
             code.clear();
         }
-        CrashReport { cpu: self.id, cause, regs, sregs, code }
+        CrashReport {
+            cpu: self.id,
+            cause,
+            regs: regs.as_ref().map(GeneralRegisters::of),
+            sregs: sregs.as_ref().map(SystemRegisters::of),
+            code,
+        }
     }
 }

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use kvm_bindings::{kvm_regs, kvm_sregs};
-
+use super::registers::{GeneralRegisters, SystemRegisters};
 use crate::hypervisor::Cause;
 
 /// The state of a vCPU that cannot go on. Its `Display` is the report shown to the user.
@@ -14,9 +13,9 @@ pub struct CrashReport {
     /// Why.
     pub cause: Cause,
     /// General registers, if KVM could still tell.
-    pub regs: Option<kvm_regs>,
+    pub regs: Option<GeneralRegisters>,
     /// Segment and control registers, likewise.
-    pub sregs: Option<kvm_sregs>,
+    pub sregs: Option<SystemRegisters>,
     /// Bytes at RIP, if they could be read.
     pub code: Vec<u8>,
 }
@@ -25,8 +24,8 @@ impl CrashReport {
     /// Whether the registers are those after a reset, not those of the fault: KVM resets a vCPU
     /// that shuts down on AMD hosts before it tells anybody (`shutdown_interception`).
     pub fn registers_are_lost(&self) -> bool {
-        let reset = |regs: &kvm_regs, sregs: &kvm_sregs| {
-            regs.rip == 0xfff0 && sregs.cs.selector == 0xf000 && sregs.cr3 == 0
+        let reset = |regs: &GeneralRegisters, sregs: &SystemRegisters| {
+            regs.rip == 0xfff0 && sregs.cs == 0xf000 && sregs.cr3 == 0
         };
         self.cause == Cause::TripleFault
             && self.regs.as_ref().zip(self.sregs.as_ref()).is_some_and(|(r, s)| reset(r, s))
@@ -77,7 +76,7 @@ impl fmt::Display for CrashReport {
             writeln!(
                 f,
                 "cs {:x}  ss {:x}  ds {:x}  gdt {:x}  idt {:x}",
-                s.cs.selector, s.ss.selector, s.ds.selector, s.gdt.base, s.idt.base
+                s.cs, s.ss, s.ds, s.gdt, s.idt
             )?;
         }
         write!(f, "code")?;
@@ -109,11 +108,11 @@ mod tests {
         let mut report = CrashReport {
             cpu: 1,
             cause: Cause::TripleFault,
-            regs: Some(kvm_regs { rip: 0xfff0, ..Default::default() }),
-            sregs: Some(kvm_sregs::default()),
+            regs: Some(GeneralRegisters { rip: 0xfff0, ..Default::default() }),
+            sregs: Some(SystemRegisters::default()),
             code: vec![0; 16],
         };
-        report.sregs.as_mut().unwrap().cs.selector = 0xf000;
+        report.sregs.as_mut().unwrap().cs = 0xf000;
         assert!(report.to_string().contains("are lost") && !report.to_string().contains("rip 0"));
         report.regs.as_mut().unwrap().rip = 0x100_0000;
         assert!(report.to_string().contains("rip 0000000001000000"));

@@ -53,7 +53,7 @@ pub enum VmError {
     #[error(transparent)]
     Acpi(#[from] crate::x86_64::acpi::AcpiError),
     #[error("guest memory: {0}")]
-    GuestMemory(vm_memory::GuestMemoryError),
+    GuestMemory(#[from] crate::access::AccessError),
     #[error(transparent)]
     Disk(#[from] husk_devices::block::DiskError),
     #[error("disk {id}: {source}")]
@@ -85,12 +85,6 @@ pub enum VmError {
     Worker(#[from] husk_devices::worker::WorkerError),
     #[error("{what}: {source}")]
     Host { what: String, r#source: io::Error },
-}
-
-impl From<vm_memory::GuestMemoryError> for VmError {
-    fn from(e: vm_memory::GuestMemoryError) -> Self {
-        Self::GuestMemory(e)
-    }
 }
 
 /// Makes an error of the host's one that names what was tried.

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::error::{VmError, host};
+use crate::access::AccessError;
 use crate::x86_64::layout;
 
 /// A generation id.
@@ -38,7 +39,8 @@ impl Generation {
     /// Puts the id where ACPI says that it is.
     pub fn write(&self, memory: &GuestMemoryMmap) -> Result<(), VmError> {
         let id = *self.id.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(memory.write_slice(&id, GuestAddress(layout::GENERATION_ID))?)
+        let written = memory.write_slice(&id, GuestAddress(layout::GENERATION_ID));
+        Ok(written.map_err(AccessError::from)?)
     }
 
     /// Begins another generation and tells the guest. The vCPUs may run.

@@ -21,9 +21,10 @@ use acpi_tables::{Aml, AmlSink};
 use husk_devices::platform::{POWER_LEN, PVPANIC_LEN, PowerControl};
 use husk_devices::serial::UART_LEN;
 use husk_devices::virtio::mmio::MMIO_WINDOW;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout;
+use crate::access::AccessError;
 
 const OEM: [u8; 6] = *b"HUSK  ";
 const TABLE: [u8; 8] = *b"HUSKVM  ";
@@ -46,13 +47,7 @@ pub enum AcpiError {
     TooLarge(usize),
     /// The space kept for them is not guest memory.
     #[error("ACPI tables: {0}")]
-    Memory(GuestMemoryError),
-}
-
-impl From<GuestMemoryError> for AcpiError {
-    fn from(e: GuestMemoryError) -> Self {
-        Self::Memory(e)
-    }
+    Memory(#[from] AccessError),
 }
 
 /// Writes all tables and returns the address of the RSDP.
@@ -87,7 +82,7 @@ pub fn write(
     if image.len() as u64 > layout::ACPI_LEN {
         return Err(AcpiError::TooLarge(image.len()));
     }
-    memory.write_slice(&image, GuestAddress(layout::ACPI))?;
+    memory.write_slice(&image, GuestAddress(layout::ACPI)).map_err(AccessError::from)?;
     Ok(GuestAddress(layout::ACPI))
 }
 

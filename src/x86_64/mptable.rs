@@ -3,9 +3,10 @@
 //! Written into the BIOS area, where Linux looks for it: floating pointer, then the configuration
 //! table with its processors, bus, I/O APIC and interrupt entries.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout;
+use crate::access::AccessError;
 
 const SPEC_REVISION: u8 = 4;
 const APIC_VERSION: u8 = 0x14;
@@ -28,7 +29,7 @@ fn checksum(bytes: &[u8]) -> u8 {
 ///
 /// # Errors
 /// When there is no guest memory.
-pub fn write(memory: &GuestMemoryMmap, cpus: u8) -> Result<(), GuestMemoryError> {
+pub fn write(memory: &GuestMemoryMmap, cpus: u8) -> Result<(), AccessError> {
     let io_apic = cpus;
     let mut entries: Vec<u8> = Vec::new();
     let mut count: u16 = 0;
@@ -77,7 +78,7 @@ pub fn write(memory: &GuestMemoryMmap, cpus: u8) -> Result<(), GuestMemoryError>
     pointer[8..10].copy_from_slice(&[1, SPEC_REVISION]);
     pointer[10] = checksum(&pointer);
     memory.write_slice(&pointer, GuestAddress(at))?;
-    memory.write_slice(&table, GuestAddress(at + 16))
+    Ok(memory.write_slice(&table, GuestAddress(at + 16))?)
 }
 
 #[cfg(test)]

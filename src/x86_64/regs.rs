@@ -6,10 +6,11 @@
 //! and wait for the guest's INIT and SIPI.
 
 use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::entry::Protocol;
 use super::layout;
+use crate::access::AccessError;
 
 const CR0_PE: u64 = 1 << 0;
 const CR0_ET: u64 = 1 << 4;
@@ -68,7 +69,7 @@ fn write_tables(
     memory: &GuestMemoryMmap,
     segments: [&kvm_segment; 3],
     paging: bool,
-) -> Result<(), GuestMemoryError> {
+) -> Result<(), AccessError> {
     let [code, data, task] = segments;
     let gdt = [0, 0, descriptor(code), descriptor(data), descriptor(task)];
     for (n, entry) in (0..).zip(gdt) {
@@ -104,7 +105,7 @@ pub fn boot_registers(
     protocol: Protocol,
     entry: u64,
     mut sregs: kvm_sregs,
-) -> Result<(kvm_regs, kvm_sregs), GuestMemoryError> {
+) -> Result<(kvm_regs, kvm_sregs), AccessError> {
     let long = protocol == Protocol::Linux64;
     let code = segment(CODE, EXECUTE_READ_ACCESSED, long);
     // Data segments have no long mode; D/B stays set.

@@ -5,15 +5,16 @@
 //! the reset register, so that `reboot` works without a `reboot=` parameter.
 
 use husk_devices::platform::PowerControl;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout;
+use crate::access::AccessError;
 
 /// Writes the code at [`layout::RESET_VECTOR`].
 ///
 /// # Errors
 /// When there is no guest memory.
-pub fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+pub fn write(memory: &GuestMemoryMmap) -> Result<(), AccessError> {
     let [low, high] = (layout::POWER + PowerControl::RESET_OFFSET).to_le_bytes();
     let code = [
         [0xb0, PowerControl::RESET_VALUE].as_slice(), // mov al, RESET_VALUE
@@ -23,5 +24,5 @@ pub fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
         &[0xeb, 0xfd],                                // jmp to the hlt
     ]
     .concat();
-    memory.write_slice(&code, GuestAddress(layout::RESET_VECTOR))
+    Ok(memory.write_slice(&code, GuestAddress(layout::RESET_VECTOR))?)
 }
