@@ -34,7 +34,7 @@ pub type OnBroken = Arc<dyn Fn(String) + Send + Sync>;
 pub enum WorkerError {
     /// The event loop could not be made or has gone.
     #[error("event loop: {0}")]
-    Loop(event_manager::Error),
+    Loop(String),
     /// The thread could not be started.
     #[error("worker thread: {0}")]
     Thread(io::Error),
@@ -48,7 +48,7 @@ pub enum WorkerError {
 
 impl From<event_manager::Error> for WorkerError {
     fn from(e: event_manager::Error) -> Self {
-        WorkerError::Loop(e)
+        WorkerError::Loop(e.to_string())
     }
 }
 
