@@ -53,8 +53,8 @@ pub struct Run {
     /// The initial RAM file system
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// The kernel command line [default: console=ttyS0 cryptomgr.notests, and root=/dev/vda when
-    /// there is a disk; panic=-1 and pci=off are added unless panic= and pci= are set]
+    /// The kernel command line [default: console=ttyS0 cryptomgr.notests, and root=/dev/vda with a
+    /// disk; panic=-1 and pci=off are added unless set]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// Added to the kernel command line; may be repeated
