@@ -48,6 +48,8 @@ pub struct Job<'a> {
     pub resized: Awaited,
     /// `--keep-on-failure`, and what the VM is called.
     pub keep: Option<&'a str>,
+    /// `--detach`: who started it is told of a command that does not begin, and of no VM then.
+    pub detached: bool,
     /// `--tty`.
     pub tty: bool,
 }
@@ -63,7 +65,7 @@ pub fn run(
     course: &Course,
     has_begun: impl FnOnce(&Arc<GuestChild>) -> Result<(), Error>,
 ) -> Result<u8, Error> {
-    let Job { command, limits, resized, keep, tty } = job;
+    let Job { command, limits, resized, keep, detached, tty } = job;
     let limits = &limits;
     let (command, interactive) = connect::for_terminal(command, tty);
     // Until it has the terminal the keys that are husk's are not read.
@@ -76,7 +78,12 @@ pub fn run(
     drop(hint);
     let child = match started {
         Ok(child) => child,
-        Err(e) => return Ok(failed(&e, vm, course, limits)),
+        Err(e) => {
+            let name = keep.filter(|_| !detached && is_commands(&e) && !course.is_end_wanted());
+            let Some(name) = name else { return Ok(failed(&e, vm, course, limits)) };
+            tell!("husk: {e}\n");
+            return Ok(stay(vm, name, course, Kept::NotBegun(status_of_error(&e))));
+        }
     };
     let escapes = interactive.then(|| attend_escapes(vm.clone())).transpose()?;
     let (typed, is_end) = escapes.unzip();
@@ -113,6 +120,8 @@ pub fn run(
 /// Why a VM stays after its command.
 #[derive(Clone, Copy)]
 enum Kept {
+    /// It did not begin, which is this exit status.
+    NotBegun(u8),
     /// It ended with this exit status.
     Ended(u8),
     /// Its time is up.
@@ -122,6 +131,7 @@ enum Kept {
 /// Keeps the VM until somebody ends it, and gives the command's exit status.
 fn stay(vm: &Arc<RunningVm>, name: &str, course: &Course, kept: Kept) -> u8 {
     let (how, status) = match kept {
+        Kept::NotBegun(status) => ("did not begin".to_owned(), status),
         Kept::Ended(status) => (format!("ended with status {status}"), status),
         Kept::StillRuns => ("still runs, and its time is up".to_owned(), TIMED_OUT),
     };
@@ -178,6 +188,20 @@ fn timed_out(vm: &Arc<RunningVm>, limits: &Limits) -> u8 {
     TIMED_OUT
 }
 
+/// Whether the command cannot be run as it was given, in a guest with which all is well.
+fn is_commands(error: &ExecError) -> bool {
+    matches!(
+        error,
+        ExecError::NotFound(_)
+            | ExecError::NotExecutable { .. }
+            | ExecError::Directory { .. }
+            | ExecError::User { .. }
+            | ExecError::Nul(_)
+            | ExecError::Variable(_)
+            | ExecError::TooLong(_)
+    )
+}
+
 /// Says why the command did not run, or not to its end, and gives the exit status.
 fn failed(error: &ExecError, vm: &Arc<RunningVm>, course: &Course, limits: &Limits) -> u8 {
     terminal::restore();
@@ -199,19 +223,8 @@ fn failed(error: &ExecError, vm: &Arc<RunningVm>, course: &Course, limits: &Limi
         error => status_of_error(error),
     };
     tell!("husk: {error}\n");
-    let is_commands = matches!(
-        error,
-        ExecError::NotFound(_)
-            | ExecError::NotExecutable { .. }
-            | ExecError::Directory { .. }
-            | ExecError::User { .. }
-            | ExecError::Nul(_)
-            | ExecError::Variable(_)
-            | ExecError::TooLong(_)
-            // It has told the console itself.
-            | ExecError::AgentLost { .. }
-    );
-    if !is_commands {
+    // The loss of the agent has told the console itself.
+    if !is_commands(error) && !matches!(error, ExecError::AgentLost { .. }) {
         report_console(&vm.console_tail(CONSOLE_LINES));
     }
     end(vm, status.into());
@@ -230,6 +243,26 @@ fn attend_escapes(vm: Arc<RunningVm>) -> std::io::Result<Escapes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vm_is_kept_for_an_error_of_its_commands_and_for_none_of_its_own() {
+        let name = || "it".to_owned();
+        let source = || std::io::Error::from_raw_os_error(libc::EACCES);
+        for error in [
+            ExecError::NotFound(name()),
+            ExecError::NotExecutable { command: name(), source: source() },
+            ExecError::Directory { directory: name(), source: source() },
+            ExecError::User { user: name(), source: source() },
+            ExecError::Nul(name()),
+        ] {
+            assert!(is_commands(&error), "{error}");
+        }
+        let ended = ExecError::Ended(Box::new(Outcome::PowerOff));
+        let lost = ExecError::AgentLost { console: String::new() };
+        for error in [ended, lost, ExecError::NotStarted, ExecError::NotReady(Duration::ZERO)] {
+            assert!(!is_commands(&error), "{error}");
+        }
+    }
 
     #[test]
     fn a_vm_that_has_gone_gives_its_command_the_status_of_what_ended_it() {

@@ -4,13 +4,15 @@
 //! ```text
 //! Preparing ─▶ Starting ─▶ Running ──stop──▶ Asked ─┐ signal
 //!   │ │           │           │ └────signal───────────┴──▶ Told ─────────┐
-//!   │ │           │ signal    │ the command is over          │ it is over  │
+//!   │ │           │ signal    │ the command is over¹         │ it is over  │
 //!   │ │           │           ▼                              ▼             │
 //!   │ └───────────┼──────▶ Alone ────────signal────────▶ Leaving           │
 //!   │ signal      │                                         │ signal,      │ signal,
 //!   ▼             ▼                                         ▼ grace over   ▼ grace over
 //!  exit         Ending ◀────────────────────────────────────────────────────
 //! ```
+//!
+//! ¹ or could not begin: from Starting.
 
 /// A stage, and what it holds of the VM (`V`) and its command (`C`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub enum Event<V, C> {
     StartsAlone(V),
     /// The command has begun.
     Begins(C),
-    /// The command is over, or its time is, and the VM stays.
+    /// The command is over, or its time is, or it cannot begin, and the VM stays.
     Stays,
     /// One of the signals that ask husk to end.
     Signal(i32),
@@ -113,7 +115,9 @@ impl<V: Clone, C: Clone> Stage<V, C> {
             (Told { vm, child, signal }, Event::Stop) => {
                 (Told { vm, child: child.clone(), signal }, Deed::Terminate(child))
             }
-            (Running { vm, .. } | Asked { vm, .. }, Event::Stays) => (Alone { vm }, Deed::Nothing),
+            (Starting { vm } | Running { vm, .. } | Asked { vm, .. }, Event::Stays) => {
+                (Alone { vm }, Deed::Nothing)
+            }
             (Told { vm, signal, .. }, Event::Stays) => {
                 (Leaving { vm: vm.clone(), signal }, Deed::Leave { vm, signal })
             }
@@ -228,7 +232,8 @@ mod tests {
 
     #[test]
     fn a_guest_that_is_there_for_itself_is_asked_first() {
-        for alone in [&[ALONE][..], &[STARTS, BEGINS, Event::Stays]] {
+        // Without a command, after one, and with one that could not begin.
+        for alone in [&[ALONE][..], &[STARTS, BEGINS, Event::Stays], &[STARTS, Event::Stays]] {
             let with = |more: &[Happens]| after(&[alone, more].concat());
             assert!(!with(&[]).0.is_wanted());
             assert_eq!(with(&[Event::Stop]), (Stage::Alone { vm: "vm" }, Deed::TurnOff("vm")));

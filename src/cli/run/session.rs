@@ -86,6 +86,7 @@ impl Session {
             limits: command::Limits { timeout, grace: self.grace },
             resized: self.resized,
             keep: self.name.as_deref().filter(|_| self.keep),
+            detached: self.detached.is_some(),
             tty: self.tty,
         };
         let has_begun = |child: &Arc<GuestChild>| {
