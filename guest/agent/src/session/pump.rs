@@ -14,8 +14,10 @@ pub struct Input {
     len: usize,
     /// The host has no more.
     ended: bool,
-    /// A terminal has no end; what is typed for one is Ctrl-D.
     is_terminal: bool,
+    /// It is a terminal's, which has no end, and the Ctrl-D that is typed for one is still to come: it is not
+    /// the host's, so that there need be no room for it yet.
+    end_owed: bool,
     /// Bytes taken since the host was last told.
     taken: u32,
 }
@@ -27,7 +29,8 @@ impl Input {
     /// Without memory for the ring.
     pub fn new(to: Fd, is_terminal: bool) -> Result<Input> {
         let ring = process::memory(WINDOW as usize)?;
-        Ok(Input { to, ring, start: 0, len: 0, ended: false, is_terminal, taken: 0 })
+        let (ended, end_owed) = (false, false);
+        Ok(Input { to, ring, start: 0, len: 0, ended, is_terminal, end_owed, taken: 0 })
     }
 
     /// What to wait for before [`Input::flush`]: this can be written to.
@@ -46,6 +49,12 @@ impl Input {
         if bytes.len() > self.ring.len() - self.len {
             return Err(Errno::PROTO);
         }
+        self.append(bytes);
+        Ok(())
+    }
+
+    /// Adds what there is room for.
+    fn append(&mut self, bytes: &[u8]) {
         for byte in bytes {
             let size = self.ring.len();
             if let Some(place) = self.ring.get_mut((self.start + self.len) % size) {
@@ -53,14 +62,11 @@ impl Input {
                 self.len += 1;
             }
         }
-        Ok(())
     }
 
     /// No more comes.
     pub fn end(&mut self) {
-        if self.is_terminal && !self.ended {
-            let _ = self.push(&[4]);
-        }
+        self.end_owed |= self.is_terminal && !self.ended;
         self.ended = true;
     }
 
@@ -69,7 +75,14 @@ impl Input {
     /// # Errors
     /// When the host has gone.
     pub fn flush(&mut self, wire: &Wire) -> Result<()> {
-        while self.len > 0 && self.to.is_open() {
+        while self.to.is_open() {
+            if self.end_owed && self.len < self.ring.len() {
+                self.end_owed = false;
+                self.append(&[4]);
+            }
+            if self.len == 0 {
+                break;
+            }
             let end = (self.start + self.len).min(self.ring.len());
             match file::write(self.to, self.ring.get(self.start..end).unwrap_or_default()) {
                 Ok(count) => {
@@ -158,6 +171,42 @@ impl Output {
                 let bytes = room.get(..count).unwrap_or_default();
                 wire.send(Frame::Output(self.name, bytes)).map(|()| Forwarded::Some)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_terminals_input_comes_also_when_the_ring_is_full() {
+        let (from, to) = file::pipe().unwrap();
+        for fd in [from, to] {
+            file::set_nonblocking(fd).unwrap();
+        }
+        let null = file::open(c"/dev/null", file::WRITE | file::CLOEXEC, 0).unwrap();
+        let wire = Wire::new(null);
+        let mut input = Input::new(to, true).unwrap();
+        input.push(&[b'x'; WINDOW as usize]).unwrap();
+        assert_eq!(input.push(b"y"), Err(Errno::PROTO), "it is full");
+        input.end();
+        // Said twice it is still one.
+        input.end();
+        let mut came = Vec::new();
+        let mut room = [0; 64 << 10];
+        loop {
+            input.flush(&wire).unwrap();
+            match file::read(from, &mut room) {
+                Ok(count) => came.extend_from_slice(&room[..count]),
+                Err(Errno::AGAIN) => break,
+                Err(e) => panic!("{e:?}"),
+            }
+        }
+        assert_eq!(came.len(), WINDOW as usize + 1);
+        assert_eq!((came[WINDOW as usize - 1], came[WINDOW as usize]), (b'x', 4));
+        for mut fd in [from, to, null] {
+            fd.close();
         }
     }
 }
