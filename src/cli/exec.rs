@@ -45,7 +45,7 @@ impl Exec {
         };
         let attached = attach(child, interactive.then_some(resized), None, |_| Ok(()))?;
         let _ = begun.set(attached.child.clone());
-        let ended = attached.wait(|| None);
+        let ended = attached.wait(|| None, Duration::ZERO);
         terminal::restore();
         match ended {
             Ok(Some(end)) => Ok(status_of(&end)),

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use husk::error::ExecError;
 use husk::{GuestChild, GuestCommand, Status, WindowSize};
@@ -82,25 +82,47 @@ pub fn attach(
 }
 
 impl Attached {
-    /// Waits for the command's end, and until what it wrote is shown; `None` when that is not in time.
-    /// `left` tells how much of that there is still.
+    /// Waits for the command's end; `None` when that is not in time, of which `left` tells how much there is
+    /// still. Waits then until what it wrote is shown, which may take the grace beyond that time.
     ///
     /// # Errors
     /// When the guest has gone before.
-    pub fn wait(&self, left: impl Fn() -> Option<Duration>) -> Result<Option<End>, ExecError> {
+    pub fn wait(
+        &self,
+        left: impl Fn() -> Option<Duration>,
+        grace: Duration,
+    ) -> Result<Option<End>, ExecError> {
         let status = match left() {
             None => Some(self.child.wait()?),
             Some(left) => self.child.wait_timeout(left)?,
         };
-        let mut is_whole = true;
-        for _ in 0..self.shown {
-            match self.done.recv_timeout(left().unwrap_or(EVER)) {
-                Ok(shown) => is_whole &= shown,
-                Err(_) => return Ok(None),
-            }
-        }
-        Ok(status.map(|status| End { status, is_whole }))
+        let limit = left().map_or(EVER, |left| left.saturating_add(grace));
+        Ok(status.map(|status| End::after(status, &self.done, self.shown, limit)))
     }
+}
+
+impl End {
+    /// That of a command whose `count` streams are still shown, which is waited for as long as that.
+    fn after(status: Status, done: &Receiver<Shown>, count: usize, limit: Duration) -> End {
+        let is_whole = are_shown(done, count, limit);
+        if is_whole.is_none() {
+            tell!(
+                "husk: the command has ended, but its output was not read in time, and the rest of it \
+                 is lost\n"
+            );
+        }
+        End { status, is_whole: is_whole.unwrap_or(false) }
+    }
+}
+
+/// Waits at most so long for the ends of so many streams, and tells whether nothing of them was lost; `None`
+/// when some have not ended.
+fn are_shown(done: &Receiver<Shown>, count: usize, limit: Duration) -> Option<bool> {
+    let begun = Instant::now();
+    (0..count).try_fold(true, |whole, _| {
+        let shown = done.recv_timeout(limit.saturating_sub(begun.elapsed())).ok()?;
+        Some(whole && shown)
+    })
 }
 
 /// Tells the command's terminal its size whenever that changes, as long as there is a command.
@@ -111,4 +133,28 @@ fn attend_window(resized: Awaited, child: &Arc<GuestChild>) -> std::io::Result<(
             let _ = child.resize(size);
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_has_its_own_end_also_when_its_output_is_read_late_or_never() {
+        let (done, all_done) = channel();
+        done.send(true).unwrap();
+        let late = done.clone();
+        let reader = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            late.send(true).unwrap();
+        });
+        let end = |count, limit| End::after(Status::Exited(3), &all_done, count, limit);
+        let whole = end(2, EVER);
+        assert_eq!((whole.status, whole.is_whole), (Status::Exited(3), true));
+        reader.join().unwrap();
+        done.send(false).unwrap();
+        assert!(!end(1, Duration::ZERO).is_whole, "it could not be written");
+        let unread = end(1, Duration::from_millis(10));
+        assert_eq!((unread.status, unread.is_whole), (Status::Exited(3), false));
+    }
 }

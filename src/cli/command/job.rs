@@ -93,7 +93,7 @@ pub fn run(
         has_begun(child)
     };
     let attached = connect::attach(child, interactive.then_some(resized), typed, begun)?;
-    let ended = attached.wait(|| limits.left());
+    let ended = attached.wait(|| limits.left(), limits.grace);
     terminal::restore();
     let end = match (ended, keep) {
         (Ok(Some(end)), _) => end,
