@@ -168,6 +168,11 @@ fn files(vm: &RunningVm, lab: &Lab) {
 fn memory(vm: &RunningVm) {
     let hungry = run(vm, &GuestCommand::new(["tail", "/dev/zero"]).timeout(PATIENCE));
     assert_eq!(hungry.status, Status::Signaled { signal: 9, out_of_memory: true });
+    // One that it started was killed, and it itself by somebody else: both are told for what they are.
+    let child = vm.spawn(&shell("tail /dev/zero; kill -KILL $$")).unwrap();
+    let other = child.wait_timeout(PATIENCE).unwrap();
+    assert_eq!(other, Some(Status::Signaled { signal: 9, out_of_memory: false }));
+    assert_eq!(child.killed_for_memory(), 1);
     assert!(run(vm, &shell("true")).status.success(), "the guest is there still");
     // The agent's own process, made the first to go, and a kernel that is told that memory has run out.
     let script =

@@ -106,6 +106,13 @@ impl GuestChild {
         }
     }
 
+    /// How many processes the guest's kernel ended because memory ran out while the command ran: its own, or
+    /// another's that ran beside it. Known when it has ended; 0 with an agent that does not tell, which one in
+    /// a guest with an init of its own may be.
+    pub fn killed_for_memory(&self) -> u32 {
+        self.session.starved()
+    }
+
     /// Sends the command, and all others of its process group, the signal with this number.
     ///
     /// # Errors

@@ -229,6 +229,7 @@ impl GuestCommand {
         if let Some(user) = &self.user {
             record(&mut request, tag::USER, user.as_bytes(), || user.clone())?;
         }
+        record(&mut request, tag::OUT_OF_MEMORY, &[], String::new)?;
         Ok(request)
     }
 

@@ -46,6 +46,8 @@ struct State {
     end: Option<End>,
     /// The permissions of a file that the guest sends.
     mode: Option<u32>,
+    /// Processes that the guest's kernel has ended for want of memory.
+    starved: u32,
 }
 
 /// A session that has begun.
@@ -186,7 +188,7 @@ pub fn begin(
     let session = Arc::new(Session {
         writing: Mutex::new(socket.try_clone().map_err(lost)?),
         socket,
-        state: Mutex::new(State { credit: WINDOW, deaf: false, end: None, mode: None }),
+        state: Mutex::new(State { credit: WINDOW, deaf: false, end: None, mode: None, starved: 0 }),
         changed: Condvar::new(),
         stdout: Pipe::default(),
         stderr: Pipe::default(),
@@ -235,6 +237,7 @@ impl Session {
                     self.changed.notify_all();
                 }
                 Frame::Mode(mode) => self.state().mode = Some(mode),
+                Frame::OutOfMemory(killed) => self.state().starved = killed,
                 Frame::Exited(status) => break End::Exited(status),
                 Frame::Signaled(signal, memory) => break End::Signaled(signal, memory),
                 Frame::Cannot(stage, errno) => break End::Cannot(stage, errno as i32),
@@ -261,6 +264,11 @@ impl Session {
     /// The permissions of the file that the guest sends, if it has told them.
     pub fn mode(&self) -> Option<u32> {
         self.state().mode
+    }
+
+    /// How many processes the guest's kernel has ended for want of memory, as far as it has told.
+    pub fn starved(&self) -> u32 {
+        self.state().starved
     }
 
     /// Waits for its end, at most until then.

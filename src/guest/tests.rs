@@ -423,6 +423,25 @@ fn a_guest_that_says_what_no_agent_says_is_an_error_and_no_status() {
 }
 
 #[test]
+fn a_command_tells_of_processes_that_were_killed_for_want_of_memory_beside_its_own_end() {
+    for (killed, end) in [(3, Frame::Exited(0)), (1, Frame::Signaled(9, false))] {
+        let socket = impostor(move |socket| {
+            send(&socket, Frame::Started).unwrap();
+            send(&socket, Frame::OutOfMemory(killed)).unwrap();
+            send(&socket, end).unwrap();
+        });
+        let child = shell("").spawn_on(socket, explain(), later()).unwrap();
+        let status = child.wait().unwrap();
+        assert!(matches!(status.code(), 0 | 137), "{status:?}");
+        assert_eq!(child.killed_for_memory(), killed);
+    }
+    let (socket, mut agent) = agent();
+    let child = shell("exit 3").spawn_on(socket, explain(), later()).unwrap();
+    assert_eq!((child.wait().unwrap(), child.killed_for_memory()), (Status::Exited(3), 0));
+    agent.wait().unwrap();
+}
+
+#[test]
 fn a_guest_that_answers_a_byte_at_a_time_has_no_longer_for_it() {
     let socket = impostor(|mut socket| {
         let piece = [0; 8000];

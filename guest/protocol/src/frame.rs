@@ -104,6 +104,9 @@ pub enum Frame<'a> {
     OutputEnd(u8),
     /// Guest: type and permissions of what it sends.
     Mode(u32),
+    /// Guest, before the last, when it was asked for ([`crate::tag::OUT_OF_MEMORY`]): while the command ran its
+    /// kernel ended so many processes for want of memory, not 0.
+    OutOfMemory(u32),
     /// Guest, last: the command's exit status.
     Exited(u8),
     /// Guest, last: the signal that ended it, and whether for want of memory.
@@ -155,6 +158,7 @@ impl<'a> Frame<'a> {
             (35, &[stream]) => Frame::OutputEnd(stream),
             (36, &[status]) => Frame::Exited(status),
             (38, &[a, b, c, d]) => Frame::Mode(u32::from_le_bytes([a, b, c, d])),
+            (39, &[a, b, c, d]) => Frame::OutOfMemory(u32::from_le_bytes([a, b, c, d])),
             (37, &[signal @ 1..=255, memory @ 0..=1]) => Frame::Signaled(signal, memory == 1),
             _ => return Err(Malformed),
         })
@@ -195,6 +199,7 @@ impl<'a> Frame<'a> {
             }
             Frame::OutputEnd(stream) => encoded.with(35, &[stream]),
             Frame::Mode(mode) => encoded.with(38, &mode.to_le_bytes()),
+            Frame::OutOfMemory(killed) => encoded.with(39, &killed.to_le_bytes()),
             Frame::Exited(status) => encoded.with(36, &[status]),
             Frame::Signaled(signal, memory) => encoded.with(37, &[signal, memory.into()]),
         };

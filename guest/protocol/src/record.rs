@@ -23,6 +23,9 @@ pub mod tag {
     /// The name under which it is put into [`FILE`] when that is a directory.
     pub const NAME: u8 = 6;
 
+    /// (Empty) [`crate::Frame::OutOfMemory`] is understood, and wanted.
+    pub const OUT_OF_MEMORY: u8 = 7;
+
     /// Set-up: what a network interface is to have, of [`crate::INTERFACE_LEN`] bytes: its number n (`ethn`),
     /// the address (4 bytes), the bits of its network's prefix, and the default gateway (4 bytes; of zeros
     /// there is none).

@@ -55,6 +55,7 @@ fn every_frame_comes_out_as_it_went_in() {
         Frame::Output(stream::STDOUT, &bytes),
         Frame::OutputEnd(stream::STDOUT),
         Frame::Mode(0o750),
+        Frame::OutOfMemory(0x1234_5678),
         Frame::Exited(255),
         Frame::Signaled(9, true),
         Frame::Signaled(127, false),

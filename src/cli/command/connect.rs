@@ -33,6 +33,8 @@ pub struct End {
     pub status: Status,
     /// All that it wrote was shown, as far as anybody read it.
     pub is_whole: bool,
+    /// Processes that the guest's kernel ended for want of memory meanwhile.
+    pub starved: u32,
 }
 
 /// On a terminal, `command` with one of the same kind and size; and whether that is so. With `tty` it has one
@@ -97,7 +99,8 @@ impl Attached {
             Some(left) => self.child.wait_timeout(left)?,
         };
         let limit = left().map_or(EVER, |left| left.saturating_add(grace));
-        Ok(status.map(|status| End::after(status, &self.done, self.shown, limit)))
+        let end = |status| End::after(status, &self.done, self.shown, limit);
+        Ok(status.map(|status| End { starved: self.child.killed_for_memory(), ..end(status) }))
     }
 }
 
@@ -111,7 +114,7 @@ impl End {
                  is lost\n"
             );
         }
-        End { status, is_whole: is_whole.unwrap_or(false) }
+        End { status, is_whole: is_whole.unwrap_or(false), starved: 0 }
     }
 }
 

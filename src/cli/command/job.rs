@@ -152,13 +152,23 @@ fn stay(vm: &Arc<RunningVm>, name: &str, course: &Course, kept: Kept) -> u8 {
 /// The exit status for a command's end, and a word about one that needs it. What is not whole is no success
 /// of the command's, whatever its own status is.
 pub fn status_of(end: &End) -> u8 {
-    if let Status::Signaled { out_of_memory: true, .. } = end.status {
+    if let Some(whom) = starved(end) {
         tell!(
-            "husk: the guest ran out of memory, and its kernel killed the command: give the guest more \
-             with --memory\n"
+            "husk: the guest ran out of memory, and its kernel killed {whom}: give the guest more with \
+             --memory\n"
         );
     }
     if end.is_whole { end.status.code() } else { CANNOT }
+}
+
+/// Whom the guest's kernel killed because memory ran out, if anybody.
+fn starved(end: &End) -> Option<String> {
+    match (end.status, end.starved) {
+        (Status::Signaled { out_of_memory: true, .. }, _) => Some("the command".to_owned()),
+        (_, 0) => None,
+        (_, 1) => Some("a process while the command ran".to_owned()),
+        (_, count) => Some(format!("{count} processes while the command ran")),
+    }
 }
 
 /// Turns the VM off in good order; at once if that takes too long.
@@ -243,6 +253,20 @@ fn attend_escapes(vm: Arc<RunningVm>) -> std::io::Result<Escapes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_was_killed_for_want_of_memory_is_told_whatever_the_commands_status_is() {
+        let told = |status, starved| {
+            super::starved(&End { status, starved, is_whole: true }).unwrap_or_default()
+        };
+        let killed = |out_of_memory| Status::Signaled { signal: 9, out_of_memory };
+        assert_eq!(told(killed(true), 1), "the command");
+        // By an agent that does not count.
+        assert_eq!(told(killed(true), 0), "the command");
+        assert_eq!(told(killed(false), 1), "a process while the command ran");
+        assert_eq!(told(Status::Exited(0), 2), "2 processes while the command ran");
+        assert_eq!(told(Status::Exited(1), 0), "");
+    }
 
     #[test]
     fn a_vm_is_kept_for_an_error_of_its_commands_and_for_none_of_its_own() {

@@ -4,12 +4,12 @@ use husk_guest_protocol::{Begin, Frame, Stage, stream};
 
 use super::Cannot;
 use super::launch::{self, Running};
+use super::memory;
 use super::pump::{Forwarded, Input, Output};
 use super::request::Request;
 use crate::sys::file::{Poll, poll};
 use crate::sys::process::{End, SIGHUP, SIGKILL};
-use crate::sys::{Errno, Fd, Result, file, process, terminal};
-use crate::text::{lines, number};
+use crate::sys::{Errno, Fd, Result, process, terminal};
 use crate::wire::Wire;
 
 /// Runs the command of `request` to its end.
@@ -24,7 +24,7 @@ pub fn run(
     let agent = |e| (Stage::Agent, e);
     let children = process::children().map_err(agent)?;
     let request = Request::parse(request).map_err(agent)?;
-    let killed_before = killed_for_memory();
+    let killed_before = memory::killed();
     let running = launch::launch(&request, begin.tty.then_some(begin.window))?;
     let mut command = Command {
         id: running.id,
@@ -36,10 +36,9 @@ pub fn run(
     // From here on an error means that the host has gone, or wants the end.
     let served = wire.send(Frame::Started).and_then(|()| command.serve(wire, children));
     let _ = match served {
-        Ok(End::Exited(status)) => wire.send(Frame::Exited(status)),
-        Ok(End::Signaled(signal)) => {
-            let memory = signal == SIGKILL && killed_for_memory() > killed_before;
-            wire.send(Frame::Signaled(signal, memory))
+        Ok(end) => {
+            let killed = memory::killed().saturating_sub(killed_before);
+            conclude(wire, &request, command.id, end, killed)
         }
         Err(_) => {
             let _ = process::kill(-command.id, SIGHUP);
@@ -47,6 +46,21 @@ pub fn run(
         }
     };
     Ok(())
+}
+
+/// Tells how the command ended, and first, who wants to hear of it, how many processes were `killed` for want
+/// of memory meanwhile.
+fn conclude(wire: &Wire, request: &Request, id: i32, end: End, killed: u32) -> Result<()> {
+    if killed > 0 && request.hears_of_memory {
+        wire.send(Frame::OutOfMemory(killed))?;
+    }
+    match end {
+        End::Exited(status) => wire.send(Frame::Exited(status)),
+        End::Signaled(signal) => {
+            let memory = signal == SIGKILL && killed > 0 && memory::was_killed(id);
+            wire.send(Frame::Signaled(signal, memory))
+        }
+    }
 }
 
 fn outputs(running: &Running) -> [Output; 2] {
@@ -167,12 +181,4 @@ impl Command {
             _ => None,
         }
     }
-}
-
-/// How many processes this kernel has ended because memory ran out.
-fn killed_for_memory() -> u32 {
-    let Ok(room) = process::memory(64 << 10) else { return 0 };
-    let text = file::read_file(c"/proc/vmstat", room).unwrap_or_default();
-    let found = lines(text).find_map(|line| line.strip_prefix(b"oom_kill "));
-    found.and_then(number).unwrap_or(0)
 }

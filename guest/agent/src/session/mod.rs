@@ -6,6 +6,7 @@
 mod command;
 mod copy;
 mod launch;
+mod memory;
 mod pump;
 mod request;
 mod sparse;

@@ -18,6 +18,8 @@ pub struct Request {
     pub search: Option<&'static [u8]>,
     pub directory: Option<&'static CStr>,
     pub user: Option<&'static [u8]>,
+    /// Whoever asks wants to hear when memory ran out.
+    pub hears_of_memory: bool,
     pub file: Option<&'static CStr>,
     /// What it is called in the directory `file`, if that is one.
     pub name: Option<&'static [u8]>,
@@ -44,6 +46,7 @@ impl Request {
             search: None,
             directory: None,
             user: None,
+            hears_of_memory: false,
             file: None,
             name: None,
         };
@@ -73,6 +76,7 @@ impl Request {
                 }
                 tag::DIRECTORY => request.directory = Some(text?),
                 tag::USER => request.user = Some(record.bytes()),
+                tag::OUT_OF_MEMORY => request.hears_of_memory = true,
                 tag::FILE => request.file = Some(text?),
                 tag::NAME => request.name = Some(record.bytes()),
                 // A newer host's.
