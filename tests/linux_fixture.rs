@@ -139,6 +139,9 @@ fn a_test_that_fails_in_its_guest_fails_with_its_words() {
             |builder| builder.memory("192M"),
             || {
                 println!("said before");
+                // The host's programs, with the loader and the libraries that they need.
+                let started = std::process::Command::new("/bin/sh").args(["-c", "exit 7"]).status();
+                assert_eq!(started.expect("the host's shell").code(), Some(7));
                 assert_eq!(std::process::id(), 1, "this is not the first process");
             },
         );

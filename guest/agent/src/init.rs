@@ -121,6 +121,9 @@ fn bring_up(records: &[u8]) -> core::result::Result<Fd, (&'static [u8], Errno)> 
     for record in Records(records).flatten() {
         mount_record(record)?;
     }
+    if setup.root.is_none() {
+        mounts::links_into_usr();
+    }
     if setup.read_only {
         root::seal()?;
     }

@@ -3,6 +3,7 @@
 use core::ffi::CStr;
 
 use crate::sys::Result;
+use crate::sys::directory::{HERE, mode_at};
 use crate::sys::file::{
     device_minor, make_directory, remove_directory, set_attribute, symlink, write_file,
 };
@@ -41,6 +42,23 @@ pub fn early() {
 pub fn complete() {
     let _ = make_directory(c"/tmp", 0o1777);
     let _ = mount(c"tmpfs", c"/tmp", c"tmpfs", NO_SUID | NO_DEV, c"mode=1777");
+}
+
+/// Once everything is mounted: of the directories that have moved into /usr in most systems those that are there
+/// are found in their old places, too, unless there is something. Without a root of its own a machine has only
+/// what it was given, which is /usr if anything.
+pub fn links_into_usr() {
+    for (target, path) in [
+        (c"/usr/bin", c"/bin"),
+        (c"/usr/lib", c"/lib"),
+        (c"/usr/lib64", c"/lib64"),
+        (c"/usr/sbin", c"/sbin"),
+    ] {
+        if mode_at(HERE, target, true).is_ok() {
+            // It is there.
+            let _ = symlink(target, path);
+        }
+    }
 }
 
 /// The place for a mount at `path`, which is made with all that leads to it.
