@@ -155,6 +155,32 @@ fn what_is_copied_to_a_directory_goes_into_it_and_replaces_what_it_has_to() {
 }
 
 #[test]
+fn a_link_that_is_named_is_followed_on_both_sides_and_stays_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("from"), "new").unwrap();
+    fs::create_dir(at("deep")).unwrap();
+    type Copy = fn(&Path, &Path) -> Result<(), ExecError>;
+    for copy in [put as Copy, get] {
+        fs::write(at("deep/target"), "old").unwrap();
+        for (link, to) in [("first", "deep/second"), ("deep/second", "target"), ("away", "none")] {
+            let _ = fs::remove_file(at(link));
+            symlink(to, at(link)).unwrap();
+        }
+        copy(&at("from"), &at("first")).unwrap();
+        assert_eq!(fs::read(at("deep/target")).unwrap(), b"new");
+        assert!(at("first").is_symlink() && at("deep/second").is_symlink());
+        assert!(!at("deep/target").is_symlink());
+        let there = || [dir.path(), &at("deep")].map(|at| fs::read_dir(at).unwrap().count());
+        let before = there();
+        let error = copy(&at("from"), &at("away")).unwrap_err();
+        assert!(error.to_string().contains("away"), "{error}");
+        assert!(at("away").is_symlink());
+        assert_eq!(there(), before, "something was left");
+    }
+}
+
+#[test]
 fn a_pipe_is_refused_by_its_name_wherever_it_is_and_nothing_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

@@ -1,7 +1,7 @@
 //! The way in or out of a file, or of a directory with all that is in it.
 //!
 //! What is put into a directory that is there goes by the name that the host gives. What is put where
-//! nothing was is there under its name when all of it is.
+//! nothing was is there under its name when all of it is. A link that the host names is followed, and no other.
 
 use core::ffi::CStr;
 
@@ -11,7 +11,7 @@ use super::Cannot;
 use super::request::Request;
 use super::sparse::Sparse;
 use super::{tree_in, tree_out};
-use crate::sys::directory::{self, HERE, NO_FOLLOW, mode_at, read_link_at};
+use crate::sys::directory::{self, HERE, NO_FOLLOW, PATH_ONLY, mode_at, read_link_at};
 use crate::sys::{Errno, Fd, Result, file, process};
 use crate::text::{Digits, Path};
 use crate::wire::Wire;
@@ -41,14 +41,33 @@ impl Failure {
 
 /// Tells the host what a failure is about: the path of `name` in `directory`.
 pub fn tell_path(wire: &Wire, directory: Fd, name: &CStr) {
-    let digits = Digits::of(directory.0 as u64);
-    let Ok(link) = Path::of(&[b"/proc/self/fd/", digits.bytes()]) else { return };
-    let mut room = [0; 4096];
-    let Ok(path) = read_link_at(HERE, link.as_c_str(), &mut room) else { return };
+    let Ok(path) = path_of(directory) else { return };
+    let path = path.bytes();
     for part in [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()] {
         // If it has gone there is nobody to be told.
         let _ = wire.send(Frame::Output(stream::STDERR, part));
     }
+}
+
+/// Where what is open is, as a path without links.
+fn path_of(fd: Fd) -> Result<Path> {
+    let link = Path::of(&[b"/proc/self/fd/", Digits::of(fd.0 as u64).bytes()])?;
+    let mut room = [0; 4096];
+    Path::of(&[read_link_at(HERE, link.as_c_str(), &mut room)?])
+}
+
+/// Where the link `path` leads to. There is something: one that leads nowhere would have the kernel's error, and
+/// not be replaced by what somebody meant for another place.
+fn target_of(path: &CStr) -> Result<Path> {
+    let mut fd = file::open(path, PATH_ONLY | file::CLOEXEC, 0)?;
+    let target = path_of(fd);
+    fd.close();
+    target
+}
+
+/// Whether this is the type of a link.
+fn is_link(mode: u32) -> bool {
+    mode & tree::TYPE == tree::LINK
 }
 
 /// Whether this is the type of a directory.
@@ -71,6 +90,13 @@ pub fn put(wire: &mut Wire, begin: Begin, request: &'static [u8]) -> Done {
             (Path::of(&[path.to_bytes(), b"/", name]), false)
         }
         _ => (Path::of(&[path.to_bytes()]), true),
+    };
+    let path = path.map_err(failed)?;
+    let is_file = !is_directory(begin.mode);
+    // It is written to where the link leads, and stays one, as on the host.
+    let path = match there(path.as_c_str(), false) {
+        Some(mode) if is_file && follow && is_link(mode) => target_of(path.as_c_str()),
+        _ => Ok(path),
     };
     let path = path.map_err(failed)?;
     let own = Digits::of(process::id() as u64);

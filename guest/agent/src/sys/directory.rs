@@ -7,6 +7,8 @@ use super::{Errno, Fd, Result, call, pointer, retry};
 
 /// `O_NOFOLLOW`
 pub const NO_FOLLOW: i32 = 0o400_000;
+/// `O_PATH`: where it is, and nothing of what is in it.
+pub const PATH_ONLY: i32 = 0o10_000_000;
 /// `AT_FDCWD`: paths begin where the process is.
 pub const HERE: Fd = Fd(-100);
 /// `AT_SYMLINK_NOFOLLOW`
