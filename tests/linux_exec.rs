@@ -138,6 +138,13 @@ fn arguments(vm: &RunningVm) {
     assert!(counted > 19 * value.len(), "{counted}");
     let user = run(vm, &GuestCommand::new(["id"]).user("nobody").timeout(PATIENCE));
     assert!(text(&user).starts_with("uid=65534(nobody) gid=65534(nogroup)"), "{user:?}");
+    // The root is an overlay, so that the group is this guest's alone.
+    let member = "echo members:x:4321:other,nobody >>/etc/group";
+    assert!(run(vm, &shell(member)).status.success());
+    let groups =
+        |user: &str| text(&run(vm, &GuestCommand::new(["id", "-G"]).user(user).timeout(PATIENCE)));
+    assert_eq!(groups("nobody"), "65534 4321\n");
+    assert_eq!((groups("65534"), groups("nobody:0")), ("65534\n".into(), "0\n".into()));
 }
 
 /// The guest's clock is the host's, and not behind by the time that the guest took to boot.

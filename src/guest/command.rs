@@ -82,7 +82,8 @@ impl GuestCommand {
         self
     }
 
-    /// `USER[:GROUP]`, names that the guest knows, or numbers [root].
+    /// `USER[:GROUP]`, names that the guest knows, or numbers [root]. A name alone has also the groups of which the
+    /// guest's /etc/group says so.
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.user = Some(user.into());
         self

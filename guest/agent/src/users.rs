@@ -6,40 +6,75 @@ use crate::text::{lines, number};
 /// Bytes of /etc/passwd and /etc/group that are read.
 const FILE_MAX: usize = 256 << 10;
 
-/// A user and a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The most groups that a user is made a member of, the own one among them.
+const GROUPS_MAX: usize = 1024;
+
+/// A user and groups.
+#[derive(Debug, PartialEq, Eq)]
 pub struct User {
     pub user: u32,
-    pub group: u32,
+    groups: [u32; GROUPS_MAX],
+    len: usize,
 }
 
-/// Finds who is meant.
+impl User {
+    fn new(user: u32, group: u32) -> User {
+        let mut groups = [0; GROUPS_MAX];
+        groups[0] = group;
+        User { user, groups, len: 1 }
+    }
+
+    /// The own group first, which there always is.
+    pub fn groups(&self) -> &[u32] {
+        self.groups.get(..self.len).unwrap_or_default()
+    }
+
+    fn join(&mut self, group: u32) -> Result<()> {
+        if self.groups().contains(&group) {
+            return Ok(());
+        }
+        *self.groups.get_mut(self.len).ok_or(Errno::TOOBIG)? = group;
+        self.len += 1;
+        Ok(())
+    }
+}
+
+/// Finds who is meant. One who is named, without a group, has also the groups of which /etc/group says so, as
+/// by initgroups(3); a number is that user alone, as in a container.
 ///
 /// # Errors
-/// When nobody is called so.
+/// When nobody is called so, or has too many groups.
 pub fn find(wanted: &[u8]) -> Result<User> {
     let passwd = file::read_file(c"/etc/passwd", process::memory(FILE_MAX)?).unwrap_or_default();
     let groups = file::read_file(c"/etc/group", process::memory(FILE_MAX)?).unwrap_or_default();
-    among(wanted, passwd, groups).ok_or(Errno::NOENT)
+    among(wanted, passwd, groups)
 }
 
-fn among(wanted: &[u8], passwd: &[u8], groups: &[u8]) -> Option<User> {
+fn among(wanted: &[u8], passwd: &[u8], groups: &[u8]) -> Result<User> {
     let mut words = wanted.splitn(2, |byte| *byte == b':');
-    let (name, group) = (words.next()?, words.next());
+    let (name, group) = (words.next().ok_or(Errno::NOENT)?, words.next());
     let (user, own) = match number(name) {
         // Its group as the file says, if it is there; a user without a line is in group 0, as in a
         // container.
-        Some(id) => (id, field_of(passwd, 2, name, 3).unwrap_or(0)),
-        None => (field_of(passwd, 0, name, 2)?, field_of(passwd, 0, name, 3)?),
+        Some(id) => (id, Some(field_of(passwd, 2, name, 3).unwrap_or(0))),
+        None => (field_of(passwd, 0, name, 2).ok_or(Errno::NOENT)?, field_of(passwd, 0, name, 3)),
     };
-    let group = match group {
-        None => own,
-        Some(group) => match number(group) {
-            Some(id) => id,
-            None => field_of(groups, 0, group, 2)?,
-        },
-    };
-    Some(User { user, group })
+    if let Some(group) = group {
+        let group = number(group).or_else(|| field_of(groups, 0, group, 2));
+        return Ok(User::new(user, group.ok_or(Errno::NOENT)?));
+    }
+    let mut found = User::new(user, own.ok_or(Errno::NOENT)?);
+    if number(name).is_none() {
+        for line in lines(groups) {
+            let mut fields = line.split(|byte| *byte == b':');
+            let id = fields.nth(2).and_then(number);
+            let mut members = fields.next().unwrap_or_default().split(|byte| *byte == b',');
+            if let Some(id) = id.filter(|_| members.any(|member| member == name)) {
+                found.join(id)?;
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The number in `field` of the line whose field `at` is `value`.
@@ -56,20 +91,37 @@ mod tests {
     use super::*;
 
     const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nann:x:1000:1001::/home/ann:/bin/sh\n";
-    const GROUPS: &[u8] = b"root:x:0:\nwheel:x:10:ann\n";
+    const GROUPS: &[u8] =
+        b"root:x:0:\nwheel:x:10:ann\nkvm:x:36:bob,ann\nann:x:1001:ann\nanna:x:7:anna\nbad:x:y:ann\nshort:x:8";
 
     #[test]
     fn a_user_is_found_by_name_and_by_number_and_a_stranger_is_not() {
         let find = |wanted: &str| among(wanted.as_bytes(), PASSWD, GROUPS);
-        let user = |user, group| Some(User { user, group });
-        assert_eq!(find("ann"), user(1000, 1001));
-        assert_eq!(find("1000"), user(1000, 1001));
-        assert_eq!(find("ann:wheel"), user(1000, 10));
-        assert_eq!(find("65534:7"), user(65534, 7));
-        assert_eq!(find("4242"), user(4242, 0));
-        assert_eq!(find("bob"), None);
-        assert_eq!(find("ann:nobody"), None);
-        assert_eq!(find(""), None);
-        assert_eq!(find("-1"), None);
+        let found = |wanted: &str, user, groups: &[u32]| {
+            let found = find(wanted).unwrap();
+            assert_eq!((found.user, found.groups()), (user, groups), "{wanted}");
+        };
+        // Those that list the name, and the own one once.
+        found("ann", 1000, &[1001, 10, 36]);
+        found("root", 0, &[0]);
+        // A number, and whoever is given a group, has no others.
+        found("1000", 1000, &[1001]);
+        found("ann:wheel", 1000, &[10]);
+        found("65534:7", 65534, &[7]);
+        found("4242", 4242, &[0]);
+        for nobody in ["bob", "ann:nobody", "", "-1"] {
+            assert_eq!(find(nobody).unwrap_err(), Errno::NOENT, "{nobody}");
+        }
+    }
+
+    #[test]
+    fn a_user_with_more_groups_than_there_is_room_for_is_told_and_not_cut_short() {
+        let groups = |count: usize| -> String {
+            (0..count).map(|n| format!("g{n}:x:{}:ann\n", 2000 + n)).collect()
+        };
+        let most = among(b"ann", PASSWD, groups(GROUPS_MAX - 1).as_bytes()).unwrap();
+        assert_eq!(most.groups().len(), GROUPS_MAX);
+        let error = among(b"ann", PASSWD, groups(GROUPS_MAX).as_bytes()).unwrap_err();
+        assert_eq!(error, Errno::TOOBIG);
     }
 }

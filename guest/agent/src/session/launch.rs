@@ -121,7 +121,7 @@ fn become_it(request: &Request, streams: &Streams, has_terminal: bool) -> Cannot
         let _ = file::write_file(c"/proc/self/oom_score_adj", b"0");
         if let Some(user) = request.user {
             let user = users::find(user).map_err(|e| (Stage::User, e))?;
-            process::become_user(user.user, user.group).map_err(|e| (Stage::User, e))?;
+            process::become_user(user.user, user.groups()).map_err(|e| (Stage::User, e))?;
         }
         if let Some(directory) = request.directory {
             file::change_directory(directory).map_err(|e| (Stage::Directory, e))?;

@@ -121,12 +121,14 @@ pub fn forget(children: Fd) {
     while super::file::read(children, &mut told).is_ok() {}
 }
 
-/// setgroups(2), setgid(2), setuid(2): this user and group, and no other group.
-pub fn become_user(user: u32, group: u32) -> Result<()> {
-    // SAFETY: the kernel reads one number at `group`; the others take no pointers.
+/// setgroups(2), setgid(2), setuid(2): this user in these groups, of which the first is the own one, and in no
+/// other.
+pub fn become_user(user: u32, groups: &[u32]) -> Result<()> {
+    let own = *groups.first().ok_or(Errno::INVAL)?;
+    // SAFETY: the kernel reads so many numbers at `groups`; the others take no pointers.
     unsafe {
-        call(116, [1, (&raw const group).addr(), 0, 0, 0, 0])?;
-        call(106, [group as usize, 0, 0, 0, 0, 0])?;
+        call(116, [groups.len(), groups.as_ptr().addr(), 0, 0, 0, 0])?;
+        call(106, [own as usize, 0, 0, 0, 0, 0])?;
         call(105, [user as usize, 0, 0, 0, 0, 0]).map(drop)
     }
 }
