@@ -10,10 +10,13 @@
 
 mod guest;
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guest::command::{cli, finish};
+use guest::terminal::Terminal;
 use guest::{Lab, PATIENCE, TINY, husk};
 
 /// A detached VM with these options and the tiny initramfs, called `one`; and how others call husk.
@@ -58,6 +61,8 @@ fn a_detached_command_is_looked_at_and_stopped_in_good_order() {
     wait_for_log(&call, "told\n");
     let log = wait_for_log(&call, "end\n");
     assert!(log.contains("said\n"), "{log}");
+    others_have_commands_with_ends_of_their_own(&call);
+    one_has_streams_of_any_bytes_and_one_a_terminal(&lab);
     let (_, facts, stderr) = call(&["inspect", "one"], b"");
     assert!(facts.contains("ready for commands") && facts.contains("echo said"), "{facts}{stderr}");
     assert!(facts.contains("root       the initramfs\n"), "{facts}");
@@ -66,6 +71,83 @@ fn a_detached_command_is_looked_at_and_stopped_in_good_order() {
     assert_eq!(call(&["wait", "one"], b""), (0, "3\n".to_owned(), String::new()));
     let log = call(&["logs", "one"], b"").1;
     assert!(log.contains("stops\n"), "{log}");
+}
+
+fn others_have_commands_with_ends_of_their_own(
+    call: &impl Fn(&[&str], &[u8]) -> (i32, String, String),
+) {
+    for (script, wanted) in [
+        ("exit 0", 0),
+        ("exit 1", 1),
+        ("exit 7", 7),
+        ("kill -KILL $$", 128 + libc::SIGKILL),
+        ("kill -TERM $$", 128 + libc::SIGTERM),
+    ] {
+        let (status, _, stderr) =
+            call(&["exec", "one", "--", "/bin/busybox", "sh", "-c", script], b"");
+        assert_eq!((status, stderr.as_str()), (wanted, ""), "{script}");
+    }
+    for (command, wanted, words) in
+        [("/proc/1/comm", 126, "cannot be executed"), ("there-is-none", 127, "no such command")]
+    {
+        let (status, _, stderr) = call(&["exec", "one", "--", command], b"");
+        assert!(status == wanted && stderr.contains(words), "{command}: {status} {stderr}");
+    }
+}
+
+fn one_has_streams_of_any_bytes_and_one_a_terminal(lab: &Lab) {
+    let exec = |command: &[&str]| {
+        let mut husk = Command::new(husk());
+        husk.env("XDG_RUNTIME_DIR", lab.path("runtime"));
+        husk.args(["exec", "one", "--", "/bin/busybox"]).args(command);
+        husk
+    };
+    let bytes: Vec<u8> =
+        (0..16u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let (from, back) = (lab.path("from"), lab.path("back"));
+    std::fs::write(&from, &bytes).unwrap();
+    let (input, output) = (File::open(&from).unwrap(), File::create(&back).unwrap());
+    let begin = Instant::now();
+    let status = exec(&["cat"]).stdin(input).stdout(output).status().unwrap();
+    eprintln!("16 MiB came back through `husk exec` after {:.1?}", begin.elapsed());
+    assert!(status.success() && std::fs::read(&back).unwrap() == bytes);
+    std::fs::remove_file(from).and_then(|()| std::fs::remove_file(back)).unwrap();
+
+    let mut terminal = Terminal::start(exec(&["sh"]), (25, 81));
+    // What is typed is seen as well, but for the words' result.
+    terminal.ask_until("/bin/busybox stty size\n", "25 81\r\n");
+    terminal.resize((30, 100));
+    terminal.ask_until("/bin/busybox stty size\n", "30 100\r\n");
+    terminal.type_in("exit 7\n");
+    let (status, screen) = terminal.end();
+    assert_eq!(status, 7, "{screen}");
+}
+
+#[test]
+fn a_vm_whose_command_cannot_begin_is_kept_for_a_look_into_it() {
+    let Some(lab) = Lab::open() else { return };
+    let initrd = lab.asset(TINY);
+    let options = ["--keep-on-failure", "--name", "one", "--initrd", initrd.to_str().unwrap()];
+    let runtime = lab.path("runtime");
+    std::fs::create_dir(&runtime).unwrap();
+    let mut command = cli(&lab, &[&options[..], &["--", "there-is-none"]].concat());
+    let mut vm = command.env("XDG_RUNTIME_DIR", &runtime).spawn().unwrap();
+    let mut said = BufReader::new(vm.stderr.take().unwrap()).lines();
+    let mut next = || said.next().expect("husk says that").unwrap();
+    let words = next();
+    assert!(words.contains("there is no such command"), "{words}");
+    let words = next();
+    assert!(words.contains("did not begin, and the VM stays: `husk exec one`"), "{words}");
+    let call = |args: &[&str]| {
+        let mut command = Command::new(husk());
+        command.env("XDG_RUNTIME_DIR", &runtime).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        finish(command, b"")
+    };
+    let done = call(&["exec", "one", "--", "/bin/busybox", "echo", "inside"]);
+    assert_eq!(done, (0, "inside\n".to_owned(), String::new()));
+    assert_eq!(call(&["stop", "one"]).0, 0);
+    assert_eq!(guest::process::status(vm.wait().unwrap()), 127);
 }
 
 #[test]

@@ -55,6 +55,10 @@ fn a_test_has_commands_streams_and_ports_of_its_guest_and_is_told_what_becomes_o
     cat.stdout.take().unwrap().read_to_string(&mut back).unwrap();
     assert_eq!((back.as_str(), cat.wait().unwrap().code()), ("there and back", 0));
 
+    // By the init: destination and gateway in hexadecimal, as they lie in memory (`man 5 proc`).
+    let routes = vm.exec(["/bin/busybox", "cat", "/proc/net/route"]).unwrap();
+    let routes = String::from_utf8(routes.stdout).unwrap();
+    assert!(routes.contains("eth0\t00000000\t0202000A\t"), "no way by 10.0.2.2: {routes}");
     a_published_port_leads_to_the_guest(&vm);
     a_vsock_port_is_a_stream(&vm);
 

@@ -16,9 +16,10 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use guest::command::{cli, finish};
 use guest::process::cpu_time;
 use guest::tools::holdings;
-use guest::{FULL, Lab, PATIENCE, VMLINUX_CLOUD, soak_rounds};
+use guest::{FULL, Lab, PATIENCE, TINY, VMLINUX_CLOUD, soak_rounds};
 use husk::config::{ConsoleConfig, DiskConfig, VmConfig};
 use husk::{Outcome, RunningVm, Vm};
 
@@ -103,6 +104,27 @@ fn a_vm_ends_when_its_time_is_up() {
     done.expect_status(124).expect_stderr("3 s");
     let took = done.took.as_secs_f64();
     assert!((3.0..10.0).contains(&took), "{took} s");
+}
+
+#[test]
+fn husk_run_ends_a_command_whose_time_is_up() {
+    let Some(lab) = Lab::open() else { return };
+    let initrd = lab.asset(TINY);
+    // The guest's start is part of the time, and takes longer on a slow machine.
+    let mut seconds = 5;
+    let (status, stdout, stderr) = loop {
+        let time = seconds.to_string();
+        let args = ["--timeout", &time, "--initrd", initrd.to_str().unwrap(), "--", "/bin/busybox"];
+        let command = ["sh", "-c", "echo up; exec /bin/busybox sleep 1000"];
+        let ended = finish(cli(&lab, &[&args[..], &command].concat()), b"");
+        if !ended.2.contains("not ready") && !ended.1.is_empty() {
+            break ended;
+        }
+        assert!(ended.0 == 124 && seconds < 160, "{ended:?}");
+        seconds *= 2;
+    };
+    let told = format!("husk: the command still ran after {seconds} s\n");
+    assert_eq!((status, stdout.as_str(), stderr), (124, "up\n", told));
 }
 
 #[test]

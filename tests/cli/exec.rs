@@ -13,10 +13,13 @@ use crate::needs_kvm;
 fn run(args: &[&str], code: impl FnOnce(&mut Code) -> Assembled) -> Finished {
     let sandbox = Sandbox::new();
     sandbox.file("kernel", image(32, code));
-    let mut command = command(&sandbox, args);
+    let runtime = tempfile::tempdir().unwrap();
+    let mut command = command(&sandbox, &[args, &["--name", "one"]].concat());
     let before = sandbox.contents();
-    let finished = Running::start(&mut command).finish();
+    let finished = Running::start(command.env("XDG_RUNTIME_DIR", runtime.path())).finish();
     assert_eq!(sandbox.contents(), before, "something was left behind");
+    let names: Vec<_> = runtime.path().join("husk").read_dir().unwrap().collect();
+    assert!(names.is_empty(), "{names:?}");
     assert_eq!(finished.stdout, "", "{finished:?}");
     finished
 }
@@ -29,9 +32,13 @@ fn command(sandbox: &Sandbox, args: &[&str]) -> Command {
 #[test]
 fn a_guest_that_is_never_ready_is_ended_in_time() {
     needs_kvm!();
-    let finished = run(&["--timeout", "1"], |a| a.spin());
+    let finished = run(&["--timeout", "1"], |a| {
+        a.say("my last words")?;
+        a.spin()
+    });
     assert_eq!(finished.status, 124, "{finished:?}");
     assert!(finished.stderr.contains("not ready"), "{finished:?}");
+    assert!(finished.stderr.contains("my last words"), "{finished:?}");
 }
 
 #[test]

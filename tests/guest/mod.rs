@@ -28,6 +28,7 @@ pub mod process;
 #[path = "../fixture/skipped.rs"]
 mod skipped;
 mod stream;
+pub mod terminal;
 pub mod tools;
 
 use std::io::Write;
