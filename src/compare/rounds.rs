@@ -1,6 +1,10 @@
 //! The runs that are timed: every contestant in every round, at every level, in an order drawn anew.
-//! What a machine does in the course of an hour thus befalls everyone alike.
+//! What a machine does in the course of an hour thus befalls everyone alike. Runs with cold caches come
+//! after all others, for caches are everybody's: who ran next would find them empty too.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
@@ -15,6 +19,8 @@ use super::{CompareError, Field, Plan, Progress, cancelled};
 const STACK: usize = 512 << 10;
 /// The most runs with cold caches: each costs reading everything anew.
 const MOST_COLD: usize = 10;
+/// `linux/magic.h`.
+const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 
 /// Lets every contestant run once, which is not counted: what it reads is in the caches then. Gives
 /// its command, or why it cannot take part.
@@ -44,7 +50,7 @@ struct Task {
     round: usize,
 }
 
-/// The tasks of all rounds. A level of ten needs a tenth of the rounds.
+/// The tasks of all rounds, those with cold caches last. A level of ten needs a tenth of the rounds.
 fn schedule(contestants: usize, plan: &Plan, cold: bool) -> Vec<Task> {
     let mut order = Order::of(plan.seed);
     let mut levels = plan.parallel.clone();
@@ -59,10 +65,13 @@ fn schedule(contestants: usize, plan: &Plan, cold: bool) -> Vec<Task> {
                     tasks.push(Task { entrant, parallel, cold: false, round });
                 }
             }
-            if cold && round < MOST_COLD {
-                tasks.push(Task { entrant, parallel: 1, cold: true, round });
-            }
         }
+        order.shuffle(&mut tasks);
+        all.extend(tasks);
+    }
+    for round in 0..if cold { plan.runs.min(MOST_COLD) } else { 0 } {
+        let task = |entrant| Task { entrant, parallel: 1, cold: true, round };
+        let mut tasks: Vec<Task> = (0..contestants).map(task).collect();
         order.shuffle(&mut tasks);
         all.extend(tasks);
     }
@@ -84,6 +93,13 @@ pub fn run(
                 false
             }
         };
+    if cold && in_memory(&field.lab.path("")) {
+        notes.push(
+            "cold caches: the workload's files and the unpacked kernel lie in memory (tmpfs) and are \
+             never cold; with $TMPDIR on a disk they are"
+                .to_owned(),
+        );
+    }
     let tasks = schedule(field.contestants.len(), plan, cold);
     let mut runs = Vec::new();
     for (done, task) in tasks.iter().enumerate() {
@@ -190,9 +206,24 @@ fn first_kvm_run(errors: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(ms / 1e3).ok()
 }
 
-/// Drops what the host has cached of files (`Documentation/admin-guide/sysctl/vm.rst`).
+/// Drops what the host has cached of files (`Documentation/admin-guide/sysctl/vm.rst`). What has yet to
+/// be written is not dropped, and is written first.
 fn drop_caches() -> std::io::Result<()> {
+    // SAFETY: takes nothing, touches no memory of ours and cannot fail.
+    unsafe { libc::sync() };
     std::fs::write("/proc/sys/vm/drop_caches", "3")
+}
+
+/// Whether what is at `path` is in memory and nowhere else (tmpfs, ramfs).
+fn in_memory(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: all zeros is a valid statfs, of integers alone; the path is a C string, and both are alive
+    // through the call.
+    let (failed, of) = unsafe {
+        let mut of: libc::statfs = std::mem::zeroed();
+        (libc::statfs(path.as_ptr(), &mut of), of)
+    };
+    failed == 0 && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&of.f_type)
 }
 
 #[cfg(test)]
@@ -219,9 +250,30 @@ mod tests {
             of.map(|task| task.entrant).collect::<Vec<_>>()
         };
         assert!((3..20).any(|round| order(round) != order(2)));
+        // Nobody is warm once the caches were emptied.
+        assert!(tasks.is_sorted_by_key(|task| task.cold), "{tasks:?}");
         assert_eq!(tasks, schedule(3, &plan, true));
         plan.seed += 1;
         assert_ne!(tasks, schedule(3, &plan, true));
+    }
+
+    #[test]
+    fn what_lies_in_memory_is_known_to_be_never_cold() {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        let mut known = 0;
+        for line in mounts.lines() {
+            let mut words = line.split(' ').skip(1);
+            let (Some(path), Some(kind)) = (words.next(), words.next()) else { continue };
+            // The last of those that are mounted at the same place is the one to be seen.
+            let seen = mounts.lines().rfind(|line| line.split(' ').nth(1) == Some(path));
+            if seen == Some(line) && ["tmpfs", "proc", "sysfs"].contains(&kind) {
+                let there = Path::new(path).metadata().is_ok();
+                known += usize::from(there);
+                assert_eq!(in_memory(Path::new(path)), kind == "tmpfs" && there, "{line}");
+            }
+        }
+        assert!(known > 0, "{mounts}");
+        assert!(!in_memory(Path::new("/no/such/directory")));
     }
 
     #[test]
