@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use husk_initramfs::Cpio;
 
+use super::kernel::Inside;
 use super::program::find;
 use super::workload::{self, Job, Workload};
 use super::{CompareError, bundle, python};
@@ -35,8 +36,8 @@ pub struct Kernel {
     pub given: PathBuf,
     /// The same kernel unpacked, which is what the others load fastest.
     pub unpacked: PathBuf,
-    /// Whether it is one of husk's own that was built without ACPI.
-    pub without_acpi: bool,
+    /// What the unpacked one has in it.
+    pub has: Inside,
 }
 
 impl Lab {
@@ -56,8 +57,8 @@ impl Lab {
                 Err(UnpackFileError::NotPacked(_) | UnpackFileError::NoVmlinux(_)) => given.clone(),
                 Err(e) => return Err(e.into()),
             };
-            let without_acpi = kernels::is_without_acpi(&given);
-            lab.kernel = Some(Kernel { given, unpacked, without_acpi });
+            let has = Inside::of(&unpacked).map_err(host("reading", &unpacked))?;
+            lab.kernel = Some(Kernel { given, unpacked, has });
         }
         Ok(lab)
     }

@@ -18,7 +18,7 @@ use super::workload::{INIT, MARK};
 /// How long an instance may take to do its work.
 pub const LIMIT: Duration = Duration::from_secs(120);
 /// How long deleting what one left may take.
-const UNDO_LIMIT: Duration = Duration::from_secs(20);
+pub const UNDO_LIMIT: Duration = Duration::from_secs(20);
 /// How soon a comparison that is given up ends.
 const TICK: Duration = Duration::from_millis(100);
 /// How much of the end of an output is kept for an error's words, in bytes.

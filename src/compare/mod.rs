@@ -11,6 +11,7 @@ mod contestants;
 mod environment;
 mod error;
 mod idle;
+mod kernel;
 mod lab;
 mod launch;
 mod proc;
@@ -117,6 +118,21 @@ pub struct Progress {
 struct Contestant {
     kind: &'static Kind,
     program: PathBuf,
+    /// What was made ready for all its instances, for as long as it takes part.
+    _prepared: Made,
+}
+
+/// The command that removes what was made for a contestant; run when this is dropped.
+#[derive(Default)]
+struct Made(Option<Vec<OsString>>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(undo) = &self.0 {
+            // It may be gone, or whoever keeps it.
+            let _ = launch::quietly(undo, launch::UNDO_LIMIT);
+        }
+    }
 }
 
 /// All that a measurement needs.
@@ -175,7 +191,17 @@ pub fn compare(
     };
     let mut lab = Lab::make(plan.workload, kernel)?;
     lab.append.clone_from(&plan.append);
-    let mut field = Field { lab, contestants: installed, cancel, started: std::cell::Cell::new(0) };
+    let mut contestants = Vec::new();
+    for mut contestant in installed {
+        match contestant.kind.prepare(&lab, &contestant.program) {
+            Ok(undo) => {
+                contestant._prepared = Made(undo);
+                contestants.push(contestant);
+            }
+            Err(why) => absent.push((contestant.kind.name, why)),
+        }
+    }
+    let mut field = Field { lab, contestants, cancel, started: std::cell::Cell::new(0) };
 
     let warm = rounds::warm_up(&field, progress)?;
     let mut entrants = Vec::new();
@@ -230,7 +256,7 @@ fn installed(plan: &Plan) -> Result<(Vec<Contestant>, Vec<(&'static str, String)
     let (mut here, mut absent) = (Vec::new(), Vec::new());
     for kind in plan.wanted()? {
         match kind.find(&plan.husk) {
-            Some(program) => here.push(Contestant { kind, program }),
+            Some(program) => here.push(Contestant { kind, program, _prepared: Made::default() }),
             // What was asked for by name is not left out in silence.
             None if !plan.with.is_empty() => {
                 return Err(CompareError::NotInstalled { name: kind.name, package: kind.package });

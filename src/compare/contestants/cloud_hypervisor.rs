@@ -1,9 +1,23 @@
 //! Cloud Hypervisor, from its options.
 
+use std::path::Path;
+
 use super::super::CompareError;
-use super::super::lab::MEMORY_MIB;
+use super::super::lab::{Lab, MEMORY_MIB};
 use super::super::launch::Call;
-use super::{Start, words};
+use super::{Ready, Start, words};
+
+/// Nothing, but the kernel must have ACPI: it is the only way to turn this machine off, or to end it.
+pub fn prepare(lab: &Lab, _: &Path) -> Ready {
+    match &lab.kernel {
+        Some(kernel) if !kernel.has.acpi => Err(format!(
+            "{} has no ACPI, and without it nothing a guest does ends this VMM; `husk kernel build \
+             --variant full` makes one that has",
+            kernel.given.display()
+        )),
+        _ => Ok(None),
+    }
+}
 
 /// One vCPU and a serial console; the guest turns itself off.
 pub fn call(start: &Start<'_>) -> Result<Call, CompareError> {

@@ -8,9 +8,10 @@ use super::{Start, words};
 /// `husk run …`, with the timeline, which it prints when all is over.
 pub fn call(start: &Start<'_>) -> Result<Call, CompareError> {
     let kernel = start.kernel()?;
-    // Without ACPI there is no way to turn the machine off: a reboot ends it.
-    let end = if kernel.without_acpi { "quiet END=reboot reboot=k" } else { "quiet END=poweroff" };
-    Ok(start.with(words![
+    // husk knows that of a kernel of its own, and of no other. Without ACPI there is no way to turn the machine off: a reboot ends it.
+    let end = if kernel.has.acpi { "quiet END=poweroff" } else { "quiet END=reboot reboot=k" };
+    let no_acpi = (!kernel.has.acpi).then(|| "--no-acpi".into());
+    let run = words![
         "run",
         "--kernel",
         &kernel.given,
@@ -23,5 +24,6 @@ pub fn call(start: &Start<'_>) -> Result<Call, CompareError> {
         "--on-reboot",
         "exit",
         "--timeline",
-    ]))
+    ];
+    Ok(start.with(run.into_iter().chain(no_acpi)))
 }

@@ -53,8 +53,14 @@ pub struct Kind {
     program: Option<&'static str>,
     /// What brings the program.
     pub package: &'static str,
+    /// Makes ready what all instances share.
+    prepare: fn(&Lab, &Path) -> Ready,
     call: fn(&Start<'_>) -> Result<Call, CompareError>,
 }
+
+/// The command that removes what was made ready, if something was; or why the contestant cannot take part
+/// with these files and this kernel.
+pub type Ready = Result<Option<Vec<OsString>>, String>;
 
 /// All there are, in the order of the tables.
 pub static KINDS: [Kind; 9] = [
@@ -63,6 +69,7 @@ pub static KINDS: [Kind; 9] = [
         family: Family::Process,
         program: None,
         package: "it is always there",
+        prepare: nothing,
         call: process::call,
     },
     Kind {
@@ -70,6 +77,7 @@ pub static KINDS: [Kind; 9] = [
         family: Family::Container,
         program: Some("crun"),
         package: "`apt-get install crun`",
+        prepare: nothing,
         call: oci::crun,
     },
     Kind {
@@ -77,6 +85,7 @@ pub static KINDS: [Kind; 9] = [
         family: Family::Container,
         program: Some("runc"),
         package: "`apt-get install runc`",
+        prepare: nothing,
         call: oci::runc,
     },
     Kind {
@@ -84,6 +93,7 @@ pub static KINDS: [Kind; 9] = [
         family: Family::Container,
         program: Some("runsc"),
         package: "`apt-get install runsc`, or gVisor's release (https://gvisor.dev/docs/user_guide/install/)",
+        prepare: nothing,
         call: oci::runsc,
     },
     Kind {
@@ -91,6 +101,7 @@ pub static KINDS: [Kind; 9] = [
         family: Family::Container,
         program: Some("podman"),
         package: "`apt-get install podman`",
+        prepare: nothing,
         call: podman::call,
     },
     Kind {
@@ -98,6 +109,7 @@ pub static KINDS: [Kind; 9] = [
         family: Family::Vm,
         program: None,
         package: "it is this program",
+        prepare: nothing,
         call: husk::call,
     },
     Kind {
@@ -105,6 +117,7 @@ pub static KINDS: [Kind; 9] = [
         family: Family::Vm,
         program: Some("qemu-system-x86_64"),
         package: "`apt-get install qemu-system-x86`",
+        prepare: nothing,
         call: qemu::call,
     },
     Kind {
@@ -112,6 +125,7 @@ pub static KINDS: [Kind; 9] = [
         family: Family::Vm,
         program: Some("firecracker"),
         package: "a release of https://github.com/firecracker-microvm/firecracker",
+        prepare: nothing,
         call: firecracker::call,
     },
     Kind {
@@ -119,9 +133,15 @@ pub static KINDS: [Kind; 9] = [
         family: Family::Vm,
         program: Some("cloud-hypervisor"),
         package: "a release of https://github.com/cloud-hypervisor/cloud-hypervisor",
+        prepare: cloud_hypervisor::prepare,
         call: cloud_hypervisor::call,
     },
 ];
+
+/// Nothing is to be made ready.
+fn nothing(_: &Lab, _: &Path) -> Ready {
+    Ok(None)
+}
 
 impl Kind {
     /// The one called `name`.
@@ -143,6 +163,14 @@ impl Kind {
             Some(program) => find(program),
             None => Some(husk.to_owned()),
         }
+    }
+
+    /// Makes ready what all instances of its program share.
+    ///
+    /// # Errors
+    /// Why it cannot take part.
+    pub fn prepare(&self, lab: &Lab, program: &Path) -> Ready {
+        (self.prepare)(lab, program)
     }
 
     /// The command of one instance.

@@ -1,3 +1,4 @@
+use super::super::kernel::Inside;
 use super::super::workload::Workload;
 use super::*;
 
@@ -10,6 +11,11 @@ fn lab() -> Option<Lab> {
         }
         lab => Some(lab.unwrap()),
     }
+}
+
+/// A kernel's inside.
+fn linux(acpi: bool) -> Inside {
+    Inside { release: Some("6.1".to_owned()), acpi }
 }
 
 #[test]
@@ -25,7 +31,7 @@ fn a_mistyped_contestant_is_answered_with_the_nearest() {
 fn every_contestant_gets_the_same_files_and_a_vm_the_kernel() {
     let Some(mut lab) = lab() else { return };
     let (given, unpacked) = (PathBuf::from("/k/vmlinuz"), PathBuf::from("/k/vmlinux"));
-    lab.kernel = Some(Kernel { given, unpacked, without_acpi: false });
+    lab.kernel = Some(Kernel { given, unpacked, has: linux(true) });
     lab.append = "noxsave nokaslr".to_owned();
     for kind in &KINDS {
         for job in [Job::Work, Job::Idle] {
@@ -64,10 +70,29 @@ fn a_kernel_whose_name_is_no_text_is_an_error_where_json_must_hold_it() {
     use std::os::unix::ffi::OsStringExt;
     let Some(mut lab) = lab() else { return };
     let odd = PathBuf::from(OsString::from_vec(b"/k/\xff".to_vec()));
-    lab.kernel = Some(Kernel { given: odd.clone(), unpacked: odd, without_acpi: true });
+    lab.kernel = Some(Kernel { given: odd.clone(), unpacked: odd, has: linux(false) });
     let start = Start { lab: &lab, program: Path::new("x"), id: "one", job: Job::Work };
     let error = Kind::named("firecracker").unwrap().call(&start).unwrap_err().to_string();
     assert!(error.contains("not UTF-8"), "{error}");
     let husk = Kind::named("husk").unwrap().call(&start).unwrap();
     assert!(husk.line().contains("END=reboot"), "{}", husk.line());
+}
+
+#[test]
+fn a_kernel_without_acpi_is_not_given_to_whoever_it_cannot_end() {
+    let Some(mut lab) = lab() else { return };
+    let path = PathBuf::from("/elsewhere/vmlinux");
+    for acpi in [true, false] {
+        let kernel = Kernel { given: path.clone(), unpacked: path.clone(), has: linux(acpi) };
+        lab.kernel = Some(kernel);
+        let start = Start { lab: &lab, program: Path::new("x"), id: "one", job: Job::Work };
+        let husk = Kind::named("husk").unwrap().call(&start).unwrap().line();
+        assert_eq!(husk.contains(" --no-acpi"), !acpi, "{husk}");
+        assert_eq!(husk.contains("END=poweroff"), acpi, "{husk}");
+        let program = Path::new("/usr/bin/cloud-hypervisor");
+        match Kind::named("cloud-hypervisor").unwrap().prepare(&lab, program) {
+            Ok(undo) => assert!(acpi && undo.is_none()),
+            Err(why) => assert!(!acpi && why.contains("/elsewhere/vmlinux has no ACPI"), "{why}"),
+        }
+    }
 }
