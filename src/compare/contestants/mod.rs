@@ -182,6 +182,12 @@ impl Kind {
     }
 }
 
+/// What every guest has on its kernel's command line, whatever its VMM would put there by itself: none is
+/// to gain by a default that the others have not.
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 cryptomgr.notests";
+/// Besides where the machine has no PCI bus: the kernel does not look for one.
+const NO_PCI: &str = "pci=off";
+
 /// What a contestant is told of the instance it is to start.
 pub struct Start<'a> {
     /// What all share.
@@ -202,12 +208,12 @@ impl Start<'_> {
         })
     }
 
-    /// A guest's command line: `own`, and what the user has for all.
-    fn cmdline(&self, own: &str) -> String {
-        match self.lab.append.as_str() {
-            "" => own.to_owned(),
-            more => format!("{own} {more}"),
-        }
+    /// A guest's command line: what all have, `own`, and what the user has for all.
+    fn cmdline(&self, own: &[&str]) -> String {
+        let mut words = vec![CMDLINE];
+        words.extend(own);
+        words.extend(Some(self.lab.append.as_str()).filter(|words| !words.is_empty()));
+        words.join(" ")
     }
 
     /// A call of the program with `words`.

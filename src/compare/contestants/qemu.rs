@@ -3,7 +3,7 @@
 use super::super::CompareError;
 use super::super::lab::MEMORY_MIB;
 use super::super::launch::Call;
-use super::{Start, words};
+use super::{NO_PCI, Start, words};
 
 /// The machine without what Linux does not need there, but with an RTC: without one it waits for three
 /// seconds for an update of the clock that never ends. The guest ends it by a reset.
@@ -23,7 +23,7 @@ pub fn call(start: &Start<'_>) -> Result<Call, CompareError> {
         "-initrd",
         start.lab.initrd(start.job),
         "-append",
-        start.cmdline("console=ttyS0 quiet panic=-1 pci=off cryptomgr.notests END=reboot reboot=t"),
+        start.cmdline(&[NO_PCI, "END=reboot", "reboot=t"]),
         "-nodefaults",
         "-no-user-config",
         "-nographic",

@@ -96,3 +96,44 @@ fn a_kernel_without_acpi_is_not_given_to_whoever_it_cannot_end() {
         }
     }
 }
+
+#[test]
+fn every_kernel_is_told_the_same_but_for_how_it_ends_and_what_its_machine_has_not() {
+    let Some(mut lab) = lab() else { return };
+    let (given, unpacked) = (PathBuf::from("/k/vmlinuz"), PathBuf::from("/k/vmlinux"));
+    lab.kernel = Some(Kernel { given, unpacked, has: linux(true) });
+    lab.append = "noxsave".to_owned();
+    let start = Start { lab: &lab, program: Path::new("x"), id: "one", job: Job::Work };
+    let mut seen = 0;
+    for kind in KINDS.iter().filter(|kind| kind.family == Family::Vm) {
+        let call = kind.call(&start).unwrap();
+        let said = match kind.name {
+            "firecracker" => std::fs::read_to_string(call.command.last().unwrap()).unwrap(),
+            _ => call.line(),
+        };
+        // All in one, with nothing before it.
+        let at = said.find("console=ttyS0 quiet panic=-1 cryptomgr.notests ");
+        let (before, line) = said.split_at(at.unwrap_or_else(|| panic!("{}: {said}", kind.name)));
+        assert!(before.ends_with(['\'', '"']), "{said}");
+        let line: Vec<_> = line.split(['\'', '"']).next().unwrap().split(' ').collect();
+        let own: &[&str] = match kind.name {
+            "husk" => &["pci=off", "END=poweroff"],
+            "qemu" => &["pci=off", "END=reboot", "reboot=t"],
+            "cloud-hypervisor" => &["END=poweroff"],
+            "firecracker" => &[
+                "pci=off",
+                "i8042.noaux",
+                "i8042.nomux",
+                "i8042.dumbkbd",
+                "END=reboot",
+                "reboot=k",
+            ],
+            other => panic!("nothing is known of {other}"),
+        };
+        assert_eq!((&line[4..line.len() - 1], line.last()), (own, Some(&"noxsave")), "{said}");
+        seen += 1;
+    }
+    assert_eq!(seen, 4);
+    let husk = Kind::named("husk").unwrap().call(&start).unwrap();
+    assert!(husk.command.contains(&"--cmdline".into()), "{}", husk.line());
+}

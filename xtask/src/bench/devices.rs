@@ -122,7 +122,7 @@ fn measure(plan: &Plan, ram: &Path) -> Result<()> {
         vmlinux: &vmlinux,
         bzimage: &bzimage,
         initrd: Some(&initrd),
-        cmdline: &format!("console=ttyS0 quiet panic=-1{extra}"),
+        cmdline: &format!("{}{extra}", rivals::CMDLINE),
         scratch: ram,
         devices: Some(Devices {
             disk: &disk,

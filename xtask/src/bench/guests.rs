@@ -74,7 +74,7 @@ fn run(plan: &Inner, ram: &Path) -> Result<()> {
     std::fs::write(&initrd, bench_initrd()?)?;
     let initrd = initrd.display().to_string();
     let extra = if plan.noxsave { " noxsave" } else { "" };
-    let cmdline = format!("console=ttyS0 quiet panic=-1{extra}");
+    let cmdline = format!("{}{extra}", rivals::CMDLINE);
     let bare = Guest {
         vmlinux: &vmlinux,
         bzimage: &bzimage,
