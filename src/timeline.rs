@@ -75,13 +75,53 @@ impl Timeline {
     }
 }
 
-/// A table: milliseconds since the first mark, and since the one before.
+/// What stands in the table's first line, before and after the first mark's moment.
+const SINCE: (&str, &str) = ("since ", " s of CLOCK_MONOTONIC");
+
+/// The moment on `CLOCK_MONOTONIC`, since it began: for whoever else has that clock. [`Instant`] is of the same
+/// clock, but tells differences alone.
+pub(crate) fn monotonic(at: Instant) -> Duration {
+    let read = || {
+        let (before, mut clock) = (Instant::now(), libc::timespec { tv_sec: 0, tv_nsec: 0 });
+        // SAFETY: a clock that every Linux has, and a valid place for its value.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut clock) };
+        let (sec, nsec) = (clock.tv_sec.try_into(), clock.tv_nsec.try_into());
+        let clock = Duration::new(sec.unwrap_or(0), nsec.unwrap_or(0));
+        (before.elapsed(), before, clock)
+    };
+    // The two are read one after the other: the closest of some pairs, should something come between.
+    let mut best = read();
+    for _ in 0..4 {
+        let next = read();
+        if next.0 < best.0 {
+            best = next;
+        }
+    }
+    let (_, now, clock) = best;
+    match at.checked_duration_since(now) {
+        Some(after) => clock + after,
+        None => clock.saturating_sub(now.duration_since(at)),
+    }
+}
+
+/// When a phase was reached, on `CLOCK_MONOTONIC`, in a table that was printed ([`Timeline`]'s `Display`).
+pub(crate) fn read(table: &str, phase: Phase) -> Option<Duration> {
+    let start = table.lines().find_map(|line| line.split_once(SINCE.0)?.1.strip_suffix(SINCE.1))?;
+    let name = phase.to_string();
+    let line = table.lines().find_map(|line| line.trim_end().strip_suffix(name.as_str()))?;
+    let ms: f64 = line.split_whitespace().next()?.parse().ok()?;
+    let start = Duration::try_from_secs_f64(start.parse().ok()?).ok()?;
+    start.checked_add(Duration::try_from_secs_f64(ms / 1e3).ok()?)
+}
+
+/// A table: milliseconds since the first mark, which stands in the first line, and since the one before.
 impl fmt::Display for Timeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let marks = self.marks();
         let Some(&(_, start)) = marks.first() else { return Ok(()) };
         let millis = |d: Duration| d.as_secs_f64() * 1e3;
-        writeln!(f, "{:>10}  {:>10}", "ms", "+ms")?;
+        let since = monotonic(start).as_secs_f64();
+        writeln!(f, "{:>10}  {:>10}  {}{since:.6}{}", "ms", "+ms", SINCE.0, SINCE.1)?;
         let mut before = start;
         for (phase, at) in marks {
             let (total, step) = (millis(at - start), millis(at - before));
@@ -106,5 +146,22 @@ mod tests {
         let table = timeline.to_string();
         let lines: Vec<_> = table.lines().skip(1).map(str::trim).collect();
         assert_eq!(lines, ["0.000       0.000  process start", "5.000       5.000  first KVM_RUN"]);
+    }
+
+    #[test]
+    fn a_moment_in_a_table_is_found_on_the_clock_that_everybody_has() {
+        let timeline = Timeline::default();
+        let begun = Instant::now();
+        timeline.mark_at(Phase::ProcessStart, begun + Duration::from_millis(30));
+        timeline.mark_at(Phase::FirstRun, begun + Duration::from_millis(35));
+        let text = format!("a line before\n{timeline}");
+        let moment = read(&text, Phase::FirstRun).unwrap();
+        let since = moment.checked_sub(monotonic(begun)).unwrap();
+        // The machine may sleep between two readings of a clock, five times in a row.
+        assert!(since.abs_diff(Duration::from_millis(35)) < Duration::from_millis(5), "{since:?}");
+        assert_eq!(read(&text, Phase::Ended), None);
+        assert_eq!(read("5 5 first KVM_RUN\n", Phase::FirstRun), None, "since when?");
+        let odd = text.replace(" 5.000", "-5.000");
+        assert_eq!(read(&odd, Phase::FirstRun), None, "{odd}");
     }
 }

@@ -140,6 +140,11 @@ impl Instance {
         self.child.id()
     }
 
+    /// Just before the fork of its launcher: where its clock starts.
+    pub fn begun(&self) -> Instant {
+        self.begun
+    }
+
     /// Waits until the workload has said its line.
     ///
     /// # Errors

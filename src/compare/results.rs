@@ -23,7 +23,7 @@ pub struct Entrant {
 /// Moments of one run, from the fork of its launcher.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Moments {
-    /// Just before the first KVM_RUN, by husk's own clock, which starts with its process.
+    /// Just before the first KVM_RUN, as husk itself says.
     pub kvm_run: Option<Duration>,
     /// The guest's init has begun.
     pub init: Option<Duration>,

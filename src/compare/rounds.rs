@@ -14,6 +14,7 @@ use super::results::{Moments, Run};
 use super::stats::Order;
 use super::workload::Job;
 use super::{CompareError, Field, Plan, Progress, cancelled};
+use crate::timeline::{self, Phase};
 
 /// Bytes of stack of a thread that watches an instance.
 const STACK: usize = 512 << 10;
@@ -195,15 +196,10 @@ fn watched(call: &Call, cancel: &std::sync::atomic::AtomicBool) -> Result<Moment
     let (Some(first), Some(exit)) = (instance.seen.first, instance.seen.exit) else {
         return Err(Failure::Failed("it said nothing".to_owned()));
     };
-    let kvm_run = first_kvm_run(&instance.errors());
+    // husk says it, in the table of its `--timeline`.
+    let at = timeline::read(&instance.errors(), Phase::FirstRun);
+    let kvm_run = at.and_then(|at| at.checked_sub(timeline::monotonic(instance.begun())));
     Ok(Moments { kvm_run, init: instance.seen.init, first, exit })
-}
-
-/// When husk came to its first KVM_RUN, in the table that `husk run --timeline` prints.
-fn first_kvm_run(errors: &str) -> Option<Duration> {
-    let line = errors.lines().find(|line| line.trim_end().ends_with("first KVM_RUN"))?;
-    let ms: f64 = line.split_whitespace().next()?.parse().ok()?;
-    Duration::try_from_secs_f64(ms / 1e3).ok()
 }
 
 /// Drops what the host has cached of files (`Documentation/admin-guide/sysctl/vm.rst`). What has yet to
@@ -297,15 +293,27 @@ mod tests {
     }
 
     #[test]
-    fn the_first_entry_into_the_guest_is_found_in_a_timeline() {
+    fn the_first_entry_into_the_guest_is_counted_from_the_fork_of_the_launcher() {
+        // A husk that takes its time before it is one, and says what its timeline said.
         let timeline = crate::timeline::Timeline::default();
-        let start = std::time::Instant::now();
-        timeline.mark_at(crate::timeline::Phase::ProcessStart, start);
-        let run = start + Duration::from_micros(5250);
-        timeline.mark_at(crate::timeline::Phase::FirstRun, run);
-        let text = timeline.to_string();
-        assert_eq!(first_kvm_run(&text), Some(Duration::from_micros(5250)), "{text}");
-        assert_eq!(first_kvm_run("no first KVM_RUN\n"), None);
-        assert_eq!(first_kvm_run("-5 x first KVM_RUN"), None);
+        timeline.mark(Phase::ProcessStart);
+        timeline.mark(Phase::FirstRun);
+        let words = ["printf", "%s\\n", &timeline.to_string()].map(std::ffi::OsString::from);
+        let script = "echo @work; \"$@\" >&2".into();
+        let command = ["sh".into(), "-c".into(), script, "sh".into()].into_iter().chain(words);
+        let call = Call { command: command.collect(), undo: None, directory: None };
+        let cancel = std::sync::atomic::AtomicBool::new(false);
+        // It was there before the fork.
+        assert_eq!(watched(&call, &cancel).unwrap().kvm_run, None);
+        // And long after it.
+        let later = std::time::Instant::now() + Duration::from_secs(3600);
+        let timeline = crate::timeline::Timeline::default();
+        timeline.mark_at(Phase::ProcessStart, later - Duration::from_secs(5));
+        timeline.mark_at(Phase::FirstRun, later);
+        let mut call = call;
+        *call.command.last_mut().unwrap() = timeline.to_string().into();
+        let kvm_run = watched(&call, &cancel).unwrap().kvm_run.unwrap();
+        let most = Duration::from_secs(3601);
+        assert!(kvm_run > Duration::from_secs(3000) && kvm_run < most, "{kvm_run:?}");
     }
 }
