@@ -22,8 +22,8 @@ const INTERRUPT: i32 = 2;
 #[derive(Args)]
 #[command(allow_negative_numbers = true)]
 pub struct Compare {
-    /// The contestants, of process, crun, runc, runsc, podman, husk, qemu, firecracker and
-    /// cloud-hypervisor; ratios are to the first [default: those that are installed]
+    /// The contestants, of process, crun, runc, runsc, podman, docker, husk, qemu, firecracker
+    /// and cloud-hypervisor; ratios are to the first [default: those that are installed]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     with: Vec<String>,
     /// How often each is measured, at each level of --parallel

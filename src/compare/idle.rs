@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::contestants::Family;
+use super::contestants::{Family, docker_number};
 use super::launch::{Instance, LIMIT};
 use super::results::{Idle, Isolation};
 use super::workload::Job;
@@ -27,8 +27,8 @@ pub fn measure(
     let total = field.contestants.len() * (most + 1);
     for (entrant, contestant) in field.contestants.iter().enumerate() {
         let name = contestant.kind.name;
-        // podman keeps its own where we do not look.
-        let ours = name != "podman";
+        // These keep their own where we do not look.
+        let ours = !["podman", "docker"].contains(&name);
         let (available, usage) = (proc::meminfo("MemAvailable:"), field.lab.usage());
         let mut instances: Vec<(Instance, String)> = Vec::new();
         for count in 1..=most {
@@ -47,7 +47,7 @@ pub fn measure(
                     break;
                 }
             }
-            let pss = settled(&instances);
+            let pss = settled(field, &instances);
             let taken = available.zip(proc::meminfo("MemAvailable:"));
             idle.push(Idle {
                 entrant,
@@ -78,18 +78,23 @@ pub fn measure(
     Ok((idle, isolation))
 }
 
-fn pids(instances: &[(Instance, String)]) -> Vec<u32> {
-    let of = |(instance, id): &(Instance, String)| proc::members(instance.pid(), id);
+fn pids(field: &Field<'_>, instances: &[(Instance, String)]) -> Vec<u32> {
+    let of = |(instance, id): &(Instance, String)| {
+        // Who else knows it by another name.
+        let number = std::fs::read_to_string(docker_number(&field.lab, id)).unwrap_or_default();
+        let names = [id.as_str()].into_iter().chain(number.split_whitespace());
+        proc::members(instance.pid(), &names.collect::<Vec<_>>())
+    };
     instances.iter().flat_map(of).collect()
 }
 
 /// The memory of all instances once it grows and shrinks no more, by 1 %, from look to look.
-fn settled(instances: &[(Instance, String)]) -> Option<u64> {
+fn settled(field: &Field<'_>, instances: &[(Instance, String)]) -> Option<u64> {
     let end = Instant::now() + SETTLING;
-    let (mut before, mut calm) = (proc::pss(&pids(instances))?, 0);
+    let (mut before, mut calm) = (proc::pss(&pids(field, instances))?, 0);
     while calm < 3 && Instant::now() < end {
         std::thread::sleep(LOOK);
-        let now = proc::pss(&pids(instances))?;
+        let now = proc::pss(&pids(field, instances))?;
         calm = if now.abs_diff(before) <= before / 100 { calm + 1 } else { 0 };
         before = now;
     }

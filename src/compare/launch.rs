@@ -192,12 +192,7 @@ impl Instance {
 
     /// A failure with the last line of what it said.
     fn words(&self, what: &str) -> Failure {
-        let last = |tail: &Tail| {
-            let text = tail.text();
-            let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
-            line.map(|line| line.chars().take(200).collect::<String>())
-        };
-        Failure::Failed(match last(&self.complained).or_else(|| last(&self.said)) {
+        Failure::Failed(match self.complained.last_line().or_else(|| self.said.last_line()) {
             Some(said) => format!("{what}: {said}"),
             None => what.to_owned(),
         })
@@ -302,42 +297,60 @@ impl Drop for Group {
 /// Runs a command whose output matters only when asked for: its standard output, if it ended well
 /// within `limit`.
 pub fn quietly(command: &[OsString], limit: Duration) -> Option<String> {
-    let (program, args) = command.split_first()?;
+    told(command, limit).ok()
+}
+
+/// Runs a command and gives its standard output.
+///
+/// # Errors
+/// It did not end well within `limit`; what it said last on standard error, if it said something.
+pub fn told(command: &[OsString], limit: Duration) -> Result<String, String> {
+    let (program, args) = command.split_first().ok_or("no command")?;
     let child = Command::new(program)
         .args(args)
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
-        .ok()?;
+        .map_err(|e| format!("{}: {e}", program.display()))?;
     let mut group = Group { child, reaped: false };
     let pidfd = pidfd(&group.child).ok();
-    let mut output = group.child.stdout.take();
-    if let Some(output) = &output {
-        nonblocking(output.as_raw_fd()).ok()?;
+    let (mut output, mut errors) = (group.child.stdout.take(), group.child.stderr.take());
+    let pipes = [output.as_ref().map(AsRawFd::as_raw_fd), errors.as_ref().map(AsRawFd::as_raw_fd)];
+    for pipe in pipes.into_iter().flatten() {
+        nonblocking(pipe).map_err(|e| format!("a pipe: {e}"))?;
     }
-    let (begun, mut text) = (Instant::now(), Tail::default());
+    let (begun, mut said, mut complained) = (Instant::now(), Tail::default(), Tail::default());
     let status = loop {
-        if drain(&mut output, &mut text) {
+        let ended = group.child.try_wait().ok().flatten();
+        group.reaped = ended.is_some();
+        if drain(&mut output, &mut said) {
             output = None;
         }
-        if let Ok(Some(status)) = group.child.try_wait() {
-            group.reaped = true;
-            drain(&mut output, &mut text);
-            break Some(status);
+        if drain(&mut errors, &mut complained) {
+            errors = None;
         }
-        if begun.elapsed() > limit {
-            break None;
+        if ended.is_some() || begun.elapsed() > limit {
+            break ended;
         }
-        let fds = [output.as_ref().map(AsRawFd::as_raw_fd), pidfd.as_ref().map(AsRawFd::as_raw_fd)];
+        let fds = [
+            output.as_ref().map(AsRawFd::as_raw_fd),
+            errors.as_ref().map(AsRawFd::as_raw_fd),
+            pidfd.as_ref().map(AsRawFd::as_raw_fd),
+        ];
         let mut fds =
             fds.map(|fd| libc::pollfd { fd: fd.unwrap_or(-1), events: libc::POLLIN, revents: 0 });
         // SAFETY: an array of pollfds and its length, alive through the call.
-        unsafe { libc::poll(fds.as_mut_ptr(), 2, TICK.as_millis() as libc::c_int) };
+        unsafe { libc::poll(fds.as_mut_ptr(), 3, TICK.as_millis() as libc::c_int) };
     };
     drop(group);
-    status.filter(ExitStatus::success).map(|_| text.text())
+    let what = match status {
+        Some(status) if status.success() => return Ok(said.text()),
+        Some(status) => format!("it ended with {status}"),
+        None => format!("not done after {} s", limit.as_secs()),
+    };
+    Err(complained.last_line().unwrap_or(what))
 }
 
 /// Reads what is in the pipe; true at its end.
@@ -370,6 +383,13 @@ impl Tail {
         let (a, b) = self.0.as_slices();
         // It is short unless somebody floods us.
         [a, b].concat().windows(mark.len()).any(|window| window == mark.as_bytes())
+    }
+
+    /// The last line that is not empty, shortened.
+    fn last_line(&self) -> Option<String> {
+        let text = self.text();
+        let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
+        line.map(|line| line.chars().take(200).collect())
     }
 
     fn text(&self) -> String {

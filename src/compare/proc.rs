@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-/// Every process that belongs to one: `root`, all it started, and those that carry `id` as a word of
-/// their command line (a shim or monitor that was detached).
-pub fn members(root: u32, id: &str) -> Vec<u32> {
+/// Every process that belongs to one: `root`, all it started, and those that carry one of `names` as a
+/// word of their command line (a shim or monitor that was detached) with all that they started.
+pub fn members(root: u32, names: &[&str]) -> Vec<u32> {
     let parents = parents();
     let mut members = BTreeSet::from([root]);
-    members.extend(parents.keys().filter(|pid| has_word(**pid, id)));
+    members.extend(parents.keys().filter(|pid| has_word(**pid, names)));
     loop {
         let more: Vec<u32> = parents
             .iter()
@@ -38,9 +38,9 @@ fn parent_of(stat: &str) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
-fn has_word(pid: u32, id: &str) -> bool {
+fn has_word(pid: u32, words: &[&str]) -> bool {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    line.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
+    line.split(|byte| *byte == 0).any(|word| words.iter().any(|wanted| wanted.as_bytes() == word))
 }
 
 /// The proportional share of memory of these processes in bytes: what several have in common counts
@@ -114,12 +114,12 @@ mod tests {
             .unwrap();
         let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
         // It is not named so before its exec.
-        while !has_word(named.id(), &id) && std::time::Instant::now() < end {
+        while !has_word(named.id(), &[&id]) && std::time::Instant::now() < end {
             std::thread::yield_now();
         }
-        let ours = members(std::process::id(), "no such name");
+        let ours = members(std::process::id(), &["no such name"]);
         assert!(ours.contains(&child.id()) && ours.contains(&named.id()));
-        let found = members(child.id(), &id);
+        let found = members(child.id(), &["another name", &id]);
         let (mut expected, pss) = (vec![child.id(), named.id()], pss(&found));
         expected.sort_unstable();
         for process in [&mut child, &mut named] {

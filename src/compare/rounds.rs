@@ -7,7 +7,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::Builder;
-use std::time::Duration;
 
 use super::launch::{Call, Failure, Instance, LIMIT};
 use super::results::{Moments, Run};
@@ -224,6 +223,8 @@ fn in_memory(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::compare::tests::plan;
 

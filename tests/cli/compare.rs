@@ -1,6 +1,7 @@
 //! `husk compare` as a user runs it, with what needs neither KVM nor root; and what is mistyped.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,105 @@ fn processes_are_compared_and_the_results_are_files() {
         std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, ["husk-compare", "other"]);
+}
+
+/// A directory with a link to the statically linked busybox and nothing else; if there is none, says that the
+/// calling test is skipped.
+fn only_busybox(dir: &Path) -> Option<PathBuf> {
+    let said = run(dir, "--with process --runs 1 --parallel 1 --idle 0 --out tried").2;
+    if !has_busybox(&said) {
+        return None;
+    }
+    let path = dir.join("path");
+    fs::create_dir(&path).unwrap();
+    let places = std::env::var_os("PATH").unwrap_or_default();
+    for name in ["busybox", "busybox-static", "busybox.static"] {
+        // It is a link to all that is so called; which of them is the one, husk finds out.
+        if let Some(found) =
+            std::env::split_paths(&places).map(|d| d.join(name)).find(|p| p.exists())
+        {
+            std::os::unix::fs::symlink(found, path.join(name)).unwrap();
+        }
+    }
+    Some(path)
+}
+
+/// A docker that knows one image, and in a container of which a plain process runs.
+const DOCKER: &str = r#"#!/bin/sh
+PATH=/usr/bin:/bin:$PATH
+dir=${0%/*}
+echo "$*" >>"$dir/log"
+case $1 in
+--version) echo "Docker version 0 for tests" ;;
+version) [ ! -e "$dir/no-daemon" ] || { echo "Cannot connect to the daemon at all" >&2; exit 1; } ;;
+import) mkdir "$dir/image" && busybox tar -x -C "$dir/image" -f "$2" && echo "$3" >"$dir/name" ;;
+rmi) [ "$3" = "$(cat "$dir/name")" ] && rm -r "$dir/image" "$dir/name" ;;
+run)
+    while [ "$1" != /bin/busybox ]; do
+        [ "$1" != --cidfile ] || echo 0123456789abcdef >"$2"
+        before=$1
+        shift
+    done
+    [ "$before" = "$(cat "$dir/name")" ] || exit 125
+    cd "$dir/image" && shift && exec ./bin/busybox "$@" ;;
+esac
+"#;
+
+#[test]
+fn docker_gets_an_image_of_the_files_which_is_gone_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(path) = only_busybox(dir.path()) else { return };
+    let docker = path.join("docker");
+    fs::write(dir.path().join("docker"), DOCKER).unwrap();
+    // By another process: no other test's child can have it open for writing, or it would be busy.
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).arg(dir.path().join("docker")).arg(&docker);
+    assert!(install.status().unwrap().success());
+    let compare = || {
+        let args = "--with process,docker --runs 2 --parallel 1 --idle 1";
+        let done = compare(dir.path(), args).env("PATH", &path).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        assert!(done.status.success(), "{}", text(done.stderr));
+        (text(done.stdout), fs::read_to_string(path.join("log")).unwrap())
+    };
+    let (table, log) = compare();
+    assert!(!table.contains("left out") && !table.contains("failed"), "{table}\n{log}");
+    assert!(table.lines().any(|line| line.starts_with("docker ")), "{table}");
+    assert!(!path.join("image").exists() && !path.join("name").exists(), "{log}");
+    let runs = log.lines().filter(|line| line.starts_with("run --rm --name husk-compare-"));
+    // The warm-up, two runs, and one that idles, which is killed and so deleted.
+    assert_eq!(runs.clone().count(), 4, "{log}");
+    for run in runs {
+        for word in ["--network=none", "--read-only", "--pull=never", " husk-compare:"] {
+            assert!(run.contains(word), "{run}");
+        }
+    }
+    assert_eq!(log.lines().filter(|line| line.starts_with("rm --force ")).count(), 1, "{log}");
+    assert_eq!(log.lines().filter(|line| line.starts_with("rmi --force ")).count(), 1, "{log}");
+
+    fs::write(path.join("no-daemon"), "").unwrap();
+    let table = compare().0;
+    let why = "left out: docker: no daemon answers: Cannot connect to the daemon at all";
+    assert!(table.contains(why), "{table}");
+    assert!(table.lines().any(|line| line.starts_with("process ")), "{table}");
+}
+
+#[test]
+fn a_docker_that_is_installed_takes_part_or_is_left_out_in_its_own_words() {
+    if Command::new("docker").arg("--version").output().is_err() {
+        return skipped("no docker");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (status, table, err) =
+        run(dir.path(), "--with process,docker --runs 1 --parallel 1 --idle 0");
+    if !has_busybox(&err) {
+        return;
+    }
+    assert_eq!(status, 0, "{err}");
+    // Its own words, not ours alone.
+    let left_out = table.lines().find(|line| line.starts_with("left out: docker: "));
+    let ran = table.lines().any(|line| line.starts_with("docker ") && !line.contains("none"));
+    assert!(ran || left_out.is_some_and(|why| why.len() > 60), "{table}");
 }
 
 /// Killed when dropped.

@@ -4,12 +4,15 @@
 //! contestant is a file here and a line in [`KINDS`].
 
 mod cloud_hypervisor;
+mod docker;
 mod firecracker;
 mod husk;
 mod oci;
 mod podman;
 mod process;
 mod qemu;
+
+pub use docker::number as docker_number;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -63,7 +66,7 @@ pub struct Kind {
 pub type Ready = Result<Option<Vec<OsString>>, String>;
 
 /// All there are, in the order of the tables.
-pub static KINDS: [Kind; 9] = [
+pub static KINDS: [Kind; 10] = [
     Kind {
         name: "process",
         family: Family::Process,
@@ -103,6 +106,14 @@ pub static KINDS: [Kind; 9] = [
         package: "`apt-get install podman`",
         prepare: nothing,
         call: podman::call,
+    },
+    Kind {
+        name: "docker",
+        family: Family::Container,
+        program: Some("docker"),
+        package: "`apt-get install docker.io`",
+        prepare: docker::prepare,
+        call: docker::call,
     },
     Kind {
         name: "husk",
