@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::contestants::{Family, docker_number};
 use super::launch::{Instance, LIMIT};
 use super::results::{Idle, Isolation};
-use super::workload::Job;
+use super::workload::{IDLING, Job};
 use super::{CompareError, Field, Progress, cancelled, proc, syscalls};
 
 /// How long memory may take to settle after the start.
@@ -57,11 +57,14 @@ pub fn measure(
                 disk: ours.then(|| field.lab.usage().saturating_sub(usage)),
             });
             if count == 1 {
-                let pids = pids(&instances);
+                let pids = pids(field, &instances);
+                // Looked for after memory has settled: its shell has become what it is by then.
+                let workload = proc::called(&pids, &IDLING);
                 isolation.push(Isolation {
                     entrant,
                     namespaces: proc::namespaces(&pids),
                     filtered: proc::filtered(&pids),
+                    workload_filtered: workload.map(|pid| proc::filtered(&[pid]).0 > 0),
                     syscalls: None,
                 });
             }

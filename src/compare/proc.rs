@@ -81,6 +81,15 @@ pub fn namespaces(pids: &[u32]) -> Vec<String> {
     kinds.iter().filter(|kind| apart(kind)).map(|kind| (*kind).to_owned()).collect()
 }
 
+/// Which of these processes is called with these as its last words.
+pub fn called(pids: &[u32], words: &[&str]) -> Option<u32> {
+    let tail: Vec<u8> = words.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect();
+    let mut pids = pids.iter().copied();
+    pids.find(|pid| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(&tail))
+    })
+}
+
 /// How many threads of these processes have a filter of system calls (`Seccomp: 2` of
 /// `proc_pid_status(5)`), and how many there are.
 pub fn filtered(pids: &[u32]) -> (usize, usize) {
@@ -128,6 +137,45 @@ mod tests {
         }
         assert_eq!(found, expected);
         assert!(pss.is_some_and(|pss| pss > 0));
+    }
+
+    #[test]
+    fn a_process_with_a_filter_of_system_calls_is_counted_as_such_and_found_by_its_words() {
+        use std::os::unix::process::CommandExt;
+        // A filter that lets everything pass (`linux/filter.h`, `linux/seccomp.h`): it returns
+        // SECCOMP_RET_ALLOW.
+        let all = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
+        let filter = move || {
+            let mut all = all;
+            let program = libc::sock_fprog { len: 1, filter: &mut all };
+            // SAFETY: plain numbers, and a program that is alive through the call.
+            let failed = unsafe {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+                    || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) != 0
+            };
+            if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+        };
+        let name = format!("{}", 100_000 + std::process::id());
+        let start = |with| {
+            let mut command = Command::new("sleep");
+            command.arg(&name);
+            if with {
+                // SAFETY: it makes two system calls and allocates nothing.
+                unsafe { command.pre_exec(filter) };
+            }
+            command.spawn().unwrap()
+        };
+        let (mut with, mut without) = (start(true), start(false));
+        let pids = [without.id(), with.id()];
+        let found = called(&pids[1..], &["sleep", &name]);
+        let counts = [filtered(&pids), filtered(&pids[..1]), filtered(&pids[1..])];
+        let none = called(&pids, &["sleep"]);
+        for process in [&mut with, &mut without] {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+        assert_eq!(counts, [(1, 2), (0, 1), (1, 1)]);
+        assert_eq!((found, none), (Some(pids[1]), None));
     }
 
     #[test]

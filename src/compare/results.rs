@@ -72,8 +72,11 @@ pub struct Isolation {
     pub entrant: usize,
     /// The kinds of namespaces it does not share with us.
     pub namespaces: Vec<String>,
-    /// Threads with a filter of system calls, and all.
+    /// Threads with a filter of system calls, and all, of every process of an instance: its runtime's,
+    /// monitor's or VMM's included.
     pub filtered: (usize, usize),
+    /// Whether the workload's own process has one; `None` where it is no process of the host.
+    pub workload_filtered: Option<bool>,
     /// Distinct system calls a VMM makes in one run, where that was counted.
     pub syscalls: Option<usize>,
 }

@@ -60,7 +60,8 @@ fn results() -> Results {
     let isolation = (0..3).map(|entrant| Isolation {
         entrant,
         namespaces: vec!["pid".to_owned(), "net".to_owned()],
-        filtered: (0, 1),
+        filtered: (1, 3),
+        workload_filtered: [Some(false), Some(true), None].get(entrant).copied().flatten(),
         syscalls: (entrant == 2).then_some(44),
     });
     let mut environment = Environment::of(&crate::doctor::examine());
@@ -98,6 +99,13 @@ fn the_table_has_percentiles_ratios_failures_phases_and_what_is_missing() {
         "start of the VMM 30.50 → guest kernel 280.00 → init 510.00 → workload and end 120.00";
     assert!(table.contains(phases), "{table}");
     assert!(table.contains("one at a time, caches cold") && table.contains("3 at once"), "{table}");
+    let filtered = |name: &str| {
+        let idle = table.lines().skip_while(|line| !line.starts_with("idle, ")).skip(1);
+        let line = idle.into_iter().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().skip(4).take(4).collect::<Vec<_>>().join(" ")
+    };
+    let each = ["process ", "crun ", "husk "].map(filtered);
+    assert_eq!(each, ["1 of 3 no", "1 of 3 yes", "1 of 3 –"], "{table}");
     assert!(table.contains("left out: runc: not on PATH: `apt-get install runc`"), "{table}");
     assert!(table.contains("note: a note"), "{table}");
     assert!(line("! ").contains("emulated"), "{table}");
@@ -178,6 +186,8 @@ fn the_axes_have_what_was_measured_and_say_what_is_not_yet() {
         assert!(axes.lines().any(|line| line == axis), "{axes}");
     }
     assert!(axes.contains("different system calls of the VMM: 44"), "{axes}");
+    assert!(axes.contains("the workload's process under a filter of system calls"), "{axes}");
+    assert!(axes.contains("44; 1 of 3 threads under a filter"), "{axes}");
     assert!(axes.contains("not yet"), "{axes}");
 }
 

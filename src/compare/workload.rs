@@ -106,9 +106,12 @@ impl Workload {
     }
 }
 
+/// What an idle instance is in the end: the last words of its process' command line.
+pub(super) const IDLING: [&str; 2] = ["sleep", "100000"];
+
 /// The script `/idle`.
 pub(super) fn idle_script() -> String {
-    format!("echo {MARK}\nexec ./bin/busybox sleep 100000\n")
+    format!("echo {MARK}\nexec ./bin/busybox {}\n", IDLING.join(" "))
 }
 
 /// The script a job runs, relative to the root of the files.

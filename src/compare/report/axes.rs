@@ -65,11 +65,11 @@ fn resources(results: &Results) -> Lines {
 fn isolation(results: &Results) -> Lines {
     let lines = each(results, |n, entrant| {
         let facts = results.isolation.iter().find(|facts| facts.entrant == n)?;
-        let (filtered, all) = facts.filtered;
-        let filter = match (filtered, all) {
-            (0, _) => "no filter of system calls".to_owned(),
-            (filtered, all) if filtered == all => "all threads under a filter".to_owned(),
-            (filtered, all) => format!("{filtered} of {all} threads under a filter"),
+        let filter = match (facts.workload_filtered, facts.filtered) {
+            (Some(true), _) => "the workload's process under a filter of system calls".to_owned(),
+            (Some(false), _) | (None, (0, _)) => "no filter of system calls".to_owned(),
+            (None, (filtered, all)) if filtered == all => "all threads under a filter".to_owned(),
+            (None, (filtered, all)) => format!("{filtered} of {all} threads under a filter"),
         };
         Some(match entrant.family {
             Family::Process => format!("the host's kernel and everything of its user's; {filter}"),

@@ -109,8 +109,8 @@ fn idle(results: &Results, out: &mut String) {
     let _ = writeln!(out, "\nidle, for each of {most}; isolation");
     let _ = writeln!(
         out,
-        "{:width$} {:>WIDTH$} {:>WIDTH$} {:>WIDTH$}  {:>14} {:>14}  namespaces of its own",
-        "", "PSS, MiB", "taken, MiB", "disk, KiB", "filtered", "system calls"
+        "{:width$} {:>WIDTH$} {:>WIDTH$} {:>WIDTH$}  {:>14} {:>8} {:>14}  namespaces of its own",
+        "", "PSS, MiB", "taken, MiB", "disk, KiB", "filtered", "workload", "system calls"
     );
     for (n, entrant) in results.entrants.iter().enumerate() {
         let Some(idle) = results.most_idle(n) else { continue };
@@ -125,19 +125,25 @@ fn idle(results: &Results, out: &mut String) {
         let taken = idle.taken.map_or_else(unknown, |taken| each(taken as f64, mi));
         let disk = idle.disk.map_or_else(unknown, |disk| each(disk as f64, 1024.0));
         let facts = results.isolation.iter().find(|facts| facts.entrant == n);
-        let (filtered, calls, namespaces) = facts.map_or_else(Default::default, |facts| {
-            let (filtered, all) = facts.filtered;
-            let namespaces = match facts.namespaces.as_slice() {
-                [] => "none".to_owned(),
-                some => some.join(" "),
-            };
-            let calls = facts.syscalls.map_or("–".to_owned(), |calls| calls.to_string());
-            (format!("{filtered} of {all}"), calls, namespaces)
-        });
+        let (filtered, workload, calls, namespaces) =
+            facts.map_or_else(Default::default, |facts| {
+                let (filtered, all) = facts.filtered;
+                let namespaces = match facts.namespaces.as_slice() {
+                    [] => "none".to_owned(),
+                    some => some.join(" "),
+                };
+                let calls = facts.syscalls.map_or("–".to_owned(), |calls| calls.to_string());
+                let workload = match facts.workload_filtered {
+                    Some(true) => "yes",
+                    Some(false) => "no",
+                    None => "–",
+                };
+                (format!("{filtered} of {all}"), workload, calls, namespaces)
+            });
         let _ = writeln!(
             out,
-            "{:width$} {pss:>WIDTH$} {taken:>WIDTH$} {disk:>WIDTH$}  {filtered:>14} {calls:>14}  \
-             {namespaces}",
+            "{:width$} {pss:>WIDTH$} {taken:>WIDTH$} {disk:>WIDTH$}  {filtered:>14} {workload:>8} \
+             {calls:>14}  {namespaces}",
             entrant.name
         );
     }
@@ -145,8 +151,10 @@ fn idle(results: &Results, out: &mut String) {
         out,
         "PSS: of all processes of an instance, guest memory it has touched included. taken: of the \
          host's MemAvailable.\ndisk: what an instance writes to its own directory; all share {:.1} \
-         MiB of files{}.\nfiltered: threads under a filter of system calls. system calls: how many \
-         different ones a VMM makes (strace).",
+         MiB of files{}.\nfiltered: threads under a filter of system calls, of all processes of an \
+         instance, its runtime's and monitor's\nincluded; workload: whether the workload's own \
+         process is (– where it is none of the host's). system calls: how many\ndifferent ones a VMM \
+         makes (strace).",
         mib(results.files_bytes),
         results
             .kernel_bytes
