@@ -5,34 +5,44 @@ use std::time::{Duration, Instant};
 use super::contestants::{Family, docker_number};
 use super::launch::{Instance, LIMIT};
 use super::results::{Idle, Isolation};
+use super::stats::Order;
 use super::workload::{IDLING, Job};
-use super::{CompareError, Field, Progress, cancelled, proc, syscalls};
+use super::{CompareError, Contestant, Field, Plan, Progress, cancelled, proc, syscalls};
 
 /// How long memory may take to settle after the start.
 const SETTLING: Duration = Duration::from_secs(3);
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(100);
+/// How many looks it must have been calm for.
+const CALM: usize = 3;
+/// By how much the host's available memory may change from look to look when it is calm, in bytes.
+const NOISE: u64 = 256 << 10;
 
-/// Starts one idle instance after the other, up to `most`, of every contestant.
+/// Starts one idle instance after the other, up to `most`, of every contestant, in an order of their own.
 pub fn measure(
     field: &Field<'_>,
-    most: usize,
+    Plan { idle: most, seed, .. }: &Plan,
     notes: &mut Vec<String>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Vec<Idle>, Vec<Isolation>), CompareError> {
     let (mut idle, mut isolation) = (Vec::new(), Vec::new());
+    let most = *most;
     if most == 0 {
         return Ok((idle, isolation));
     }
     let total = field.contestants.len() * (most + 1);
-    for (entrant, contestant) in field.contestants.iter().enumerate() {
+    let mut order: Vec<(usize, &Contestant)> = field.contestants.iter().enumerate().collect();
+    Order::of(*seed).shuffle(&mut order);
+    for (turn, (entrant, contestant)) in order.into_iter().enumerate() {
         let name = contestant.kind.name;
         // These keep their own where we do not look.
         let ours = !["podman", "docker"].contains(&name);
-        let (available, usage) = (proc::meminfo("MemAvailable:"), field.lab.usage());
+        // What the one before had is given back some time after its end.
+        let available = settled(|| proc::meminfo("MemAvailable:"), |_| NOISE);
+        let usage = field.lab.usage();
         let mut instances: Vec<(Instance, String)> = Vec::new();
         for count in 1..=most {
-            let done = entrant * (most + 1) + count - 1;
+            let done = turn * (most + 1) + count - 1;
             progress(Progress { done, total, doing: format!("{name}: {count} idle") });
             let (call, id) = field.call(entrant, Job::Idle)?;
             let started = Instance::start(&call).and_then(|mut instance| {
@@ -47,7 +57,7 @@ pub fn measure(
                     break;
                 }
             }
-            let pss = settled(field, &instances);
+            let pss = settled(|| proc::pss(&pids(field, &instances)), |pss| pss / 100);
             let taken = available.zip(proc::meminfo("MemAvailable:"));
             idle.push(Idle {
                 entrant,
@@ -71,7 +81,7 @@ pub fn measure(
         }
         drop(instances);
         if contestant.kind.family == Family::Vm {
-            let done = entrant * (most + 1) + most;
+            let done = turn * (most + 1) + most;
             progress(Progress { done, total, doing: format!("{name}: system calls") });
             let counted = syscalls::count(field, entrant, notes)?;
             let facts = isolation.iter_mut().filter(|facts| facts.entrant == entrant);
@@ -91,15 +101,43 @@ fn pids(field: &Field<'_>, instances: &[(Instance, String)]) -> Vec<u32> {
     instances.iter().flat_map(of).collect()
 }
 
-/// The memory of all instances once it grows and shrinks no more, by 1 %, from look to look.
-fn settled(field: &Field<'_>, instances: &[(Instance, String)]) -> Option<u64> {
+/// What `look` sees once that grows and shrinks no more, or is not to be had, or has had its time:
+/// from look to look by at most what `noise` makes of it.
+fn settled(look: impl Fn() -> Option<u64>, noise: impl Fn(u64) -> u64) -> Option<u64> {
     let end = Instant::now() + SETTLING;
-    let (mut before, mut calm) = (proc::pss(&pids(field, instances))?, 0);
-    while calm < 3 && Instant::now() < end {
+    let (mut before, mut calm) = (look()?, 0);
+    while calm < CALM && Instant::now() < end {
         std::thread::sleep(LOOK);
-        let now = proc::pss(&pids(field, instances))?;
-        calm = if now.abs_diff(before) <= before / 100 { calm + 1 } else { 0 };
+        let now = look()?;
+        calm = if now.abs_diff(before) <= noise(before) { calm + 1 } else { 0 };
         before = now;
     }
     Some(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn memory_is_read_when_it_is_calm_and_that_is_not_waited_for_without_end() {
+        let seen = Cell::new(0);
+        // Given back bit by bit, and then no more.
+        let shrinking = || {
+            seen.set(seen.get() + 1);
+            Some(1000 - 100 * seen.get().min(5))
+        };
+        assert_eq!(settled(shrinking, |_| 10), Some(500));
+        assert_eq!(seen.get(), 5 + CALM as u64);
+        let begun = Instant::now();
+        let restless = || {
+            seen.set(seen.get() + 1);
+            Some(1000 * seen.get())
+        };
+        assert!(settled(restless, |_| 10).is_some());
+        assert!(begun.elapsed() >= SETTLING);
+        assert_eq!(settled(|| None, |_| 10), None);
+    }
 }

@@ -228,7 +228,7 @@ pub fn compare(
 
     let mut notes = Vec::new();
     let runs = rounds::run(&field, plan, &mut notes, progress)?;
-    let (idle, isolation) = idle::measure(&field, plan.idle, &mut notes, progress)?;
+    let (idle, isolation) = idle::measure(&field, plan, &mut notes, progress)?;
     let kernel_bytes = field
         .lab
         .kernel

@@ -117,6 +117,16 @@ fn every_output_says_that_the_kvm_is_emulated() {
     assert!(results.table().contains("emulated"));
     assert!(results.axes().contains("emulated"));
     assert!(results.html().unwrap().contains("class=\"caveat\">this machine and its KVM"));
+    let html = results.html().unwrap();
+    let plots: Vec<_> =
+        html.split("<svg ").skip(1).map(|rest| rest.split("</svg>").next().unwrap()).collect();
+    assert_eq!(plots.len(), 5);
+    for plot in plots {
+        assert!(plot.contains("KVM emulated: no figures of hardware"), "{plot}");
+    }
+    let mut native = results.clone();
+    native.environment.kvm = Kvm::Native;
+    assert!(!native.html().unwrap().contains("no figures of hardware"));
     let csv = results.csv();
     assert!(csv.lines().skip(1).all(|line| line.contains(",emulated,")), "{csv}");
 }

@@ -11,6 +11,9 @@ use super::mib;
 /// Size of a plot, in pixels.
 const SIZE: (u32, u32) = (860, 380);
 
+/// Room above a plot, in pixels: for what must be said of all figures.
+const TOP: u32 = 24;
+
 /// Lines of the grid between those with a number: none.
 const FAINT: RGBAColor = RGBAColor(255, 255, 255, 0.0);
 
@@ -32,9 +35,10 @@ pub fn distribution(results: &Results, parallel: usize, cold: bool) -> Result<St
         values.into_iter().enumerate().flat_map(step).collect()
     });
     let Some((low, high)) = range(&series, |(x, _)| x) else { return Ok(String::new()) };
-    draw(|plane| {
+    draw(results, |plane| {
         let mut chart = ChartBuilder::on(plane)
             .margin(12)
+            .margin_top(TOP)
             .x_label_area_size(40)
             .y_label_area_size(50)
             .build_cartesian_2d((low * 0.8..high * 1.25).log_scale(), 0.0..1.0)?;
@@ -84,9 +88,10 @@ pub fn phases(results: &Results) -> Result<String, Trouble> {
         }
     }
     let rows = bars.len();
-    draw(|plane| {
+    draw(results, |plane| {
         let mut chart = ChartBuilder::on(plane)
             .margin(12)
+            .margin_top(TOP)
             .x_label_area_size(40)
             .y_label_area_size(120)
             .build_cartesian_2d(0.0..longest * 1.02, 0.0..rows as f64)?;
@@ -139,7 +144,7 @@ pub fn parallelism(results: &Results) -> Result<String, Trouble> {
         };
         levels.iter().filter_map(at).collect()
     });
-    lines(&series, ("instances at once", "ms, p50"), true)
+    lines(results, &series, ("instances at once", "ms, p50"), true)
 }
 
 /// Memory against the number of idle instances.
@@ -148,7 +153,7 @@ pub fn memory(results: &Results) -> Result<String, Trouble> {
         let mine = results.idle.iter().filter(|idle| idle.entrant == n);
         mine.filter_map(|idle| Some((idle.count as f64, mib(idle.pss?)))).collect()
     });
-    lines(&series, ("idle instances", "MiB, PSS of all"), false)
+    lines(results, &series, ("idle instances", "MiB, PSS of all"), false)
 }
 
 /// A line for each entrant that has points.
@@ -159,6 +164,7 @@ fn named(results: &Results, points: impl Fn(usize) -> Vec<(f64, f64)>) -> Vec<Se
 
 /// Lines with points on them.
 fn lines(
+    results: &Results,
     series: &[Series],
     (x_name, y_name): (&str, &str),
     logarithmic: bool,
@@ -169,9 +175,9 @@ fn lines(
         return Ok(String::new());
     };
     let right = right.max(left + 1.0);
-    draw(|plane| {
+    draw(results, |plane| {
         let mut builder = ChartBuilder::on(plane);
-        builder.margin(12).x_label_area_size(40).y_label_area_size(70);
+        builder.margin(12).margin_top(TOP).x_label_area_size(40).y_label_area_size(70);
         macro_rules! on {
             ($y:expr) => {{
                 let mut chart = builder.build_cartesian_2d(left..right, $y)?;
@@ -228,12 +234,21 @@ fn colour(n: usize) -> RGBAColor {
     Palette99::pick(n).mix(1.0)
 }
 
-/// One plot, without the name space that stands alone in HTML.
-fn draw(on: impl FnOnce(&Plane<'_>) -> Result<(), Trouble>) -> Result<String, Trouble> {
+/// One plot, without the name space that stands alone in HTML. Where KVM is not the hardware's it says so,
+/// for a plot is taken out of its page.
+fn draw(
+    results: &Results,
+    on: impl FnOnce(&Plane<'_>) -> Result<(), Trouble>,
+) -> Result<String, Trouble> {
     let mut svg = String::new();
     {
         let plane = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         on(&plane)?;
+        let kvm = &results.environment.kvm;
+        if results.environment.caveat().is_some() {
+            let mark = format!("KVM {}: no figures of hardware", kvm.word());
+            plane.draw(&Text::new(mark, (12, 5), ("sans-serif", 14).into_font().color(&RED)))?;
+        }
         plane.present()?;
     }
     Ok(svg.replace(" xmlns=\"http://www.w3.org/2000/svg\"", ""))
