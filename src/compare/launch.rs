@@ -36,14 +36,19 @@ pub struct Call {
 }
 
 impl Call {
-    /// Its command as a shell takes it, nearly.
+    /// Its command as a shell takes it.
     pub fn line(&self) -> String {
-        let words: Vec<_> = self.command.iter().map(|word| word.to_string_lossy()).collect();
-        let quoted = words.iter().map(|word| match word.contains([' ', '$', '{']) {
-            true => format!("'{word}'"),
-            false => word.to_string(),
-        });
-        quoted.collect::<Vec<_>>().join(" ")
+        let words = self.command.iter().map(|word| quoted(&word.to_string_lossy()));
+        words.collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A word as a shell takes it (POSIX.1-2017, Shell Command Language, 2.2.2).
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./,:=@%+".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }
 

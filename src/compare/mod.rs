@@ -239,6 +239,7 @@ pub fn compare(
         workload: plan.workload,
         plan: plan.clone(),
         kernel: field.lab.kernel.as_ref().map(|kernel| kernel.given.clone()),
+        kernel_release: field.lab.kernel.as_ref().and_then(|kernel| kernel.has.release.clone()),
         kernel_bytes,
         files_bytes: field.lab.files,
         entrants,

@@ -101,6 +101,8 @@ pub struct Results {
     pub plan: Plan,
     /// The kernel of the VMs.
     pub kernel: Option<PathBuf>,
+    /// Its release, if it is a Linux that says it.
+    pub kernel_release: Option<String>,
     /// Its size, in bytes.
     pub kernel_bytes: Option<u64>,
     /// The size of the workload's files, in bytes.
@@ -120,6 +122,15 @@ pub struct Results {
 }
 
 impl Results {
+    /// The kernel of the VMs, if there are some: which Linux, and where.
+    pub(super) fn guest_kernel(&self) -> Option<String> {
+        let path = self.kernel.as_ref()?.display();
+        Some(match &self.kernel_release {
+            Some(release) => format!("Linux {release}, {path}"),
+            None => path.to_string(),
+        })
+    }
+
     /// The good runs of an entrant.
     pub(super) fn good(
         &self,

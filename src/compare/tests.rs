@@ -70,7 +70,8 @@ fn results() -> Results {
         environment,
         workload: Workload::True,
         plan: plan(),
-        kernel: Some("/boot/vm<linuz".into()),
+        kernel: Some("/boot/a kernel's/vm<linuz".into()),
+        kernel_release: Some("6.1.0-48-amd64".to_owned()),
         kernel_bytes: Some(8 << 20),
         files_bytes: 2 << 20,
         entrants: names.map(|(name, family)| entrant(name, family)).to_vec(),
@@ -108,6 +109,7 @@ fn the_table_has_percentiles_ratios_failures_phases_and_what_is_missing() {
     assert_eq!(each, ["1 of 3 no", "1 of 3 yes", "1 of 3 –"], "{table}");
     assert!(table.contains("left out: runc: not on PATH: `apt-get install runc`"), "{table}");
     assert!(table.contains("note: a note"), "{table}");
+    assert!(line("the guests' kernel: ").contains("Linux 6.1.0-48-amd64, /boot/"), "{table}");
     assert!(line("! ").contains("emulated"), "{table}");
 }
 
@@ -174,6 +176,9 @@ fn the_page_is_well_formed_needs_no_network_and_has_the_plots() {
     assert!(!html.contains('\u{1b}'));
     assert_eq!(html.matches("<svg ").count(), 5);
     assert!(html.contains("husk compare --with process,crun,husk --runs 5 --parallel 1,3"));
+    let kernel = r" --kernel '/boot/a kernel'\''s/vm&lt;linuz' --append noxsave";
+    assert!(html.contains(kernel), "{html}");
+    assert!(html.contains("Linux 6.1.0-48-amd64, /boot/a kernel's/vm&lt;linuz"), "{html}");
     // Drawn, not only framed.
     assert!(html.matches("<polyline").count() >= 9, "{}", html.matches("<polyline").count());
 }

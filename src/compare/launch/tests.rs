@@ -88,6 +88,10 @@ fn a_tool_that_hangs_is_ended() {
 
 #[test]
 fn a_command_is_shown_as_a_shell_takes_it() {
-    let command = ["a", "b c"].map(OsString::from).to_vec();
-    assert_eq!(Call { command, undo: None, directory: None }.line(), "a 'b c'");
+    let words = ["printf", "%s|", "b c", "it's", "", "$HOME", "*", "a;b", "{{.x}}", "ä=1"];
+    let command = words.map(OsString::from).to_vec();
+    let line = Call { command, undo: None, directory: None }.line();
+    assert!(line.starts_with("printf '%s|' 'b c' "), "{line}");
+    let said = quietly(&["sh", "-c", &line].map(OsString::from), LIMIT).unwrap();
+    assert_eq!(said, words.iter().skip(2).map(|word| format!("{word}|")).collect::<String>());
 }

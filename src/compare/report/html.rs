@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::super::launch::quoted;
 use super::super::{CompareError, Results};
 use super::{level_name, plots};
 
@@ -54,7 +55,9 @@ pub fn html(results: &Results) -> Result<String, CompareError> {
     }
     let _ = writeln!(out, "<h2>figures</h2>\n<pre>{}</pre>", escaped(&results.table()));
     let _ = writeln!(out, "<h2>axis by axis</h2>\n<pre>{}</pre>", escaped(&results.axes()));
-    rows("environment", results.environment.facts(), &mut out);
+    let mut facts = results.environment.facts();
+    facts.extend(results.guest_kernel().map(|kernel| ("guests' kernel".to_owned(), kernel)));
+    rows("environment", facts, &mut out);
     let versions = results.entrants.iter().map(|e| (e.name.to_owned(), e.version.clone()));
     rows("versions", versions.collect(), &mut out);
     let commands = results.entrants.iter().map(|e| (e.name.to_owned(), e.command.clone()));
@@ -73,10 +76,10 @@ fn again(results: &Results) -> String {
     let kernel = results
         .kernel
         .as_ref()
-        .map_or(String::new(), |kernel| format!(" --kernel {}", kernel.display()));
+        .map_or(String::new(), |kernel| format!(" --kernel {}", quoted(&kernel.to_string_lossy())));
     let append = match plan.append.as_str() {
         "" => String::new(),
-        words => format!(" --append '{words}'"),
+        words => format!(" --append {}", quoted(words)),
     };
     format!(
         "husk compare --with {} --runs {} --parallel {} --workload {} --idle {} --seed {}{}{kernel}{append}",

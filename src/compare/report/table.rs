@@ -46,8 +46,8 @@ fn head(results: &Results, out: &mut String) {
         env.kernel,
         env.kvm.word(),
     );
-    if let Some(kernel) = &results.kernel {
-        let _ = writeln!(out, "the guests' kernel: {}", kernel.display());
+    if let Some(kernel) = results.guest_kernel() {
+        let _ = writeln!(out, "the guests' kernel: {kernel}");
     }
     if let Some(caveat) = env.caveat() {
         let _ = writeln!(out, "! {caveat}");
