@@ -14,7 +14,7 @@ mod guest;
 use std::fs;
 use std::process::Command;
 
-use guest::{Lab, VMLINUZ_CLOUD, husk, kernel_cache, process};
+use guest::{Lab, VMLINUZ_CLOUD, husk, kernel_cache, process, skipped};
 
 /// The figures of a line of a table: everything behind the name.
 fn figures(table: &str, title: &str, name: &str) -> Vec<f64> {
@@ -30,27 +30,52 @@ fn figures(table: &str, title: &str, name: &str) -> Vec<f64> {
 #[test]
 fn a_process_a_container_and_a_guest_are_compared_on_one_clock() {
     let Some(lab) = Lab::open() else { return };
-    let crun = Command::new("crun").arg("--version").output().is_ok();
-    let (names, with) = match crun {
-        true => (vec!["process", "crun", "husk"], "process,crun,husk"),
-        false => (vec!["process", "husk"], "process,husk"),
+    let has = |program: &str| {
+        let has = Command::new(program).arg("--version").output().is_ok();
+        if !has {
+            skipped(format!("the part of {program}, which is not here"));
+        }
+        has
     };
+    let (crun, strace) = (has("crun"), has("strace"));
+    let mut names = vec!["process", "husk"];
+    names.extend(crun.then_some("crun"));
+    let with = names.join(",");
     let (out, scratch) = (lab.path("out"), lab.path("scratch"));
     fs::create_dir(&scratch).unwrap();
     let mut command = Command::new(husk());
     process::with_ordinary_signals(&mut command);
     command
         .args(["compare", "--runs", "3", "--parallel", "1", "--idle", "1", "--seed", "7"])
-        .args(["--with", with, "--kernel"])
+        .args(["--table", "--with", &with, "--kernel"])
         .arg(lab.asset(VMLINUZ_CLOUD))
         .arg("--out")
         .arg(&out)
         .env("XDG_CACHE_HOME", kernel_cache())
         .env("TMPDIR", &scratch);
     let done = command.output().unwrap();
-    let table = String::from_utf8(done.stdout).unwrap();
+    let axes = String::from_utf8(done.stdout).unwrap();
     let said = String::from_utf8(done.stderr).unwrap();
-    assert_eq!(process::status(done.status), 0, "{said}\n{table}");
+    assert_eq!(process::status(done.status), 0, "{said}\n{axes}");
+    // The page has both tables.
+    let html = fs::read_to_string(out.join("report.html")).unwrap();
+    let page = html.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"");
+    let page = page.replace("&amp;", "&");
+    assert!(page.contains(&format!("<pre>{axes}</pre>")), "{axes}\n{page}");
+    let table = page.split_once("<h2>figures</h2>\n<pre>").unwrap().1;
+    let table = table.split_once("</pre>").unwrap().0.to_owned();
+    let of = |axis: &str, name: &str| {
+        let lines = axes.lines().skip_while(|line| *line != axis).skip(1);
+        let mut lines = lines.take_while(|line| line.starts_with("  "));
+        let line = lines.find(|line| line.split_whitespace().next() == Some(name));
+        line.unwrap_or_else(|| panic!("no {name} under {axis}:\n{axes}")).to_owned()
+    };
+    for name in &names {
+        assert!(of("start-up", name).contains("ms to the workload's first line"), "{axes}");
+        assert!(of("resources", name).contains("MiB of memory"), "{axes}");
+    }
+    assert!(of("isolation", "process").contains("the host's kernel"), "{axes}");
+    assert!(of("isolation", "husk").contains("a kernel of its own"), "{axes}");
     assert!(!table.contains("left out") && !table.contains("failed"), "{table}");
 
     // Everyone has run, and a guest takes longer to come than a process.
@@ -63,13 +88,14 @@ fn a_process_a_container_and_a_guest_are_compared_on_one_clock() {
         assert!(0.0 < first[0] && first[0] <= exit[0] && first[0] <= first[2], "{table}");
     }
     assert!(figures(&table, first, "husk")[3] > 1.0, "{table}");
+    assert!(table.contains("the guests' kernel: Linux 6."), "{table}");
     assert!(table.contains("husk     start of the VMM "), "{table}");
     assert!(table.contains(" → guest kernel "), "{table}");
 
     // A guest has far more memory than a process, and stands behind its VMM.
     let idle = |name| figures(&table, "idle, for each of 1", name);
     assert!(idle("husk")[0] > 10.0 * idle("process")[0] && idle("process")[0] > 0.0, "{table}");
-    if Command::new("strace").arg("--version").output().is_ok() {
+    if strace {
         // PSS, taken, disk, "0 of 6" in three words, "–", system calls
         assert!(idle("husk")[7] > 10.0, "{table}");
     }
@@ -87,12 +113,12 @@ fn a_process_a_container_and_a_guest_are_compared_on_one_clock() {
             line.split(',').skip(8).take(4).map(|field| field.parse().unwrap()).collect();
         assert!(fields.is_sorted() && fields[0] > 0.0, "{line}");
     }
-    let html = fs::read_to_string(out.join("report.html")).unwrap();
     assert!(html.matches("<svg ").count() >= 4 && html.ends_with("</html>\n"));
     let emulated = table.contains("KVM emulated");
     for output in [&table, &html] {
         assert_eq!(output.contains("themselves emulated"), emulated, "{output}");
     }
+    assert_eq!(axes.contains("themselves emulated"), emulated, "{axes}");
     assert_eq!(csv.contains(",emulated,"), emulated);
 
     assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0, "left behind in {scratch:?}");

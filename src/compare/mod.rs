@@ -173,17 +173,23 @@ pub fn compare(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Results, CompareError> {
     plan.check()?;
-    let (installed, mut absent) = installed(plan)?;
+    let (mut installed, mut absent) = installed(plan)?;
     let environment = Environment::of(&crate::doctor::examine());
-    let vms = || installed.iter().filter(|c| c.kind.family == Family::Vm).map(|c| c.kind.name);
-    if let (Some(why), true) = (&environment.no_linux, vms().next().is_some()) {
-        let others = installed.iter().filter(|c| c.kind.family != Family::Vm);
-        return Err(CompareError::NoLinux {
-            vms: vms().collect::<Vec<_>>().join(", "),
-            why: why.clone(),
-            others: others.map(|c| c.kind.name).collect::<Vec<_>>().join(","),
-        });
+    if let Some(why) = &environment.no_linux {
+        let of = |family: fn(&Family) -> bool| {
+            let some = installed.iter().filter(|contestant| family(&contestant.kind.family));
+            some.map(|contestant| contestant.kind.name).collect::<Vec<_>>()
+        };
+        let (vms, others) = (of(|f| *f == Family::Vm), of(|f| *f != Family::Vm));
+        // What was asked for by name is not left out in silence.
+        if !plan.with.is_empty() && !vms.is_empty() {
+            let (vms, others) = (vms.join(", "), others.join(","));
+            return Err(CompareError::NoLinux { vms, why: why.clone(), others });
+        }
+        absent.extend(vms.into_iter().map(|name| (name, why.clone())));
+        installed.retain(|contestant| contestant.kind.family != Family::Vm);
     }
+    let vms = || installed.iter().filter(|c| c.kind.family == Family::Vm).map(|c| c.kind.name);
     let kernel = match (&plan.kernel, vms().next()) {
         (_, None) => None,
         (Some(kernel), _) => Some(kernel.clone()),

@@ -117,6 +117,60 @@ fn only_busybox(dir: &Path) -> Option<PathBuf> {
     Some(path)
 }
 
+#[test]
+fn what_is_not_installed_is_left_out_with_the_package_that_brings_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(path) = only_busybox(dir.path()) else { return };
+    // For husk where KVM boots Linux: no kernel, so that it is left out as well.
+    fs::write(dir.path().join("kernel"), "no kernel").unwrap();
+    let args = "--runs 1 --parallel 1 --idle 0 --kernel kernel";
+    let done = compare(dir.path(), args).env("PATH", &path).output().unwrap();
+    let (table, err) = (String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr));
+    assert_eq!(process::status(done.status), 0, "{err:?}");
+    assert!(table.lines().any(|line| line.starts_with("process ")), "{table}");
+    for (name, package) in [
+        ("crun", "`apt-get install crun`"),
+        ("podman", "`apt-get install podman`"),
+        ("docker", "`apt-get install docker.io`"),
+        ("firecracker", "a release of https://github.com/firecracker-microvm/firecracker"),
+    ] {
+        // It is looked for where administrators' tools are, too.
+        if Path::new("/usr/sbin").join(name).exists() {
+            continue;
+        }
+        let line = format!("left out: {name}: not on PATH: {package}");
+        assert!(table.lines().any(|said| said == line), "{line}\n{table}");
+        let args = format!("--with process,{name} --runs 1");
+        let done = compare(dir.path(), &args).env("PATH", &path).output().unwrap();
+        let err = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(process::status(done.status), 125, "{name}: {err}");
+        assert!(err.contains(package), "{name}: {err}");
+    }
+    assert!(table.lines().any(|line| line.starts_with("left out: husk: ")), "{table}");
+}
+
+#[test]
+fn every_workload_is_done() {
+    for workload in ["python", "http"] {
+        let dir = tempfile::tempdir().unwrap();
+        let args = "--with process --runs 1 --parallel 1 --idle 1 --workload";
+        let (status, table, err) = run(dir.path(), &format!("{args} {workload}"));
+        if !has_busybox(&err) {
+            return;
+        }
+        if err.contains("this host's python3") {
+            skipped(err);
+            continue;
+        }
+        assert_eq!(status, 0, "{workload}: {err}");
+        assert!(table.starts_with(&format!("workload {workload}, 1 run each")), "{table}");
+        assert!(!table.contains("failed") && !table.contains("left out"), "{table}");
+        let csv = fs::read_to_string(dir.path().join("husk-compare/results.csv")).unwrap();
+        let run = csv.lines().last().unwrap();
+        assert!(run.starts_with("process,process,") && run.ends_with(','), "an error: {run}");
+    }
+}
+
 /// A docker that knows one image, and in a container of which a plain process runs.
 const DOCKER: &str = r#"#!/bin/sh
 PATH=/usr/bin:/bin:$PATH

@@ -42,8 +42,9 @@ pub fn run(wanted: &Wanted) -> Result<Count> {
     }
     let binaries = cargo::executables(&build)?;
     let husk = cargo::build_husk()?;
-    // What husk itself starts, and what a guest takes from the host.
-    apt::need(&[("passt", "passt"), ("iperf3", "iperf3")])?;
+    // What husk itself starts, what a guest takes from the host, and what husk is compared with and by.
+    let needed = [("passt", "passt"), ("iperf3", "iperf3"), ("crun", "crun"), ("strace", "strace")];
+    apt::need(&needed)?;
     let (assets, brought) = match wanted.soak {
         Some(_) => {
             let kernels = runner::wants(&binaries, &wanted.filters, KERNELS)?;
