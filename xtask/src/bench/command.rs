@@ -93,7 +93,7 @@ fn measure(plan: &Plan, ram: &Path) -> Result<()> {
             vmlinux: &host::arg(&kernel),
             bzimage: "",
             initrd: Some(&host::arg(&initrd)),
-            cmdline: &format!("console=ttyS0 quiet panic=-1 pci=off{noxsave}"),
+            cmdline: &format!("{}{noxsave}", rivals::CMDLINE),
             scratch: ram,
             devices: None,
         },
