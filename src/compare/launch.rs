@@ -302,14 +302,15 @@ impl Drop for Group {
 /// Runs a command whose output matters only when asked for: its standard output, if it ended well
 /// within `limit`.
 pub fn quietly(command: &[OsString], limit: Duration) -> Option<String> {
-    told(command, limit).ok()
+    told(command, limit, &AtomicBool::new(false)).ok()
 }
 
 /// Runs a command and gives its standard output.
 ///
 /// # Errors
-/// It did not end well within `limit`; what it said last on standard error, if it said something.
-pub fn told(command: &[OsString], limit: Duration) -> Result<String, String> {
+/// It did not end well within `limit`, or `cancel` became true meanwhile; what it said last on standard
+/// error, if it said something.
+pub fn told(command: &[OsString], limit: Duration, cancel: &AtomicBool) -> Result<String, String> {
     let (program, args) = command.split_first().ok_or("no command")?;
     let child = Command::new(program)
         .args(args)
@@ -336,7 +337,7 @@ pub fn told(command: &[OsString], limit: Duration) -> Result<String, String> {
         if drain(&mut errors, &mut complained) {
             errors = None;
         }
-        if ended.is_some() || begun.elapsed() > limit {
+        if ended.is_some() || begun.elapsed() > limit || cancel.load(Ordering::Relaxed) {
             break ended;
         }
         let fds = [

@@ -199,7 +199,7 @@ pub fn compare(
     lab.append.clone_from(&plan.append);
     let mut contestants = Vec::new();
     for mut contestant in installed {
-        match contestant.kind.prepare(&lab, &contestant.program) {
+        match contestant.kind.prepare(&lab, &contestant.program, cancel) {
             Ok(undo) => {
                 contestant._prepared = Made(undo);
                 contestants.push(contestant);

@@ -167,7 +167,14 @@ mod tests {
         };
         let (mut with, mut without) = (start(true), start(false));
         let pids = [without.id(), with.id()];
-        let found = called(&pids[1..], &["sleep", &name]);
+        // Its words are those of its program as soon as that runs, a moment after it is started.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let found = loop {
+            match called(&pids[1..], &["sleep", &name]) {
+                None if std::time::Instant::now() < deadline => std::thread::yield_now(),
+                found => break found,
+            }
+        };
         let counts = [filtered(&pids), filtered(&pids[..1]), filtered(&pids[1..])];
         let none = called(&pids, &["sleep"]);
         for process in [&mut with, &mut without] {

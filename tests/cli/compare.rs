@@ -243,10 +243,11 @@ fn a_docker_that_is_installed_takes_part_or_is_left_out_in_its_own_words() {
         return;
     }
     assert_eq!(status, 0, "{err}");
-    // Its own words, not ours alone.
-    let left_out = table.lines().find(|line| line.starts_with("left out: docker: "));
+    // With a daemon it has to run; without one it is left out in its client's words.
+    let none = "left out: docker: no daemon answers: ";
+    let left_out = table.lines().find_map(|line| line.strip_prefix(none));
     let ran = table.lines().any(|line| line.starts_with("docker ") && !line.contains("none"));
-    assert!(ran || left_out.is_some_and(|why| why.len() > 60), "{table}");
+    assert!(ran || left_out.is_some_and(|why| why.len() > 20), "{table}");
 }
 
 /// Killed when dropped.

@@ -32,7 +32,7 @@ fn command(sandbox: &Sandbox, args: &[&str]) -> Command {
 #[test]
 fn a_guest_that_is_never_ready_is_ended_in_time() {
     needs_kvm!();
-    let finished = run(&["--timeout", "1"], |a| {
+    let finished = run(&["--timeout", "5"], |a| {
         a.say("my last words")?;
         a.spin()
     });

@@ -34,6 +34,8 @@ struct Shared {
     config: Mutex<()>,
     event: EventFd,
     complaints: Complaints,
+    /// Of why the device stops, which must not be lost among the others.
+    breaks: Complaints,
     counters: Arc<Counters>,
 }
 
@@ -56,6 +58,7 @@ impl Interrupt {
                 config: Mutex::new(()),
                 event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
                 complaints: Complaints::default(),
+                breaks: Complaints::default(),
                 counters: Arc::default(),
             }),
         })
@@ -109,15 +112,16 @@ impl Interrupt {
     }
 
     /// The device cannot go on: sets `DEVICE_NEEDS_RESET` and, when the driver is up, tells it
-    /// (virtio 1.3 §2.1.2). The reason is logged the first time after each reset, and at most once a
-    /// second: a guest may break and reset its device as often as it likes.
+    /// (virtio 1.3 §2.1.2). The reason is logged, at most once a second: a guest may break and reset its
+    /// device as often as it likes.
     pub fn needs_reset(&self, why: &dyn Display) {
         let before =
             self.shared.registers.status().fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::AcqRel);
         if before & VIRTIO_CONFIG_S_NEEDS_RESET != 0 {
             return;
         }
-        self.complain(&format_args!("the device stops until the guest resets it: {why}"));
+        let what = format_args!("the device stops until the guest resets it: {why}");
+        self.tell(&self.shared.breaks, &what);
         if before & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.signal_config();
         }
@@ -126,8 +130,12 @@ impl Interrupt {
     /// Counts an error, and tells the user of it: at most once a second, however often the guest causes it
     /// or resets the device.
     pub fn complain(&self, what: &dyn Display) {
+        self.tell(&self.shared.complaints, what);
+    }
+
+    fn tell(&self, limit: &Complaints, what: &dyn Display) {
         self.shared.counters.add_error();
-        if let Some(silent) = self.shared.complaints.admit() {
+        if let Some(silent) = limit.admit() {
             log::warn!("{}: {what}{silent}", self.shared.name);
         }
     }

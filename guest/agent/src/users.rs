@@ -1,5 +1,7 @@
 //! Who `USER[:GROUP]` is, by this machine's /etc/passwd and /etc/group.
 
+use core::ffi::CStr;
+
 use crate::sys::{Errno, Result, file, process};
 use crate::text::{lines, number};
 
@@ -43,11 +45,16 @@ impl User {
 /// by initgroups(3); a number is that user alone, as in a container.
 ///
 /// # Errors
-/// When nobody is called so, or has too many groups.
+/// When nobody is called so, or has too many groups; when one of the files is larger than [`FILE_MAX`], for
+/// what a part of it says of somebody may be wrong.
 pub fn find(wanted: &[u8]) -> Result<User> {
-    let passwd = file::read_file(c"/etc/passwd", process::memory(FILE_MAX)?).unwrap_or_default();
-    let groups = file::read_file(c"/etc/group", process::memory(FILE_MAX)?).unwrap_or_default();
-    among(wanted, passwd, groups)
+    among(wanted, table(c"/etc/passwd")?, table(c"/etc/group")?)
+}
+
+/// All of a file, of which there may be none.
+fn table(path: &CStr) -> Result<&'static [u8]> {
+    let text = file::read_file(path, process::memory(FILE_MAX)?).unwrap_or_default();
+    if text.len() < FILE_MAX { Ok(text) } else { Err(Errno::TOOBIG) }
 }
 
 fn among(wanted: &[u8], passwd: &[u8], groups: &[u8]) -> Result<User> {

@@ -1,6 +1,7 @@
 //! Cloud Hypervisor, from its options.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use super::super::CompareError;
 use super::super::lab::{Lab, MEMORY_MIB};
@@ -8,7 +9,7 @@ use super::super::launch::Call;
 use super::{Ready, Start, words};
 
 /// Nothing, but the kernel must have ACPI: it is the only way to turn this machine off, or to end it.
-pub fn prepare(lab: &Lab, _: &Path) -> Ready {
+pub fn prepare(lab: &Lab, _: &Path, _: &AtomicBool) -> Ready {
     match &lab.kernel {
         Some(kernel) if !kernel.has.acpi => Err(format!(
             "{} has no ACPI, and without it nothing a guest does ends this VMM; `husk kernel build \

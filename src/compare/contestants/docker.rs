@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::super::CompareError;
@@ -17,24 +18,29 @@ const ANSWER: Duration = Duration::from_secs(20);
 const IMPORT: Duration = Duration::from_secs(120);
 
 /// Makes an image of the files, if there is a daemon.
-pub fn prepare(lab: &Lab, program: &Path) -> Ready {
+pub fn prepare(lab: &Lab, program: &Path, cancel: &AtomicBool) -> Ready {
     let docker = |words: &[OsString]| {
         let program = program.as_os_str().to_owned();
         std::iter::once(program).chain(words.iter().cloned()).collect::<Vec<_>>()
     };
     let asked = docker(&words!["version", "--format", "{{.Server.Version}}"]);
-    launch::told(&asked, ANSWER).map_err(|why| format!("no daemon answers: {why}"))?;
+    launch::told(&asked, ANSWER, cancel).map_err(|why| format!("no daemon answers: {why}"))?;
     // Its client takes no directory. Every workload's busybox can write an archive.
     let (tar, root) = (lab.path("docker.tar"), lab.root());
     let pack = words![root.join("bin/busybox"), "tar", "-c", "-f", &tar, "-C", &root, "."];
-    launch::told(&pack, IMPORT).map_err(|why| format!("the files for an image: {why}"))?;
+    launch::told(&pack, IMPORT, cancel).map_err(|why| format!("the files for an image: {why}"))?;
     let image = image(lab);
-    let imported = launch::told(&docker(&words!["import", &tar, &image]), IMPORT);
+    let imported = launch::told(&docker(&words!["import", &tar, &image]), IMPORT, cancel);
     // Of no more use, and the lab may lie in memory.
     let _ = std::fs::remove_file(&tar);
+    let remove = docker(&words!["rmi", "--force", &image]);
     match imported {
-        Ok(_) => Ok(Some(docker(&words!["rmi", "--force", &image]))),
-        Err(why) => Err(format!("docker import: {why}")),
+        Ok(_) => Ok(Some(remove)),
+        Err(why) => {
+            // The daemon may have made it all the same.
+            let _ = launch::quietly(&remove, ANSWER);
+            Err(format!("docker import: {why}"))
+        }
     }
 }
 

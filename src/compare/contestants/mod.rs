@@ -16,6 +16,7 @@ pub use docker::number as docker_number;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use super::CompareError;
 use super::lab::{Kernel, Lab};
@@ -57,7 +58,7 @@ pub struct Kind {
     /// What brings the program.
     pub package: &'static str,
     /// Makes ready what all instances share.
-    prepare: fn(&Lab, &Path) -> Ready,
+    prepare: fn(&Lab, &Path, &AtomicBool) -> Ready,
     call: fn(&Start<'_>) -> Result<Call, CompareError>,
 }
 
@@ -150,7 +151,7 @@ pub static KINDS: [Kind; 10] = [
 ];
 
 /// Nothing is to be made ready.
-fn nothing(_: &Lab, _: &Path) -> Ready {
+fn nothing(_: &Lab, _: &Path, _: &AtomicBool) -> Ready {
     Ok(None)
 }
 
@@ -176,12 +177,12 @@ impl Kind {
         }
     }
 
-    /// Makes ready what all instances of its program share.
+    /// Makes ready what all instances of its program share; gives up when `cancel` becomes true.
     ///
     /// # Errors
     /// Why it cannot take part.
-    pub fn prepare(&self, lab: &Lab, program: &Path) -> Ready {
-        (self.prepare)(lab, program)
+    pub fn prepare(&self, lab: &Lab, program: &Path, cancel: &AtomicBool) -> Ready {
+        (self.prepare)(lab, program, cancel)
     }
 
     /// The command of one instance.

@@ -95,7 +95,11 @@ fn a_kernel_without_acpi_is_not_given_to_whoever_it_cannot_end() {
         assert_eq!(husk.contains(" --no-acpi"), !acpi, "{husk}");
         assert_eq!(husk.contains("END=poweroff"), acpi, "{husk}");
         let program = Path::new("/usr/bin/cloud-hypervisor");
-        match Kind::named("cloud-hypervisor").unwrap().prepare(&lab, program) {
+        match Kind::named("cloud-hypervisor").unwrap().prepare(
+            &lab,
+            program,
+            &AtomicBool::new(false),
+        ) {
             Ok(undo) => assert!(acpi && undo.is_none()),
             Err(why) => assert!(!acpi && why.contains("/elsewhere/vmlinux has no ACPI"), "{why}"),
         }

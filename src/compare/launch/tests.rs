@@ -95,3 +95,10 @@ fn a_command_is_shown_as_a_shell_takes_it() {
     let said = quietly(&["sh", "-c", &line].map(OsString::from), LIMIT).unwrap();
     assert_eq!(said, words.iter().skip(2).map(|word| format!("{word}|")).collect::<String>());
 }
+
+#[test]
+fn what_is_asked_of_a_program_can_be_given_up() {
+    let (begun, asked) = (Instant::now(), ["sleep", "100"].map(OsString::from));
+    assert!(told(&asked, Duration::from_secs(100), &AtomicBool::new(true)).is_err());
+    assert!(begun.elapsed() < Duration::from_secs(50), "it was waited for");
+}

@@ -178,6 +178,14 @@ fn a_link_that_is_named_is_followed_on_both_sides_and_stays_one() {
         assert!(at("away").is_symlink());
         assert_eq!(there(), before, "something was left");
     }
+    // What is neither a file nor a directory is not replaced by one, however it is named.
+    fifo(&at("pipe"));
+    symlink("pipe", at("led")).unwrap();
+    for name in ["pipe", "led"] {
+        let refused = put(&at("from"), &at(name)).unwrap_err().to_string();
+        assert!(refused.contains("a pipe") && refused.contains(name), "{refused}");
+    }
+    assert!(at("pipe").metadata().unwrap().file_type().is_fifo() && at("led").is_symlink());
 }
 
 #[test]

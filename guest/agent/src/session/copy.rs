@@ -93,6 +93,12 @@ pub fn put(wire: &mut Wire, begin: Begin, request: &'static [u8]) -> Done {
     };
     let path = path.map_err(failed)?;
     let is_file = !is_directory(begin.mode);
+    if is_file
+        && follow
+        && let Some(mode) = there(path.as_c_str(), true)
+    {
+        copied(mode)?;
+    }
     // It is written to where the link leads, and stays one, as on the host.
     let path = match there(path.as_c_str(), false) {
         Some(mode) if is_file && follow && is_link(mode) => target_of(path.as_c_str()),
