@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use iced_x86::code_asm::dword_ptr;
 
 use crate::fixture::husk::{Running, Sandbox, refuses_run};
+use crate::fixture::pty::open_terminal;
 use crate::fixture::{self, Emit, LIMIT};
 use crate::needs_kvm;
-use crate::terminal::open_terminal;
 
 /// `com1`'s bytes from the guest, in the metrics at `metrics` in the sandbox.
 fn console_bytes(sandbox: &Sandbox) -> Option<u64> {

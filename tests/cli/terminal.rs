@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
@@ -15,6 +15,7 @@ use iced_x86::code_asm::{al, dx, edx};
 use crate::fixture::husk::{Running, Sandbox};
 use crate::fixture::kernel::image;
 use crate::fixture::process::is_stopped;
+use crate::fixture::pty::open_terminal;
 use crate::fixture::{self, Code, Emit, LIMIT};
 use crate::needs_kvm;
 
@@ -40,23 +41,6 @@ fn settings(line: &File) -> libc::termios {
         assert_eq!(libc::tcgetattr(line.as_raw_fd(), settings.as_mut_ptr()), 0);
         settings.assume_init()
     }
-}
-
-/// Both ends of a new pseudo-terminal: the person's and the program's. No program that a test beside
-/// this one starts meanwhile inherits them: openpty(3) would let it.
-pub fn open_terminal() -> (File, File) {
-    let mut options = File::options();
-    let main =
-        options.read(true).write(true).custom_flags(libc::O_NOCTTY).open("/dev/ptmx").unwrap();
-    let locked: libc::c_int = 0;
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // SAFETY: an open terminal, and a number that outlives the call.
-    assert_eq!(unsafe { libc::ioctl(main.as_raw_fd(), libc::TIOCSPTLCK, &locked) }, 0);
-    // SAFETY: an open terminal, and no pointer.
-    let line = unsafe { libc::ioctl(main.as_raw_fd(), libc::TIOCGPTPEER, flags) };
-    assert!(line >= 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: the kernel has just made this descriptor, and nobody else has it.
-    (main, unsafe { File::from_raw_fd(line) })
 }
 
 impl Terminal {

@@ -25,6 +25,8 @@ mod initrd;
 pub mod network;
 #[path = "../fixture/process.rs"]
 pub mod process;
+#[path = "../fixture/pty.rs"]
+mod pty;
 #[path = "../fixture/skipped.rs"]
 mod skipped;
 mod stream;

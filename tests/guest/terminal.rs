@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
+use super::pty::open_terminal;
 
 /// A program that has a terminal. Killed when dropped.
 pub struct Terminal {
@@ -20,15 +21,7 @@ pub struct Terminal {
 impl Terminal {
     /// Starts `command` in a session whose terminal has so many rows and columns.
     pub fn start(mut command: Command, size: (u16, u16)) -> Terminal {
-        let (mut main, mut line) = (-1, -1);
-        let null = std::ptr::null_mut();
-        // SAFETY: two places for descriptors; name, settings and size may be null.
-        let opened = unsafe { libc::openpty(&mut main, &mut line, null, null.cast(), null.cast()) };
-        assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
-        // SAFETY: openpty succeeded, and nobody else has these descriptors.
-        let (main, line) = unsafe { (File::from_raw_fd(main), OwnedFd::from_raw_fd(line)) };
-        // SAFETY: sets a flag of an open descriptor; no pointer is involved.
-        assert_eq!(unsafe { libc::fcntl(main.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }, 0);
+        let (main, line) = open_terminal();
         resize(&main, size);
         command.stdin(line.try_clone().unwrap()).stdout(line.try_clone().unwrap()).stderr(line);
         // SAFETY: system calls without memory, which may be made between fork and exec.
