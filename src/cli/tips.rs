@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use husk::config::quoted;
 
 use super::Cli;
 
@@ -168,15 +169,6 @@ fn with_command(words: &[String], at: usize) -> Option<String> {
         false => line,
     };
     Some(format!("a command comes after `--`: husk {line}"))
-}
-
-/// `word` as a shell has it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "-_./,:=+@%".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::workload::{INIT, MARK};
+use crate::config::quoted;
 
 /// How long an instance may take to do its work.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -40,15 +41,6 @@ impl Call {
     pub fn line(&self) -> String {
         let words = self.command.iter().map(|word| quoted(&word.to_string_lossy()));
         words.collect::<Vec<_>>().join(" ")
-    }
-}
-
-/// A word as a shell takes it (POSIX.1-2017, Shell Command Language, 2.2.2).
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "-_./,:=@%+".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }
 

@@ -13,6 +13,7 @@ mod memory;
 mod mount;
 mod nearest;
 mod net;
+mod quoted;
 mod validate;
 mod volume;
 
@@ -35,6 +36,7 @@ pub use mount::{OWN_MOUNTS, check_mount};
 pub use nearest::nearest;
 pub(crate) use net::parse_mac;
 pub use net::{NetConfig, NetHost, Publish, PublishError, RateLimiter, TokenBucket, Vhost};
+pub use quoted::quoted;
 pub use volume::{VolumeCache, VolumeConfig};
 
 /// A virtual machine.

@@ -68,13 +68,13 @@ enum Command {
     BenchGuests(bench::InnerArgs),
     /// (the command benchmark's guests)
     #[command(name = "__bench-command", hide = true)]
-    BenchTrue(bench::CommandArgs),
+    BenchTrue(bench::InnerArgs),
     /// (the device benchmark's guests)
     #[command(name = "__bench-devices", hide = true)]
-    BenchDevices(bench::DevicesArgs),
+    BenchDevices(bench::InnerArgs),
     /// (the file benchmark's guests)
     #[command(name = "__bench-files", hide = true)]
-    BenchFiles(bench::FilesArgs),
+    BenchFiles(bench::InnerArgs),
     /// (the demo beside its guest)
     #[command(name = "__demo", hide = true)]
     DemoInner(demo::Inner),
@@ -95,7 +95,7 @@ fn main() -> ExitCode {
         Command::Soak(args) => soak::main(&args),
         Command::Fuzz(args) => fuzz::main(&args),
         Command::Bench(bench) => bench::main(&bench),
-        Command::BenchGuests(args) => bench::inner(&args),
+        Command::BenchGuests(args) => bench::guests(&args),
         Command::BenchTrue(args) => bench::command(&args),
         Command::BenchDevices(args) => bench::devices(&args),
         Command::BenchFiles(args) => bench::files(&args),

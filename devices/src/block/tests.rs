@@ -63,6 +63,10 @@ impl Rig {
     fn new(path: &Path, choice: EngineChoice, options: DiskOptions) -> Rig {
         let disk = Disk::open(path, options).unwrap();
         let engine = choice.open(&disk, 64).unwrap();
+        Rig::of(disk, engine)
+    }
+
+    fn of(disk: Disk, engine: Box<dyn Engine>) -> Rig {
         Rig { disk, engine, next: 0, durable: false }
     }
 

@@ -245,6 +245,15 @@ mod tests {
     }
 
     #[test]
+    fn why_a_device_stops_is_said_whatever_was_said_just_before() {
+        let line = line();
+        line.complain(&"the host's disk is full");
+        line.needs_reset(&"a ring outside memory");
+        // It was: the next in this second is not.
+        assert_eq!(line.shared.breaks.admit(), None);
+    }
+
+    #[test]
     fn a_driver_finds_what_has_changed_in_its_registers() {
         let line = line();
         line.set_config(1, || [7, 8]);

@@ -102,6 +102,20 @@ mod tests {
         b"root:x:0:\nwheel:x:10:ann\nkvm:x:36:bob,ann\nann:x:1001:ann\nanna:x:7:anna\nbad:x:y:ann\nshort:x:8";
 
     #[test]
+    fn of_a_file_that_is_too_long_nothing_is_believed_and_one_that_is_not_there_is_empty() {
+        let path = std::env::temp_dir().join(format!("husk-users-{}", std::process::id()));
+        let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        let read = |len: usize| {
+            std::fs::write(&path, vec![b'x'; len]).unwrap();
+            table(&name).map(<[u8]>::len)
+        };
+        let found = [read(FILE_MAX - 1), read(FILE_MAX), read(FILE_MAX + 1)];
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(found, [Ok(FILE_MAX - 1), Err(Errno::TOOBIG), Err(Errno::TOOBIG)]);
+        assert_eq!(table(&name), Ok(&b""[..]));
+    }
+
+    #[test]
     fn a_user_is_found_by_name_and_by_number_and_a_stranger_is_not() {
         let find = |wanted: &str| among(wanted.as_bytes(), PASSWD, GROUPS);
         let found = |wanted: &str, user, groups: &[u32]| {

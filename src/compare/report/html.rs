@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use super::super::launch::quoted;
 use super::super::{CompareError, Results};
 use super::{level_name, plots};
+use crate::config::quoted;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;\
 color:#222}h1,h2{line-height:1.2}h2{margin-top:2em}pre{background:#f4f4f4;padding:1em;overflow-x:auto;\

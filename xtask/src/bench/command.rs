@@ -14,7 +14,7 @@ use super::guests::{bench_initrd, start};
 use super::rivals::{self, Guest, Subject};
 use super::startup::fast_kernel;
 use super::stats::{Summary, shuffle};
-use super::{Place, Scratch, inside, read_plan};
+use super::{InnerArgs, Place, in_ram, inside};
 use crate::{assets, cargo, host};
 
 /// `cargo xtask bench command`
@@ -41,12 +41,6 @@ struct Plan {
     noxsave: bool,
 }
 
-/// `xtask __bench-command PLAN`
-#[derive(clap::Args)]
-pub struct InnerArgs {
-    plan: PathBuf,
-}
-
 /// What a command may cost more than the kernel's own way to its first process, in milliseconds.
 const MORE: f64 = 600.0;
 
@@ -70,10 +64,7 @@ pub fn main(args: &Args) -> Result<u8> {
 
 /// Reads the plan and runs it.
 pub fn inner(args: &InnerArgs) -> Result<u8> {
-    let plan: Plan = read_plan(&args.plan)?;
-    let ram = Scratch::new("/dev/shm")?;
-    measure(&plan, &ram.0)?;
-    Ok(0)
+    in_ram(args, measure)
 }
 
 fn measure(plan: &Plan, ram: &Path) -> Result<()> {

@@ -20,7 +20,7 @@ use super::peers::{Iperf, Vsock, exits, ping_pong};
 use super::rivals::{self, Devices, Guest, Subject};
 use super::stats::{Summary, shuffle};
 use super::work::{self, PING_PONG, Said, VSOCK_IN, VSOCK_OUT, Work};
-use super::{Place, Scratch, inside, read_plan};
+use super::{InnerArgs, Place, in_ram, inside};
 use crate::tap::Tap;
 use crate::{apt, assets, cache, cargo, host, skeleton};
 
@@ -59,12 +59,6 @@ struct Plan {
     echo: PathBuf,
 }
 
-/// `xtask __bench-devices PLAN`
-#[derive(clap::Args)]
-pub struct InnerArgs {
-    plan: PathBuf,
-}
-
 /// The size of the disk that is worked on, in bytes.
 const DISK: u64 = 256 << 20;
 /// So long may a guest say nothing, beside the time its work takes.
@@ -94,10 +88,7 @@ pub fn main(args: &Args) -> Result<u8> {
 
 /// Reads the plan and runs it.
 pub fn inner(args: &InnerArgs) -> Result<u8> {
-    let plan: Plan = read_plan(&args.plan)?;
-    let ram = Scratch::new("/dev/shm")?;
-    measure(&plan, &ram.0)?;
-    Ok(0)
+    in_ram(args, measure)
 }
 
 fn measure(plan: &Plan, ram: &Path) -> Result<()> {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::stats::{Summary, shuffle};
-use super::{Place, Scratch, inside, read_plan};
+use super::{InnerArgs, Place, in_ram, inside};
 use crate::limited::{self, Errors};
 use crate::{apt, assets, cargo, host};
 
@@ -44,12 +44,6 @@ struct Plan {
     noxsave: bool,
     husk: PathBuf,
     assets: PathBuf,
-}
-
-/// `xtask __bench-files PLAN`
-#[derive(clap::Args)]
-pub struct InnerArgs {
-    plan: PathBuf,
 }
 
 /// Nothing that is started here takes longer.
@@ -97,10 +91,7 @@ pub fn main(args: &Args) -> Result<u8> {
 
 /// Reads the plan and runs it.
 pub fn inner(args: &InnerArgs) -> Result<u8> {
-    let plan: Plan = read_plan(&args.plan)?;
-    let ram = Scratch::new("/dev/shm")?;
-    measure(&plan, &ram.0)?;
-    Ok(0)
+    in_ram(args, measure)
 }
 
 fn measure(plan: &Plan, ram: &Path) -> Result<()> {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::process::{cpu_ticks, memory, page_faults};
 use super::rivals::{self, Devices, Guest, Subject};
 use super::stats::{Summary, shuffle};
-use super::{Scratch, read_plan};
+use super::{InnerArgs, in_ram};
 use crate::tap::Tap;
 use crate::{assets, host, skeleton};
 
@@ -35,15 +35,9 @@ pub struct Inner {
     pub noxsave: bool,
 }
 
-/// `xtask __bench-guests PLAN`
-#[derive(clap::Args)]
-pub struct InnerArgs {
-    plan: PathBuf,
-}
-
 /// Reads the plan and runs it.
 pub fn inner(args: &InnerArgs) -> Result<u8> {
-    main(&read_plan(&args.plan)?)
+    in_ram(args, run)
 }
 
 /// The first line of the guest's user space; behind it the guest's own clock in seconds.
@@ -54,12 +48,6 @@ const DISK: u64 = 64 << 20;
 const USE: &str =
     "ifconfig eth0 up; dd if=/dev/vda of=/dev/null bs=64k; echo HUSK-BENCH-INIT; sleep 100000";
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// Runs the benchmark here.
-pub fn main(plan: &Inner) -> Result<u8> {
-    let ram = Scratch::new("/dev/shm")?;
-    run(plan, &ram.0).map(|()| 0)
-}
 
 fn run(plan: &Inner, ram: &Path) -> Result<()> {
     let copy = |from: &Path, name: &str| -> Result<String> {

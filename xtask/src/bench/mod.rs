@@ -15,10 +15,10 @@ mod work;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use command::{InnerArgs as CommandArgs, inner as command};
-pub use devices::{InnerArgs as DevicesArgs, inner as devices};
-pub use files::{InnerArgs as FilesArgs, inner as files};
-pub use guests::{InnerArgs, inner};
+pub use command::inner as command;
+pub use devices::inner as devices;
+pub use files::inner as files;
+pub use guests::inner as guests;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
@@ -98,11 +98,24 @@ fn inside(
     Ok(testbed::run(&options)?.end.status())
 }
 
-/// What [`inside`] was given, on the other side.
-fn read_plan<P: DeserializeOwned>(path: &Path) -> Result<P> {
+/// `xtask __bench-… PLAN`: a benchmark's guests, where Linux boots.
+#[derive(clap::Args)]
+pub struct InnerArgs {
+    plan: PathBuf,
+}
+
+/// Measures by what [`inside`] was given, on the other side, with a directory in RAM.
+fn in_ram<P: DeserializeOwned>(
+    args: &InnerArgs,
+    measure: impl FnOnce(&P, &Path) -> Result<()>,
+) -> Result<u8> {
+    let plan = &args.plan;
     let text =
-        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    serde_json::from_str(&text).context("reading the benchmark's plan")
+        std::fs::read_to_string(plan).with_context(|| format!("reading {}", plan.display()))?;
+    let plan = serde_json::from_str(&text).context("reading the benchmark's plan")?;
+    let ram = Scratch::new("/dev/shm")?;
+    measure(&plan, &ram.0)?;
+    Ok(0)
 }
 
 /// A fresh directory, removed when dropped.

@@ -14,7 +14,7 @@ fn overlaid(path: &Path, choice: EngineChoice, dir: Option<&Path>) -> Rig {
     let disk = Disk::open(path, READ_ONLY).unwrap().with_overlay(dir).unwrap();
     assert!(!disk.read_only());
     let engine = choice.open(&disk, 64).unwrap();
-    Rig { disk, engine, next: 0, durable: false }
+    Rig::of(disk, engine)
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn an_image_that_is_read_past_the_page_cache_has_an_overlay_all_the_same() {
             Err(e) => return skipped(e),
         };
         let engine = choice.open(&disk, 64).unwrap();
-        let mut rig = Rig { disk, engine, next: 0, durable: false };
+        let mut rig = Rig::of(disk, engine);
         rig.write(8192, &[0xaa; 4096]).unwrap();
         let mut found = vec![9; (64 << 10) + 1024 + 1];
         rig.read(0, &mut found[1..]).unwrap();

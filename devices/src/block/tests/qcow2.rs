@@ -170,7 +170,7 @@ fn an_image_under_an_overlay_is_only_read() {
     let options = DiskOptions { read_only: true, ..DiskOptions::default() };
     let disk = Disk::open(&made.image, options).unwrap().with_overlay(None).unwrap();
     let engine = EngineChoice::Auto.open(&disk, 64).unwrap();
-    let mut rig = Rig { disk, engine, next: 0, durable: false };
+    let mut rig = Rig::of(disk, engine);
     rig.write(4096, &[0xee; 8192]).unwrap();
     rig.disk.resize(Some(SIZE as u64 + 8192)).unwrap();
     let mut found = vec![1; SIZE + 8192];
@@ -380,7 +380,7 @@ proptest! {
         let options = DiskOptions { read_only, backing: true, ..IMAGE };
         let Ok(disk) = Disk::open(file.path(), options) else { return Ok(()) };
         let engine = EngineChoice::Auto.open(&disk, 64).unwrap();
-        let mut rig = Rig { disk, engine, next: 0, durable: false };
+        let mut rig = Rig::of(disk, engine);
         for (kind, sector, count, byte) in deeds {
             // A damaged size may be anything.
             let offset = sector.min(rig.disk.sectors()) * 512;
