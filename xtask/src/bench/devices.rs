@@ -39,6 +39,9 @@ pub struct Args {
     /// Only those whose name contains one of these words: husk, QEMU, Firecracker, Cloud, kvmtool
     #[arg(long, value_name = "WORD", value_delimiter = ',')]
     only: Vec<String>,
+    /// Another husk to compare with, as it was before a change: the program
+    #[arg(long, value_name = "FILE")]
+    also: Option<PathBuf>,
     #[command(flatten)]
     place: Place,
 }
@@ -52,6 +55,7 @@ struct Plan {
     only: Vec<String>,
     noxsave: bool,
     husk: PathBuf,
+    also: Option<PathBuf>,
     assets: PathBuf,
     /// The file system with fio and iperf3.
     tools: PathBuf,
@@ -79,6 +83,7 @@ pub fn main(args: &Args) -> Result<u8> {
         only: args.only.clone(),
         noxsave: args.place.xsave,
         husk: husk.clone(),
+        also: args.also.as_ref().map(std::path::absolute).transpose().context("--also")?,
         assets: assets::all()?,
         tools: assets::tools()?,
         echo,
@@ -124,6 +129,13 @@ fn measure(plan: &Plan, ram: &Path) -> Result<()> {
         }),
     };
     let mut subjects = rivals::one_each(&husk, &guest);
+    if let Some(also) = &plan.also {
+        let program = ram.join("other");
+        std::fs::copy(also, &program).with_context(|| format!("copying {}", also.display()))?;
+        let other = rivals::one_each(&program, &guest).into_iter().next();
+        let other = other.map(|husk| Subject { name: "the other husk".to_owned(), ..husk });
+        subjects.splice(1..1, other);
+    }
     let is_wanted = |subject: &Subject| plan.only.iter().any(|word| subject.name.contains(word));
     subjects.retain(|subject| plan.only.is_empty() || is_wanted(subject));
     if subjects.is_empty() {
@@ -288,8 +300,28 @@ impl Rounds {
                     heading.clear();
                 }
             }
+            text += &self.best(work);
         }
         text
+    }
+
+    /// The line of whichever rival was best in each round; empty if there was none.
+    fn best(&self, work: Work) -> String {
+        let is_rival = |subject: &Subject| !subject.name.contains("husk");
+        let rivals = (0..).zip(&self.subjects).filter(|(_, subject)| is_rival(subject));
+        let others: Vec<_> = rivals.map(|(n, _)| self.of(n, work)).collect();
+        let own = self.of(0, work);
+        let ratios = own.iter().enumerate().filter_map(|(round, (own, _))| {
+            let these = others.iter().filter_map(|those| those.get(round));
+            these.map(|(figure, _)| *figure).reduce(f64::max).map(|best| own / best)
+        });
+        let ratios: Vec<f64> = ratios.collect();
+        if ratios.is_empty() {
+            return String::new();
+        }
+        let r = Summary::of(&ratios);
+        let spread = format!("({:.2}–{:.2})", r.min, r.max);
+        format!("{:<26}{:<54} {:>9.2} {spread:>15}\n", "", "the best rival", r.median)
     }
 
     /// The line of one subject, but for its heading; `None` if it has no figure.
@@ -352,5 +384,7 @@ mod tests {
         assert!(kept.contains(" 50 "), "what it did before is lost: {kept}");
         let line = table.lines().find(|line| line.contains(" other ")).unwrap();
         assert!(line.contains("2.00     (2.00–2.00)         1.00"), "{line}");
+        let best = table.lines().find(|line| line.contains("the best rival")).unwrap();
+        assert!(best.ends_with("2.00     (2.00–2.00)"), "{best}");
     }
 }
