@@ -49,6 +49,7 @@
 
 mod access;
 mod boot;
+#[cfg(feature = "compare")]
 pub mod compare;
 pub mod config;
 pub mod doctor;

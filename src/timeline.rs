@@ -105,6 +105,7 @@ pub(crate) fn monotonic(at: Instant) -> Duration {
 }
 
 /// When a phase was reached, on `CLOCK_MONOTONIC`, in a table that was printed ([`Timeline`]'s `Display`).
+#[cfg(any(test, feature = "compare"))]
 pub(crate) fn read(table: &str, phase: Phase) -> Option<Duration> {
     let start = table.lines().find_map(|line| line.split_once(SINCE.0)?.1.strip_suffix(SINCE.1))?;
     let name = phase.to_string();

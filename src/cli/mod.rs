@@ -14,6 +14,7 @@ mod agent;
 mod attach;
 mod awaited;
 mod command;
+#[cfg(feature = "compare")]
 mod compare;
 mod course;
 mod cp;
@@ -84,6 +85,7 @@ enum Command {
     Wait(wait::Wait),
     Stop(stop::Stop),
     Kill(stop::Kill),
+    #[cfg(feature = "compare")]
     Compare(compare::Compare),
 }
 
@@ -121,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Wait(wait) => wait.execute(),
         Command::Stop(stop) => stop.execute(),
         Command::Kill(kill) => kill.execute(),
+        #[cfg(feature = "compare")]
         Command::Compare(compare) => compare.execute(),
     };
     match result {
