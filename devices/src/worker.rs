@@ -6,6 +6,8 @@
 //! two calls here are for start and stop, and neither waits for ever: a worker that hangs in the
 //! host is given up with what it serves ([`Lease`]), until it comes back.
 
+#[cfg(any(test, feature = "testing"))]
+mod here;
 mod lease;
 mod task;
 #[cfg(test)]
@@ -72,6 +74,9 @@ pub struct Worker {
     /// Closed by the thread's end.
     running: Receiver<()>,
     thread: Option<JoinHandle<()>>,
+    /// It has its loop itself.
+    #[cfg(any(test, feature = "testing"))]
+    _here: Option<here::Owned>,
 }
 
 impl Worker {
@@ -99,6 +104,8 @@ impl Worker {
             remote: manager.remote_endpoint(),
             hangs: Arc::default(),
             patience: PATIENCE,
+            #[cfg(any(test, feature = "testing"))]
+            here: None,
         };
         let ended = Arc::new(AtomicBool::new(false));
         let until = ended.clone();
@@ -119,7 +126,14 @@ impl Worker {
                 Err(panic) => on_failure(panic),
             }
         })?;
-        Ok(Worker { handle, ended, running, thread: Some(thread) })
+        Ok(Worker {
+            handle,
+            ended,
+            running,
+            thread: Some(thread),
+            #[cfg(any(test, feature = "testing"))]
+            _here: None,
+        })
     }
 
     /// The same, with another limit than [`PATIENCE`]; for handles that are made after this.
@@ -165,6 +179,9 @@ pub struct WorkerHandle {
     /// It has not answered once, and has not been heard of since.
     hangs: Arc<AtomicBool>,
     patience: Duration,
+    /// The loop of a worker without a thread.
+    #[cfg(any(test, feature = "testing"))]
+    here: Option<here::Loop>,
 }
 
 impl WorkerHandle {
@@ -226,6 +243,8 @@ impl WorkerHandle {
 
     /// Waits for an answer until `deadline`, but not at all for a worker that is known to hang.
     fn wait<R>(&self, answer: &Receiver<R>, deadline: Instant) -> Result<R, Waited> {
+        #[cfg(any(test, feature = "testing"))]
+        self.turn();
         if self.hangs.load(Ordering::SeqCst) {
             return answer.try_recv().map_err(Waited::from);
         }

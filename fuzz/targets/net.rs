@@ -1,6 +1,5 @@
-//! A card's frames and their headers, over a wire that keeps borders, as a TAP does.
+//! A card's frames and their headers over wires that keep borders, as a TAP and a link do, and its
+//! control queue.
 #![no_main]
 
-use husk_devices::virtio::testing::subject::Kind;
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| husk_fuzz::drive(Kind::Net, input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| husk_fuzz::drive_card(input));

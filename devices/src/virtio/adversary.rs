@@ -17,8 +17,7 @@ use super::testing::{DATA, Desc, EVENT_IDX, MEMORY, MEMORY_END, Ring, guarded_me
 use crate::bus::BusDevice;
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    use Kind::*;
-    prop::sample::select(vec![Rng, Blk, Net, NetStream, Vsock, Tty, Ports, Balloon, Pmem, Fs])
+    prop::sample::select(&Kind::ALL[..])
 }
 
 #[derive(Debug, Clone)]

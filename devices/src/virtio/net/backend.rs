@@ -130,3 +130,14 @@ impl Backend for Plain {
         frame.writev(std::os::fd::AsFd::as_fd(&self.0)).map(drop)
     }
 }
+
+/// A queue that cannot be turned off.
+#[cfg(any(test, feature = "testing"))]
+pub(super) struct Always;
+
+#[cfg(any(test, feature = "testing"))]
+impl super::control::Source for Always {
+    fn turn(&self, _on: bool) -> io::Result<()> {
+        Ok(())
+    }
+}

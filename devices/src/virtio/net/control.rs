@@ -18,7 +18,6 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::tap::Tap;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Answer, Chain, Queue, QueueState};
 
@@ -27,16 +26,25 @@ const ROUND: u16 = 8;
 /// The command's two bytes and its parameter.
 const COMMAND: usize = 4;
 
+/// A queue of the host's, which gives frames or none.
+pub(super) trait Source: Send + Sync {
+    /// Makes it give frames, or none.
+    ///
+    /// # Errors
+    /// The host's.
+    fn turn(&self, on: bool) -> io::Result<()>;
+}
+
 /// Turns one pair on and off.
 pub(super) struct Switch {
-    pub tap: Arc<Tap>,
+    pub source: Arc<dyn Source>,
     pub used: Arc<AtomicBool>,
     /// The pair's receive queue's: frames may have come that nobody was told of.
     pub bell: Option<EventFd>,
 }
 
 impl Switch {
-    /// Makes the host give this queue of the TAP frames, or none.
+    /// Makes the host's queue give frames, or none.
     ///
     /// # Errors
     /// The host's.
@@ -45,7 +53,7 @@ impl Switch {
             return Ok(());
         }
         if on {
-            self.tap.set_queue(true)?;
+            self.source.turn(true)?;
             self.used.store(true, Ordering::Release);
             if let Some(bell) = &self.bell {
                 // Fails only when it rings already.
@@ -53,7 +61,7 @@ impl Switch {
             }
         } else {
             self.used.store(false, Ordering::Release);
-            self.tap.set_queue(false)?;
+            self.source.turn(false)?;
         }
         Ok(())
     }

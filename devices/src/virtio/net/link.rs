@@ -39,6 +39,8 @@ use crate::virtio::queue::Iovecs;
 mod wire;
 
 use wire::Wire;
+#[cfg(any(test, feature = "testing"))]
+pub(in crate::virtio) use wire::{HELLO, READY};
 
 /// How long a newcomer waits for one that has the lock to listen: it is between two steps, or it has
 /// noticed just now that its other end has gone.
@@ -420,7 +422,7 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Connects to whoever listens at `path`, if anybody does.
-fn connect(path: &Path) -> io::Result<Option<OwnedFd>> {
+pub(in crate::virtio) fn connect(path: &Path) -> io::Result<Option<OwnedFd>> {
     let socket = unix_socket::socket(libc::SOCK_SEQPACKET)?;
     match with_address(libc::connect, &socket, path) {
         Ok(()) => Ok(Some(socket)),

@@ -44,7 +44,7 @@ use crate::worker::WorkerHandle;
 #[cfg(any(test, feature = "testing"))]
 pub(super) use backend::Plain;
 pub use backend::{Backend, Received};
-use control::{Control, Switch};
+use control::{Control, Source, Switch};
 pub use limit::{Direction, Limits};
 use pair::{Pair, Parts, Status};
 use rx::Rx;
@@ -125,6 +125,8 @@ struct State {
 struct PairHome {
     /// `None` while it runs, and for good when its worker ended under it.
     idle: Option<(Box<dyn Backend>, Limits)>,
+    /// What is turned off while the driver does not use the pair; none where there is but one.
+    source: Option<Arc<dyn Source>>,
     used: Arc<AtomicBool>,
     seat: Seat<Pair>,
     /// Serves the pair instead of a task, with what watches it.
@@ -135,6 +137,7 @@ impl PairHome {
     fn new(backend: Box<dyn Backend>, limits: Limits) -> PairHome {
         PairHome {
             idle: Some((backend, limits)),
+            source: None,
             used: Arc::new(true.into()),
             seat: Seat::default(),
             vhost: None,
@@ -154,9 +157,25 @@ impl Net {
     pub fn over_tap(id: &str, taps: Vec<Tap>, card: Card, workers: Vec<WorkerHandle>) -> Net {
         let taps: Vec<_> = taps.into_iter().map(Arc::new).collect();
         let pairs = taps.iter().map(|tap| {
-            PairHome::new(Box::new(TapFrames(tap.clone())) as Box<dyn Backend>, card.limits.clone())
+            let backend = Box::new(TapFrames(tap.clone()));
+            PairHome { source: Some(tap.clone()), ..PairHome::new(backend, card.limits.clone()) }
         });
         Net::with(id, pairs.collect(), taps, &card, workers)
+    }
+
+    /// The same over sockets that stand for a TAP's queues.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn over_sockets(
+        id: &str,
+        sockets: Vec<std::os::fd::OwnedFd>,
+        worker: WorkerHandle,
+    ) -> Net {
+        let home = |socket| {
+            let source: Option<Arc<dyn Source>> = Some(Arc::new(backend::Always));
+            PairHome { source, ..PairHome::new(Box::new(Plain(socket)), Limits::default()) }
+        };
+        let pairs = sockets.into_iter().map(home).collect();
+        Net::with(id, pairs, Vec::new(), &Card::default(), vec![worker])
     }
 
     /// The same, with the host's kernel to serve each pair.
@@ -238,13 +257,10 @@ impl Net {
             .map(|pair| pair.first().and_then(Option::as_ref).map(bell).transpose())
             .collect::<Result<_, _>>()?;
         // Before anybody receives, so that no frame waits where nobody looks.
-        let switches: Vec<_> = self
-            .taps
-            .iter()
-            .zip(&self.pairs)
-            .zip(bells)
-            .map(|((tap, home), bell)| Switch { tap: tap.clone(), used: home.used.clone(), bell })
-            .collect();
+        let switch = |(home, bell): (&PairHome, _)| {
+            Some(Switch { source: home.source.clone()?, used: home.used.clone(), bell })
+        };
+        let switches: Vec<_> = self.pairs.iter().zip(bells).filter_map(switch).collect();
         if switches.len() > 1 {
             control::set_pairs(&switches, self.pairs_used.load(Ordering::Acquire))
                 .map_err(host("TUNSETQUEUE"))?;

@@ -16,6 +16,7 @@ use virtio_bindings::bindings::virtio_net::{
 
 use super::HEADER_LEN;
 use super::backend::{Backend, Received, uninterrupted};
+use super::control::Source;
 use crate::virtio::queue::Iovecs;
 
 /// A TAP that cannot be used. Each names it and the way out.
@@ -263,22 +264,6 @@ impl Tap {
         u16::try_from(request.int()).ok()
     }
 
-    /// Gives the queue frames of the host, or none: for a TAP that was opened with several.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn set_queue(&self, on: bool) -> io::Result<()> {
-        let mut request = IfReq::named("");
-        let flag = if on { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
-        request.set_short(flag as libc::c_short);
-        // SAFETY: TUNSETQUEUE reads an ifreq, which IfReq is as long as.
-        match check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &request) }) {
-            // It was so already.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-            done => done,
-        }
-    }
-
     /// Lets the host send what a guest that accepted these virtio `features` can take: frames
     /// without checksum, and larger than the wire's.
     ///
@@ -304,6 +289,21 @@ impl Tap {
         let offloads = libc::c_ulong::from(offloads);
         // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
         check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
+    }
+}
+
+/// For a TAP that was opened with several queues.
+impl Source for Tap {
+    fn turn(&self, on: bool) -> io::Result<()> {
+        let mut request = IfReq::named("");
+        let flag = if on { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        request.set_short(flag as libc::c_short);
+        // SAFETY: TUNSETQUEUE reads an ifreq, which IfReq is as long as.
+        match check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &request) }) {
+            // It was so already.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            done => done,
+        }
     }
 }
 

@@ -22,8 +22,8 @@ use crate::virtio::queue::{IovecBuffer, Iovecs};
 /// Bytes of an end's own words: the shortest Ethernet frame.
 const WORD: usize = 60;
 
-const HELLO: [u8; WORD] = word(1);
-const READY: [u8; WORD] = word(2);
+pub(in crate::virtio) const HELLO: [u8; WORD] = word(1);
+pub(in crate::virtio) const READY: [u8; WORD] = word(2);
 
 /// A frame to an address that no bridge passes on (IEEE 802.1Q §8.6.3), of the EtherType for local
 /// experiments (IEEE 802 §9.2.3), with the version of these words, 1, and which of them it is.
