@@ -17,6 +17,7 @@ pub mod link;
 mod offload;
 mod pair;
 pub mod passt;
+mod removal;
 mod rx;
 mod stream;
 pub mod tap;
@@ -47,6 +48,7 @@ pub use backend::{Backend, Received};
 use control::{Control, Source, Switch};
 pub use limit::{Direction, Limits};
 use pair::{Pair, Parts, Status};
+use removal::Removal;
 use rx::Rx;
 #[cfg(any(test, feature = "testing"))]
 pub(super) use stream::Stream;
@@ -106,6 +108,8 @@ pub struct Net {
     taps: Vec<Arc<Tap>>,
     pairs: Vec<PairHome>,
     control: Seat<Control>,
+    /// Looks after a TAP whose frames the host's kernel moves.
+    removal: Seat<Removal>,
     /// The control queue's place, while it runs.
     control_at: usize,
     /// Queues that mean nothing with the features the driver accepted, and their places.
@@ -218,6 +222,7 @@ impl Net {
             taps,
             pairs,
             control: Seat::default(),
+            removal: Seat::default(),
             control_at: 0,
             unserved: Vec::new(),
             workers,
@@ -233,7 +238,7 @@ impl Net {
 
     /// Asks for everything that runs, which may be waited for until then.
     fn ask(&mut self) -> Option<Instant> {
-        let mut limit = self.control.recall();
+        let mut limit = self.control.recall().max(self.removal.recall());
         for home in &mut self.pairs {
             limit = limit.max(home.seat.recall());
             limit = limit.max(home.vhost.as_mut().and_then(|(_, watch)| watch.recall()));
@@ -306,6 +311,17 @@ impl Net {
             let pair = pair.map_err(host("timerfd"))?;
             home.seat.start(worker, |_| pair)?;
         }
+        let watched = self.taps.first().filter(|_| self.pairs.iter().any(|p| p.vhost.is_some()));
+        if let (Some(tap), Some(worker)) = (watched, self.workers.first()) {
+            match Removal::new(tap.clone(), self.status.clone(), interrupt.clone()) {
+                Ok(removal) => self.removal.start(worker, |_| removal)?,
+                // The card works without.
+                Err(e) => interrupt.complain(&format_args!(
+                    "it will not be noticed when TAP {} is deleted: rtnetlink: {e}",
+                    tap.name()
+                )),
+            }
+        }
         if let (Some(queue), Some(worker)) = (control, self.workers.first()) {
             let pairs = self.pairs_used.clone();
             let control = Control::new(queue, switches, pairs, memory, interrupt);
@@ -368,6 +384,7 @@ impl VirtioDevice for Net {
         if let Some(control) = self.control.stop_by(limit) {
             states.push((self.control_at, control.state()));
         }
+        drop(self.removal.stop_by(limit));
         for (n, home) in self.pairs.iter_mut().enumerate() {
             let mut keep = |queues: [Option<QueueState>; 2]| {
                 states.extend((2 * n..).zip(queues).filter_map(|(at, state)| Some((at, state?))));

@@ -162,11 +162,7 @@ impl Pair {
         if std::mem::replace(&mut self.up, up) == up {
             return;
         }
-        let before = match up {
-            true => self.status.fetch_or(UP, Ordering::AcqRel),
-            false => self.status.fetch_and(!UP, Ordering::AcqRel),
-        };
-        if (before & UP != 0) == up {
+        if !tell(&self.status, &self.interrupt, up) {
             // Another pair of the card has said so.
             return;
         }
@@ -176,8 +172,6 @@ impl Pair {
         } else {
             log::info!("{name}: {backend} is {}", if up { "up" } else { "down" });
         }
-        let status = || self.status.load(Ordering::Acquire).to_le_bytes();
-        self.interrupt.config_changed(super::CONFIG_STATUS, status);
     }
 
     /// Sets the timer, unless it rings earlier anyway.
@@ -230,6 +224,20 @@ impl MutEventSubscriber for Pair {
         }
         self.announce();
     }
+}
+
+/// Tells the driver that the card's link is up, or down; false when it knows.
+pub(super) fn tell(status: &Status, interrupt: &Interrupt, up: bool) -> bool {
+    let before = match up {
+        true => status.fetch_or(UP, Ordering::AcqRel),
+        false => status.fetch_and(!UP, Ordering::AcqRel),
+    };
+    let is_news = (before & UP != 0) != up;
+    if is_news {
+        let now = || status.load(Ordering::Acquire).to_le_bytes();
+        interrupt.config_changed(super::CONFIG_STATUS, now);
+    }
+    is_news
 }
 
 /// From the guest to the host (virtio 1.3 §5.1.6.2).

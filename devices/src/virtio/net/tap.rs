@@ -264,6 +264,14 @@ impl Tap {
         u16::try_from(request.int()).ok()
     }
 
+    /// Whether the interface was deleted. What this has open is no TAP any more then.
+    pub fn is_gone(&self) -> bool {
+        let mut request = IfReq::named("");
+        // SAFETY: TUNGETIFF writes an ifreq, which IfReq is as long as.
+        let asked = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNGETIFF, &mut request) };
+        check(asked).is_err_and(|e| e.raw_os_error() == Some(libc::EBADFD))
+    }
+
     /// Lets the host send what a guest that accepted these virtio `features` can take: frames
     /// without checksum, and larger than the wire's.
     ///

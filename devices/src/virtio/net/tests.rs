@@ -304,7 +304,7 @@ fn what_is_no_tap_is_refused_with_a_remedy() {
 
 /// A network of our own with a TAP in it, as far as the host lets us; says so when it has to do
 /// without. The namespace is the calling thread's.
-fn real_tap(name: &str) -> Option<Tap> {
+pub(super) fn real_tap(name: &str) -> Option<Tap> {
     // SAFETY: takes no pointers; only this thread is moved.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
         skipped(format!("no network namespace: {}", io::Error::last_os_error()));
