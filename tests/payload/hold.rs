@@ -440,6 +440,53 @@ fn a_console_nobody_reads_does_not_stop_the_guest() {
 }
 
 #[test]
+fn a_guest_that_writes_without_end_to_a_console_nobody_reads_is_paused_and_stopped() {
+    needs_kvm!();
+    const BLOCK: u32 = 4096;
+    const BLOCKS: u32 = 36;
+    // More than is kept of one letter, then another one for ever, without looking whether the transmitter is ready.
+    let kernel = Kernel::pvh(|a| {
+        let (mut again, mut end) = (a.create_label(), a.create_label());
+        a.address_of(|a| a.db(&[b'x'; BLOCK as usize]))?;
+        a.mov(edi, eax)?;
+        a.mov(ebx, BLOCKS)?;
+        a.cld()?;
+        a.mov(edx, COM1)?;
+        a.set_label(&mut again)?;
+        a.mov(esi, edi)?;
+        a.mov(ecx, BLOCK)?;
+        a.rep().outsb()?;
+        a.dec(ebx)?;
+        a.jnz(again)?;
+        a.mov(al, u32::from(b'y'))?;
+        a.set_label(&mut end)?;
+        a.out(dx, al)?;
+        a.jmp(end)
+    });
+    let (reader, writer) = std::io::pipe().unwrap();
+    // SAFETY: resizes a pipe of our own; no pointer is involved.
+    let size =
+        unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&reader), libc::F_SETPIPE_SZ, 4096) };
+    assert_eq!(size, 4096);
+    let streams = ConsoleStreams {
+        output: Some(ConsoleStreams::private_output(writer.into()).unwrap()),
+        ..Default::default()
+    };
+    let vm = Vm::with(config(&kernel), Some(streams), Arc::new(Timeline::default())).unwrap();
+    let vm = vm.start().unwrap();
+    let begun = Instant::now();
+    while !vm.console_tail(1).ends_with('y') {
+        assert!(begun.elapsed() < crate::fixture::LIMIT, "it does not come to its end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    promptly("pause", || vm.pause()).unwrap();
+    vm.resume().unwrap();
+    let outcome = promptly("stop", || vm.stop(Duration::from_millis(100)));
+    assert!(matches!(outcome, Outcome::Killed), "{outcome:?}");
+    drop(reader);
+}
+
+#[test]
 fn a_console_whose_reader_has_gone_does_not_stop_the_guest() {
     needs_kvm!();
     let kernel = Kernel::pvh(|a| {

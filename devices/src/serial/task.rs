@@ -214,6 +214,11 @@ impl ConsoleTask {
 
 impl MutEventSubscriber for ConsoleTask {
     fn init(&mut self, ops: &mut EventOps) {
+        // Another loop may have watched them before.
+        self.watching_output = false;
+        if let Some(input) = &mut self.input {
+            input.watched = false;
+        }
         for fd in [self.line.output().wake(), self.line.wants_input()] {
             if let Err(e) = ops.add(Events::new(fd, EventSet::IN)) {
                 log::error!("console: cannot be watched: {e}");

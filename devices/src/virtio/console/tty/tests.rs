@@ -1,7 +1,9 @@
+use std::io::Read;
 use std::sync::Arc;
 
 use super::*;
 use crate::bus::BusDevice;
+use crate::serial::{ConsoleStreams, ConsoleTask};
 use crate::virtio::testing::{DATA, Driver, EVENT_IDX, Piece, wait_until};
 use crate::worker::Worker;
 
@@ -59,6 +61,69 @@ fn a_chain_that_is_longer_than_any_driver_s_is_cut_and_does_not_keep_the_worker(
     rig.driver.send(1, &pieces);
     assert_eq!(rig.driver.wait_used(1, 1).len(), 1);
     assert_eq!(rig.tty.output().dropped(), (16 * 0x8_0000) - (128 << 10));
+}
+
+/// Bytes of memory that this process has, all its tests together.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// A guest writes so many MiB while nobody reads husk's output, which is a pipe; gives how much more memory there
+/// was at some time than at first.
+fn write_unread(mebibytes: usize) -> usize {
+    let mut rig = rig(0);
+    let (reader, output) = std::io::pipe().unwrap();
+    let mut reader = ConsoleStreams::private_input(reader.into()).unwrap();
+    let mut read = |len: usize| {
+        let mut got = Vec::new();
+        wait_until("what was written", || {
+            // The end of what there is for now is an error.
+            let _ = (&mut reader).take((len - got.len()) as u64).read_to_end(&mut got);
+            got.len() == len
+        });
+        got
+    };
+    let output = Some(ConsoleStreams::private_output(output.into()).unwrap());
+    let streams = ConsoleStreams { output, ..ConsoleStreams::default() };
+    let task = rig.worker.handle().add(ConsoleTask::new(rig.tty.clone(), streams)).unwrap();
+    let (before, mut most) = (resident(), 0);
+    // A buffer of the guest's comes back although there is nowhere to put what is in it.
+    for round in 0..mebibytes {
+        rig.driver.write(DATA, format!("{round:08}").as_bytes());
+        rig.driver.send(1, &[Piece::Out(DATA, 1 << 16); 16]);
+        assert_eq!(rig.driver.wait_used(1, 1).len(), 1, "after {round} MiB");
+        most = most.max(resident());
+    }
+    let kept = (mebibytes << 20) - usize::try_from(rig.tty.output().dropped()).unwrap();
+    // What a pipe holds, and what is kept for it.
+    assert!((128 << 10..=(128 << 10) + (1 << 20)).contains(&kept), "{kept} bytes are kept");
+    // Neither the device nor the worker is held up.
+    rig.driver.transport.pause();
+    rig.driver.transport.resume();
+    let task = task.take().expect("the console's task comes back");
+    // A reader that comes at last finds what is kept, from the first byte on, and then what is new.
+    let task = rig.worker.handle().add(task).unwrap();
+    assert!(read(kept).starts_with(b"00000000"));
+    rig.driver.write(DATA, b"new");
+    rig.driver.send(1, &[Piece::Out(DATA, 3)]);
+    assert_eq!(read(3), b"new");
+    drop(task);
+    most.saturating_sub(before)
+}
+
+#[test]
+fn a_guest_that_writes_and_writes_while_nobody_reads_takes_no_memory_and_holds_nothing_up() {
+    let more = write_unread(512);
+    // Other tests take some meanwhile.
+    assert!(more < 256 << 20, "{more} bytes more");
+}
+
+#[test]
+#[ignore = "takes a while: 10 GiB"]
+fn a_guest_that_writes_10_gib_while_nobody_reads_takes_no_memory() {
+    let more = write_unread(10 << 10);
+    assert!(more < 16 << 20, "{more} bytes more");
 }
 
 #[test]
