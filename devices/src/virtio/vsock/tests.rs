@@ -1,5 +1,6 @@
 mod hostile;
 mod inside;
+mod leaving;
 mod many;
 mod rig;
 
