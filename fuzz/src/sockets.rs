@@ -155,6 +155,11 @@ impl Scene {
     /// The device comes to rest, and the guest takes what it has got.
     fn rest(&mut self) {
         self.subject.worker.turn();
+        self.take();
+    }
+
+    /// The guest takes what it has got.
+    fn take(&mut self) {
         let used = match self.subject.driver.rings.first_mut() {
             Some(ring) => ring.used(),
             None => return,
@@ -322,6 +327,8 @@ impl Scene {
 
     /// Receive buffers for the guest.
     fn give(&mut self, count: u8, len: u16) {
+        // A pause has let the device come to rest, too, and what it used may be given to it again.
+        self.take();
         let Some(ring) = self.subject.driver.rings.first_mut() else { return };
         let len = u32::from(len) % RX_LEN as u32 + 1;
         for _ in 0..count {
