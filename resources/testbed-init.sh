@@ -41,6 +41,7 @@ mkdir -p /new/dev/pts /new/dev/shm
 mount -t devpts -o mode=620,ptmxmode=666 devpts /new/dev/pts
 mount -t tmpfs -o mode=1777 shm /new/dev/shm
 mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
+mount -t tracefs tracefs /new/sys/kernel/tracing || echo "testbed-init: no tracing"
 ln -sf /proc/self/fd /new/dev/fd
 ln -sf /proc/self/fd/0 /new/dev/stdin
 ln -sf /proc/self/fd/1 /new/dev/stdout

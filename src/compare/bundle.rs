@@ -1,18 +1,27 @@
 //! The OCI bundle of the containers: a config.json as `runc spec` writes it, with our root and
 //! program. (`opencontainers/runtime-spec`, config.md and config-linux.md, version 1.0.)
 //!
-//! It differs from that of `runc spec` in three things: no terminal, no view of the control groups,
-//! and, for a user who is not root, a user namespace with this user as its root.
+//! It differs from that of `runc spec` in four things: no terminal, no view of the control groups, the filter
+//! of system calls that containers have by default, and, for a user who is not root, a user namespace with
+//! this user as its root.
 
 use serde_json::{Value, json};
 
 /// The namespaces every container gets.
 const NAMESPACES: [&str; 5] = ["pid", "network", "ipc", "uts", "mount"];
 
-/// The config.json of a container that runs `args` in the files at `root`; `user` is the (uid, gid)
-/// of a user who is not root.
-pub fn config(root: &str, args: &[&str], user: Option<(u32, u32)>) -> Value {
-    let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
+/// What root in a container may do, as `runc spec` has it.
+pub const CAPABILITIES: [&str; 3] = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
+
+/// The config.json of a container that runs `args` in the files at `root`, under `filter`; `user` is the
+/// (uid, gid) of a user who is not root.
+pub fn config(
+    root: &str,
+    args: &[&str],
+    user: Option<(u32, u32)>,
+    filter: Option<&Value>,
+) -> Value {
+    let capabilities = CAPABILITIES;
     let mut namespaces: Vec<Value> =
         NAMESPACES.iter().map(|kind| json!({ "type": kind })).collect();
     let mount = |to: &str, kind: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": kind, "options": options });
@@ -53,6 +62,9 @@ pub fn config(root: &str, args: &[&str], user: Option<(u32, u32)>) -> Value {
             }
         }
         linux.insert("namespaces".to_owned(), namespaces.into());
+        if let Some(filter) = filter {
+            linux.insert("seccomp".to_owned(), filter.clone());
+        }
     }
     json!({
         "ociVersion": "1.0.0",
@@ -81,7 +93,8 @@ mod tests {
 
     #[test]
     fn a_bundle_has_our_root_read_only_and_our_program() {
-        let config = config("/r", &["/bin/busybox", "sh"], None);
+        let config = config("/r", &["/bin/busybox", "sh"], None, None);
+        assert!(config["linux"].get("seccomp").is_none());
         assert_eq!(config["root"], json!({ "path": "/r", "readonly": true }));
         assert_eq!(config["process"]["args"], json!(["/bin/busybox", "sh"]));
         assert_eq!(config["process"]["terminal"], json!(false));
@@ -90,8 +103,10 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_is_not_root_gets_a_user_namespace_and_no_control_groups() {
-        let config = config("/r", &["x"], Some((1000, 100)));
+    fn a_user_who_is_not_root_gets_a_user_namespace_no_control_groups_and_the_filter() {
+        let filter = json!({ "defaultAction": "SCMP_ACT_ERRNO" });
+        let config = config("/r", &["x"], Some((1000, 100)), Some(&filter));
+        assert_eq!(config["linux"]["seccomp"], filter);
         assert_eq!(config["linux"]["uidMappings"][0]["hostID"], json!(1000));
         assert_eq!(config["linux"]["gidMappings"][0]["hostID"], json!(100));
         let namespaces = config["linux"]["namespaces"].as_array().unwrap();

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::contestants::{Family, docker_number};
+use super::filter;
 use super::launch::{Instance, LIMIT};
-use super::results::{Idle, Isolation};
+use super::results::{Daemon, Idle, Isolation};
 use super::stats::Order;
 use super::workload::{IDLING, Job};
 use super::{CompareError, Contestant, Field, Plan, Progress, cancelled, proc, syscalls};
@@ -18,17 +19,28 @@ const CALM: usize = 3;
 /// By how much the host's available memory may change from look to look when it is calm, in bytes.
 const NOISE: u64 = 256 << 10;
 
+/// What was measured.
+#[derive(Default)]
+pub struct Measured {
+    /// Memory and disk.
+    pub idle: Vec<Idle>,
+    /// What stands around each.
+    pub isolation: Vec<Isolation>,
+    /// What serves all of one entrant.
+    pub daemons: Vec<Daemon>,
+}
+
 /// Starts one idle instance after the other, up to `most`, of every contestant, in an order of their own.
 pub fn measure(
     field: &Field<'_>,
     Plan { idle: most, seed, .. }: &Plan,
     notes: &mut Vec<String>,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(Vec<Idle>, Vec<Isolation>), CompareError> {
-    let (mut idle, mut isolation) = (Vec::new(), Vec::new());
+) -> Result<Measured, CompareError> {
+    let Measured { mut idle, mut isolation, mut daemons } = Measured::default();
     let most = *most;
     if most == 0 {
-        return Ok((idle, isolation));
+        return Ok(Measured::default());
     }
     let total = field.contestants.len() * (most + 1);
     let mut order: Vec<(usize, &Contestant)> = field.contestants.iter().enumerate().collect();
@@ -40,6 +52,8 @@ pub fn measure(
         // What the one before had is given back some time after its end.
         let available = settled(|| proc::meminfo("MemAvailable:"), |_| NOISE);
         let usage = field.lab.usage();
+        let served = contestant.kind.daemons.iter().copied();
+        let shared: Vec<_> = served.map(|name| (name, daemon(name, &[]))).collect();
         let mut instances: Vec<(Instance, String)> = Vec::new();
         for count in 1..=most {
             let done = turn * (most + 1) + count - 1;
@@ -69,16 +83,24 @@ pub fn measure(
             if count == 1 {
                 let pids = pids(field, &instances);
                 // Looked for after memory has settled: its shell has become what it is by then.
-                let workload = proc::called(&pids, &IDLING);
+                let workload = match contestant.kind.family {
+                    Family::Vm => Some(pids.clone()),
+                    _ => proc::called(&pids, &IDLING).map(|pid| vec![pid]),
+                };
                 isolation.push(Isolation {
                     entrant,
                     namespaces: proc::namespaces(&pids),
                     filtered: proc::filtered(&pids),
-                    workload_filtered: workload.map(|pid| proc::filtered(&[pid]).0 > 0),
+                    reach: workload.map(|pids| filter::reach(&pids)),
                     syscalls: None,
                 });
             }
         }
+        let pids = pids(field, &instances);
+        daemons.extend(shared.into_iter().map(|(name, before)| {
+            let (count, pss) = (instances.len(), (before, daemon(name, &pids)));
+            Daemon { entrant, name, count, pss }
+        }));
         drop(instances);
         if contestant.kind.family == Family::Vm {
             let done = turn * (most + 1) + most;
@@ -88,7 +110,14 @@ pub fn measure(
             facts.for_each(|facts| facts.syscalls = counted);
         }
     }
-    Ok((idle, isolation))
+    Ok(Measured { idle, isolation, daemons })
+}
+
+/// Memory of the processes of this program, but for those `but`; `None` if there is none, or where it is not
+/// to be read.
+fn daemon(name: &str, but: &[u32]) -> Option<u64> {
+    let pids = proc::programs(name, but);
+    if pids.is_empty() { None } else { proc::pss(&pids) }
 }
 
 fn pids(field: &Field<'_>, instances: &[(Instance, String)]) -> Vec<u32> {

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 
 /// `linux_banner` (init/version-timestamp.c) begins so, and goes on with the release.
@@ -25,6 +26,8 @@ pub struct Inside {
     pub release: Option<String>,
     /// Whether it has ACPI. What is no Linux is not thought to lack it.
     pub acpi: bool,
+    /// From its first to its last physical address, if it is an ELF file that says it.
+    pub physical: Option<Range<u64>>,
 }
 
 impl Inside {
@@ -37,21 +40,22 @@ impl Inside {
     }
 
     fn read(mut from: impl Read) -> io::Result<Self> {
-        let (mut release, mut acpi, mut elf) = (None, false, None);
+        let (mut release, mut acpi, mut elf, mut physical) = (None, false, None, None);
         // What is looked for may lie across two pieces: the end of one is kept for the next.
         const KEPT: usize = BANNER.len() + RELEASE + 1;
         let mut window: Vec<u8> = Vec::with_capacity(PIECE + KEPT);
         loop {
             let read = from.by_ref().take(PIECE as u64).read_to_end(&mut window)?;
             if !*elf.get_or_insert_with(|| window.starts_with(b"\x7fELF")) {
-                return Ok(Self { release: None, acpi: true });
+                return Ok(Self { release: None, acpi: true, physical: None });
             }
+            physical = physical.or_else(|| physical_in(&window));
             if release.is_none() {
                 release = release_in(&window);
             }
             acpi = acpi || find(&window, ACPICA).is_some();
             if read == 0 || (acpi && release.is_some()) {
-                return Ok(Self { acpi: acpi || release.is_none(), release });
+                return Ok(Self { acpi: acpi || release.is_none(), release, physical });
             }
             window.drain(..window.len().saturating_sub(KEPT));
         }
@@ -71,6 +75,30 @@ fn release_in(bytes: &[u8]) -> Option<String> {
         }
     }
     None
+}
+
+/// From the first to the last address in memory of what an ELF file loads, by its headers, which are at its
+/// beginning. (System V ABI, chapters 4 and 5, ELF64.)
+fn physical_in(head: &[u8]) -> Option<Range<u64>> {
+    const PT_LOAD: u64 = 1;
+    let number = |at: u64, size: usize| {
+        let at = usize::try_from(at).ok()?;
+        let bytes = head.get(at..at.checked_add(size)?)?;
+        Some(bytes.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte)))
+    };
+    let (at, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    let mut all: Option<Range<u64>> = None;
+    for nth in 0..count {
+        let at = at.checked_add(nth * size)?;
+        let (start, memory) = (number(at.checked_add(24)?, 8)?, number(at.checked_add(40)?, 8)?);
+        if number(at, 4)? != PT_LOAD || memory == 0 {
+            continue;
+        }
+        let end = start.checked_add(memory)?;
+        let so_far = all.unwrap_or(start..end);
+        all = Some(so_far.start.min(start)..so_far.end.max(end));
+    }
+    all
 }
 
 /// Where `needle` is in `bytes`.
@@ -108,16 +136,47 @@ mod tests {
         // Across the ends of the pieces, too.
         let close = (PIECE - 100)..(PIECE + 20);
         for gap in [0, 1000, 3 * PIECE].into_iter().chain(close.step_by(7)) {
-            let with = Inside { release: release(), acpi: true };
+            let with = Inside { release: release(), acpi: true, physical: None };
             assert_eq!(inside(gap, &[banner, ACPICA, b"\0"]), with, "{gap}");
             assert_eq!(inside(gap, &[ACPICA, banner]), with, "{gap}");
-            assert_eq!(inside(gap, &[banner, b"ACPI"]), Inside { release: release(), acpi: false });
+            let without = Inside { acpi: false, ..with };
+            assert_eq!(inside(gap, &[banner, b"ACPI"]), without);
         }
     }
 
     #[test]
+    fn where_it_lies_in_memory_is_from_the_first_to_the_last_segment_it_loads() {
+        // Headers from byte 64 on, of 56 bytes each: kind, address and size in memory.
+        let file = |segments: &[(u64, u64, u64)]| {
+            let mut file = b"\x7fELF".to_vec();
+            file.resize(64 + 56 * segments.len(), 0);
+            let mut put =
+                |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+            put(32, &64u64.to_le_bytes());
+            put(54, &56u16.to_le_bytes());
+            put(56, &(segments.len() as u16).to_le_bytes());
+            for (n, (kind, start, memory)) in segments.iter().enumerate() {
+                put(64 + 56 * n, &kind.to_le_bytes()[..4]);
+                put(64 + 56 * n + 24, &start.to_le_bytes());
+                put(64 + 56 * n + 40, &memory.to_le_bytes());
+            }
+            file
+        };
+        let linux = file(&[(1, 0x300_0000, 0x1000), (1, 0x100_0000, 0x20), (4, 7, 7), (1, 0, 0)]);
+        assert_eq!(physical_in(&linux), Some(0x100_0000..0x300_1000));
+        assert_eq!(Inside::read(linux.as_slice()).unwrap().physical, physical_in(&linux));
+        // Headers that are not there, lead out of all bounds, or load nothing.
+        assert_eq!(physical_in(&linux[..100]), None);
+        assert_eq!(physical_in(&file(&[(1, u64::MAX, 2)])), None);
+        assert_eq!(physical_in(&file(&[(4, 1, 1)])), None);
+        let mut far = linux;
+        far[32..40].copy_from_slice(&(u64::MAX - 8).to_le_bytes());
+        assert_eq!(physical_in(&far), None);
+    }
+
+    #[test]
     fn of_what_is_no_linux_or_no_elf_nothing_is_believed() {
-        let nothing = Inside { release: None, acpi: true };
+        let nothing = Inside { release: None, acpi: true, physical: None };
         assert_eq!(inside(5, &[b"memtest"]), nothing);
         assert_eq!(inside(5, &[b"Linux version "]), nothing);
         assert_eq!(Inside::read(&b"Linux version 6.1 (a)"[..]).unwrap(), nothing);

@@ -9,6 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use husk_initramfs::Cpio;
+use serde_json::Value;
 
 use super::kernel::Inside;
 use super::program::find;
@@ -41,15 +42,19 @@ pub struct Kernel {
 }
 
 impl Lab {
-    /// Makes the directory; `kernel` if there are VMs.
+    /// Makes the directory; `kernel` if there are VMs, and `filter` of system calls for bundles.
     ///
     /// # Errors
     /// No static busybox, no room, or a kernel that does not unpack.
-    pub fn make(workload: Workload, kernel: Option<PathBuf>) -> Result<Self, CompareError> {
+    pub fn make(
+        workload: Workload,
+        kernel: Option<PathBuf>,
+        filter: Option<Value>,
+    ) -> Result<Self, CompareError> {
         let busybox = busybox()?;
         let scratch = Scratch::make()?;
         let mut lab = Self { scratch, kernel: None, files: 0, append: String::new() };
-        lab.files = lab.lay_out(&busybox, workload)?;
+        lab.files = lab.lay_out(&busybox, workload, filter.as_ref())?;
         if let Some(given) = kernel {
             let unpacked = lab.path("vmlinux");
             let unpacked = match kernels::unpack(&given, &unpacked) {
@@ -88,7 +93,12 @@ impl Lab {
         usage(&self.scratch.0)
     }
 
-    fn lay_out(&self, busybox: &[u8], workload: Workload) -> Result<u64, CompareError> {
+    fn lay_out(
+        &self,
+        busybox: &[u8],
+        workload: Workload,
+        filter: Option<&Value>,
+    ) -> Result<u64, CompareError> {
         let root = self.root();
         fs::create_dir_all(&root).map_err(host("making", &root))?;
         if workload == Workload::Python {
@@ -128,7 +138,7 @@ impl Lab {
             let bundle = self.bundle(job);
             fs::create_dir_all(&bundle).map_err(host("making", &bundle))?;
             let args = ["/bin/busybox", "sh", workload::script_of(job)];
-            let config = bundle::config(text(&root)?, &args, not_root());
+            let config = bundle::config(text(&root)?, &args, not_root(), filter);
             write(&bundle.join("config.json"), config.to_string().as_bytes())?;
         }
         Ok(files.iter().map(|(_, bytes)| bytes.len() as u64).sum())
@@ -231,7 +241,7 @@ mod tests {
             crate::skipped::skipped("no static busybox");
             return;
         }
-        let lab = Lab::make(Workload::True, None).unwrap();
+        let lab = Lab::make(Workload::True, None, None).unwrap();
         let root = lab.root();
         let script = fs::read(root.join("workload")).unwrap();
         let initrd = fs::read(lab.initrd(Job::Work)).unwrap();

@@ -10,18 +10,22 @@ mod bundle;
 mod contestants;
 mod environment;
 mod error;
+mod filter;
 mod idle;
 mod kernel;
 mod lab;
 mod launch;
+mod phases;
 mod proc;
 mod program;
 mod python;
 mod report;
 mod results;
 mod rounds;
+mod seccomp;
 mod stats;
 mod syscalls;
+mod trace;
 mod workload;
 
 use std::ffi::OsString;
@@ -31,12 +35,15 @@ use std::time::Duration;
 
 pub use environment::{Environment, Kvm};
 pub use error::CompareError;
+pub use filter::Reach;
 pub use report::{Prepared, prepare as prepare_directory};
-pub use results::{Entrant, Idle, Isolation, Moments, Results, Run};
+pub use results::{Daemon, Entrant, Idle, Isolation, Moments, Results, Run};
 pub use stats::Percentiles;
 pub use workload::Workload;
 
 pub use contestants::Family;
+
+use serde_json::Value;
 
 use contestants::{KINDS, Kind, Start};
 use lab::Lab;
@@ -195,7 +202,13 @@ pub fn compare(
         (Some(kernel), _) => Some(kernel.clone()),
         (None, _) => Some(crate::kernels::default_kernel()?),
     };
-    let mut lab = Lab::make(plan.workload, kernel)?;
+    let mut notes = Vec::new();
+    let bundled = installed.iter().filter(|contestant| contestant.kind.bundled);
+    let bundled: Vec<_> = bundled.map(|contestant| contestant.kind.name).collect();
+    let filter = (!bundled.is_empty())
+        .then(|| default_filter(&bundled.join(", "), &environment.kernel, &mut notes))
+        .flatten();
+    let mut lab = Lab::make(plan.workload, kernel, filter)?;
     lab.append.clone_from(&plan.append);
     let mut contestants = Vec::new();
     for mut contestant in installed {
@@ -232,9 +245,10 @@ pub fn compare(
         return Err(CompareError::NobodyLeft(why.collect()));
     }
 
-    let mut notes = Vec::new();
-    let runs = rounds::run(&field, plan, &mut notes, progress)?;
-    let (idle, isolation) = idle::measure(&field, plan, &mut notes, progress)?;
+    let mut runs = rounds::run(&field, plan, &mut notes, progress)?;
+    runs.extend(phases::measure(&field, plan, &mut notes, progress)?);
+    let idle::Measured { idle, isolation, daemons } =
+        idle::measure(&field, plan, &mut notes, progress)?;
     let kernel_bytes = field
         .lab
         .kernel
@@ -253,8 +267,28 @@ pub fn compare(
         runs,
         idle,
         isolation,
+        daemons,
         notes,
     })
+}
+
+/// The filter of system calls for the bundles of the `bundled`, and a note about what it is.
+fn default_filter(bundled: &str, release: &str, notes: &mut Vec<String>) -> Option<Value> {
+    match seccomp::default_filter(&bundle::CAPABILITIES, release) {
+        Ok(Some(filter)) => {
+            notes.push(format!(
+                "{bundled}: with the filter of system calls that containers have by default, {}",
+                filter.profile.display()
+            ));
+            return Some(filter.oci);
+        }
+        Ok(None) => notes.push(format!(
+            "{bundled}: without the filter of system calls that containers have by default; what              brings its profile is {}",
+            seccomp::PACKAGE
+        )),
+        Err(why) => notes.push(format!("{bundled}: without a filter of system calls: {why}")),
+    }
+    None
 }
 
 /// Those of the wanted that are here, and the others with the reason.

@@ -98,11 +98,24 @@ pub fn filtered(pids: &[u32]) -> (usize, usize) {
         for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
             let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
             all += 1;
-            let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"));
-            filtered += usize::from(mode.is_some_and(|mode| mode.trim() == "2"));
+            filtered += usize::from(has_filter(&status));
         }
     }
     (filtered, all)
+}
+
+/// Whether the thread of this `status` (`proc_pid_status(5)`) has a filter of system calls.
+pub fn has_filter(status: &str) -> bool {
+    let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"));
+    mode.is_some_and(|mode| mode.trim() == "2")
+}
+
+/// The processes of a program called `name` (its first 15 bytes, `proc_pid_comm(5)`), but for those `but`.
+pub fn programs(name: &str, but: &[u32]) -> Vec<u32> {
+    let is_called = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name)
+    };
+    parents().into_keys().filter(|pid| !but.contains(pid) && is_called(pid)).collect()
 }
 
 #[cfg(test)]
@@ -183,6 +196,30 @@ mod tests {
         }
         assert_eq!(counts, [(1, 2), (0, 1), (1, 1)]);
         assert_eq!((found, none), (Some(pids[1]), None));
+    }
+
+    #[test]
+    fn daemons_are_found_by_their_program_but_not_those_that_belong_to_an_instance() {
+        // A name that nobody else has: it is that of the file that is run.
+        let dir = tempfile::tempdir().unwrap();
+        let name = format!("hd{}", std::process::id());
+        std::os::unix::fs::symlink("/bin/sleep", dir.path().join(&name)).unwrap();
+        let start = || Command::new(dir.path().join(&name)).arg("1000").spawn().unwrap();
+        let (mut a, mut b) = (start(), start());
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while programs(&name, &[]).len() < 2 && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+        let (mut all, but) = (programs(&name, &[]), programs(&name, &[a.id()]));
+        let (mut expected, second) = (vec![a.id(), b.id()], b.id());
+        for process in [&mut a, &mut b] {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+        all.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!((all, but), (expected, vec![second]));
+        assert!(programs("no-such-daemon", &[]).is_empty());
     }
 
     #[test]

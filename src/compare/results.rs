@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::contestants::Family;
+use super::filter::Reach;
 use super::stats::Percentiles;
 use super::{Environment, Plan, Workload};
 
@@ -23,8 +24,10 @@ pub struct Entrant {
 /// Moments of one run, from the fork of its launcher.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Moments {
-    /// Just before the first KVM_RUN, as husk itself says.
+    /// The first KVM_RUN, as KVM says in a traced run, and husk itself in any.
     pub kvm_run: Option<Duration>,
+    /// The guest's kernel has begun, as KVM says in a traced run.
+    pub kernel: Option<Duration>,
     /// The guest's init has begun.
     pub init: Option<Duration>,
     /// The first line of the workload has come.
@@ -40,6 +43,8 @@ pub struct Run {
     pub entrant: usize,
     /// Whether the host's caches were dropped before.
     pub cold: bool,
+    /// Whether KVM was traced: such a run tells phases and is in no table of times.
+    pub traced: bool,
     /// How many instances were started at once.
     pub parallel: usize,
     /// Which round, from 0.
@@ -75,10 +80,24 @@ pub struct Isolation {
     /// Threads with a filter of system calls, and all, of every process of an instance: its runtime's,
     /// monitor's or VMM's included.
     pub filtered: (usize, usize),
-    /// Whether the workload's own process has one; `None` where it is no process of the host.
-    pub workload_filtered: Option<bool>,
+    /// What filters leave to the workload's own process, and of a VM, whose workload is no process of the
+    /// host, to its VMM; `None` where that process was not found.
+    pub reach: Option<Reach>,
     /// Distinct system calls a VMM makes in one run, where that was counted.
     pub syscalls: Option<usize>,
+}
+
+/// Memory of a program that runs whether or not there are instances, and serves all of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Daemon {
+    /// Which of the entrants it serves.
+    pub entrant: usize,
+    /// The program.
+    pub name: &'static str,
+    /// How many instances idled.
+    pub count: usize,
+    /// Proportional share of memory of its processes, in bytes: without an instance, and with those.
+    pub pss: (Option<u64>, Option<u64>),
 }
 
 /// A moment that is compared.
@@ -117,6 +136,8 @@ pub struct Results {
     pub idle: Vec<Idle>,
     /// Facts about each.
     pub isolation: Vec<Isolation>,
+    /// What runs besides, for all instances of an entrant.
+    pub daemons: Vec<Daemon>,
     /// What else is to be said.
     pub notes: Vec<String>,
 }
@@ -131,7 +152,7 @@ impl Results {
         })
     }
 
-    /// The good runs of an entrant.
+    /// The good runs of an entrant whose times count.
     pub(super) fn good(
         &self,
         entrant: usize,
@@ -139,14 +160,15 @@ impl Results {
         cold: bool,
     ) -> impl Iterator<Item = &Moments> {
         let wanted = move |run: &&Run| {
-            run.entrant == entrant && run.parallel == parallel && run.cold == cold
+            run.entrant == entrant && run.parallel == parallel && run.cold == cold && !run.traced
         };
         self.runs.iter().filter(wanted).filter_map(|run| run.outcome.as_ref().ok())
     }
 
     /// How many runs of an entrant failed.
     pub(super) fn failed(&self, entrant: usize, parallel: usize, cold: bool) -> usize {
-        let mine = self.runs.iter().filter(|run| run.entrant == entrant && run.cold == cold);
+        let timed = self.runs.iter().filter(|run| !run.traced);
+        let mine = timed.filter(|run| run.entrant == entrant && run.cold == cold);
         mine.filter(|run| run.parallel == parallel && run.outcome.is_err()).count()
     }
 
@@ -188,35 +210,43 @@ impl Results {
         self.idle.iter().filter(|idle| idle.entrant == entrant).max_by_key(|idle| idle.count)
     }
 
+    /// The good runs that tell an entrant's phases: those in which KVM was traced, if there are some.
+    fn telling(&self, entrant: usize) -> Vec<&Moments> {
+        let traced = self.runs.iter().filter(|run| run.entrant == entrant && run.traced);
+        let traced: Vec<_> = traced.filter_map(|run| run.outcome.as_ref().ok()).collect();
+        match self.levels().first() {
+            Some(level) if traced.is_empty() => self.good(entrant, *level, false).collect(),
+            _ => traced,
+        }
+    }
+
+    /// Whether KVM was traced in some runs.
+    pub(super) fn has_traced(&self) -> bool {
+        self.runs.iter().any(|run| run.traced)
+    }
+
     /// Mean lengths of the phases of an entrant's good runs that have them, in ms and in order.
     pub(super) fn phases(&self, entrant: usize) -> Vec<(&'static str, f64)> {
-        let Some(level) = self.levels().first().copied() else { return Vec::new() };
-        let good: Vec<_> = self.good(entrant, level, false).collect();
-        let mean = |pick: &dyn Fn(&Moments) -> Option<f64>| {
-            let values: Option<Vec<f64>> = good.iter().map(|moments| pick(moments)).collect();
+        let good = self.telling(entrant);
+        let mean = |pick: &dyn Fn(&Moments) -> Option<Duration>| {
+            let values: Option<Vec<f64>> = good.iter().map(|m| pick(m).map(ms)).collect();
             let values = values.filter(|values| !values.is_empty())?;
             Some(values.iter().sum::<f64>() / values.len() as f64)
         };
-        let run = mean(&|m| m.kvm_run.map(ms));
-        let init = mean(&|m| m.init.map(ms));
-        let first = mean(&|m| Some(ms(m.first)));
-        let exit = mean(&|m| Some(ms(m.exit)));
-        let moments = match (run, init) {
-            (Some(_), Some(_)) => vec![
-                ("start of the VMM", run),
-                ("guest kernel", init),
-                ("init", first),
-                ("workload and end", exit),
-            ],
-            (None, Some(_)) => {
-                vec![("VMM and guest kernel", init), ("init", first), ("workload and end", exit)]
-            }
-            _ => vec![("start", first), ("workload and end", exit)],
-        };
+        let (run, kernel, init) = (mean(&|m| m.kvm_run), mean(&|m| m.kernel), mean(&|m| m.init));
+        // What is not known is part of what comes after it.
+        let entered = run.or(kernel).is_some();
+        let moments = [
+            ("start of the VMM", run),
+            ("to the kernel's entry", kernel),
+            (if entered { "guest kernel" } else { "VMM and guest kernel" }, init),
+            (if init.is_some() { "init" } else { "start" }, mean(&|m| Some(m.first))),
+            ("workload and end", mean(&|m| Some(m.exit))),
+        ];
         let mut before = 0.0;
         let mut phases = Vec::new();
         for (name, moment) in moments {
-            let Some(moment) = moment else { return Vec::new() };
+            let Some(moment) = moment else { continue };
             phases.push((name, (moment - before).max(0.0)));
             before = moment;
         }

@@ -5,8 +5,10 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::Builder;
+use std::time::Instant;
 
 use super::launch::{Call, Failure, Instance, LIMIT};
 use super::results::{Moments, Run};
@@ -117,7 +119,7 @@ pub fn run(
                 Err(failure) => Err(cancelled(failure)?),
             };
             let Task { entrant, parallel, cold, round } = *task;
-            runs.push(Run { entrant, cold, parallel, round, instance, outcome });
+            runs.push(Run { entrant, cold, traced: false, parallel, round, instance, outcome });
         }
     }
     Ok(runs)
@@ -182,14 +184,16 @@ fn at_once(calls: &[Call], field: &Field<'_>) -> Vec<Result<Moments, Failure>> {
         return vec![once(call, field)];
     }
     let cancel = field.cancel;
-    together(calls, STACK, |call| watched(call, cancel))
+    together(calls, STACK, |call| Ok(watched(call, cancel)?.0))
 }
 
+/// Starts one instance and waits for its end.
 fn once(call: &Call, field: &Field<'_>) -> Result<Moments, Failure> {
-    watched(call, field.cancel)
+    Ok(watched(call, field.cancel)?.0)
 }
 
-fn watched(call: &Call, cancel: &std::sync::atomic::AtomicBool) -> Result<Moments, Failure> {
+/// Its moments, and when it was started.
+pub fn watched(call: &Call, cancel: &AtomicBool) -> Result<(Moments, Instant), Failure> {
     let mut instance = Instance::start(call)?;
     instance.until_end(LIMIT, cancel)?;
     let (Some(first), Some(exit)) = (instance.seen.first, instance.seen.exit) else {
@@ -198,7 +202,7 @@ fn watched(call: &Call, cancel: &std::sync::atomic::AtomicBool) -> Result<Moment
     // husk says it, in the table of its `--timeline`.
     let at = timeline::read(&instance.errors(), Phase::FirstRun);
     let kvm_run = at.and_then(|at| at.checked_sub(timeline::monotonic(instance.begun())));
-    Ok(Moments { kvm_run, init: instance.seen.init, first, exit })
+    Ok((Moments { kvm_run, kernel: None, init: instance.seen.init, first, exit }, instance.begun()))
 }
 
 /// Drops what the host has cached of files (`Documentation/admin-guide/sysctl/vm.rst`). What has yet to
@@ -303,17 +307,17 @@ mod tests {
         let script = "echo @work; \"$@\" >&2".into();
         let command = ["sh".into(), "-c".into(), script, "sh".into()].into_iter().chain(words);
         let call = Call { command: command.collect(), undo: None, directory: None };
-        let cancel = std::sync::atomic::AtomicBool::new(false);
+        let cancel = AtomicBool::new(false);
         // It was there before the fork.
-        assert_eq!(watched(&call, &cancel).unwrap().kvm_run, None);
+        assert_eq!(watched(&call, &cancel).unwrap().0.kvm_run, None);
         // And long after it.
-        let later = std::time::Instant::now() + Duration::from_secs(3600);
+        let later = Instant::now() + Duration::from_secs(3600);
         let timeline = crate::timeline::Timeline::default();
         timeline.mark_at(Phase::ProcessStart, later - Duration::from_secs(5));
         timeline.mark_at(Phase::FirstRun, later);
         let mut call = call;
         *call.command.last_mut().unwrap() = timeline.to_string().into();
-        let kvm_run = watched(&call, &cancel).unwrap().kvm_run.unwrap();
+        let kvm_run = watched(&call, &cancel).unwrap().0.kvm_run.unwrap();
         let most = Duration::from_secs(3601);
         assert!(kvm_run > Duration::from_secs(3000) && kvm_run < most, "{kvm_run:?}");
     }

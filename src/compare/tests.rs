@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::results::Clock;
 use super::*;
 
 /// A plan that can be carried out.
@@ -36,6 +37,7 @@ fn results() -> Results {
                 let vm = *family == Family::Vm;
                 let moments = Moments {
                     kvm_run: vm.then(|| at(20)),
+                    kernel: None,
                     init: vm.then(|| at(300)),
                     first: at(10 + 400 * entrant),
                     exit: at(30 + 450 * entrant),
@@ -44,7 +46,8 @@ fn results() -> Results {
                     (1, 3) => Err("it ended, \"badly\"".to_owned()),
                     _ => Ok(moments),
                 };
-                runs.push(Run { entrant, cold, parallel, round, instance: 0, outcome });
+                let (traced, instance) = (false, 0);
+                runs.push(Run { entrant, cold, traced, parallel, round, instance, outcome });
             }
         }
     }
@@ -61,7 +64,7 @@ fn results() -> Results {
         entrant,
         namespaces: vec!["pid".to_owned(), "net".to_owned()],
         filtered: (1, 3),
-        workload_filtered: [Some(false), Some(true), None].get(entrant).copied().flatten(),
+        reach: [Some(Reach::All), Some(Reach::Some(301)), None].get(entrant).copied().flatten(),
         syscalls: (entrant == 2).then_some(44),
     });
     let mut environment = Environment::of(&crate::doctor::examine());
@@ -79,6 +82,12 @@ fn results() -> Results {
         runs,
         idle: idle.collect(),
         isolation: isolation.collect(),
+        daemons: vec![Daemon {
+            entrant: 1,
+            name: "crund",
+            count: 2,
+            pss: (Some(40 << 20), Some(42 << 20)),
+        }],
         notes: vec!["a note".to_owned()],
     }
 }
@@ -106,7 +115,9 @@ fn the_table_has_percentiles_ratios_failures_phases_and_what_is_missing() {
         line.split_whitespace().skip(4).take(4).collect::<Vec<_>>().join(" ")
     };
     let each = ["process ", "crun ", "husk "].map(filtered);
-    assert_eq!(each, ["1 of 3 no", "1 of 3 yes", "1 of 3 –"], "{table}");
+    assert_eq!(each, ["1 of 3 all", "1 of 3 301", "1 of 3 –"], "{table}");
+    let shared = "besides, for all instances of crun: crund 40.0 MiB (PSS), 42.0 with 2 idle";
+    assert!(table.lines().any(|line| line == shared), "{table}");
     assert!(table.contains("left out: runc: not on PATH: `apt-get install runc`"), "{table}");
     assert!(table.contains("note: a note"), "{table}");
     assert!(line("the guests' kernel: ").contains("Linux 6.1.0-48-amd64, /boot/"), "{table}");
@@ -141,10 +152,56 @@ fn the_csv_has_a_line_for_every_run_and_as_many_fields_in_each() {
     for line in csv.lines() {
         // No field but a quoted one has a comma.
         let bare = line.replace("\"it ended, \"\"badly\"\"\"", "error");
-        assert_eq!(bare.split(',').count(), 13, "{line}");
+        assert_eq!(bare.split(',').count(), 15, "{line}");
     }
-    let husk = "husk,VM,emulated,true,warm,1,0,0,20.000,300.000,810.000,930.000,";
+    let husk = "husk,VM,emulated,true,warm,no,1,0,0,20.000,,300.000,810.000,930.000,";
     assert!(csv.lines().any(|line| line == husk), "{csv}");
+    let csv = traced().csv();
+    let husk = "husk,VM,emulated,true,warm,yes,1,0,0,40.000,50.000,90.000,800.000,1000.000,";
+    assert!(csv.lines().any(|line| line == husk), "{csv}");
+}
+
+/// The results with two runs of the VM in which KVM was traced.
+fn traced() -> Results {
+    let mut results = results();
+    for round in 0..2 {
+        let at = |ms: usize| Duration::from_millis((ms + round * 10) as u64);
+        let moments = Moments {
+            kvm_run: Some(at(40)),
+            kernel: Some(at(50)),
+            init: Some(at(90)),
+            first: at(800),
+            exit: at(1000),
+        };
+        let (entrant, cold, parallel, instance) = (2, false, 1, 0);
+        let outcome = Ok(moments);
+        results.runs.push(Run { entrant, cold, traced: true, parallel, round, instance, outcome });
+    }
+    results
+}
+
+#[test]
+fn traced_runs_tell_the_phases_of_their_vm_and_are_in_no_table_of_times() {
+    let (plain, traced) = (results(), traced());
+    for clock in [Clock::First, Clock::Exit] {
+        assert_eq!(traced.values(2, 1, false, clock), plain.values(2, 1, false, clock));
+    }
+    let table = traced.table();
+    let phases = "husk     start of the VMM 45.00 → to the kernel's entry 10.00 → guest kernel 40.00 → \
+                  init 710.00 → workload and end 200.00";
+    assert!(table.contains(phases), "{table}");
+    assert!(table.contains("crun     start 417.00 → workload and end 70.00"), "{table}");
+    let head =
+        "where the time goes, ms (mean), one at a time; VMs in runs of their own, with KVM traced";
+    assert!(table.contains(head) && !plain.table().contains("traced"), "{table}");
+    // A VMM of which nothing before its guest's init was to be seen.
+    let mut blind = plain;
+    for run in &mut blind.runs {
+        run.outcome = run.outcome.clone().map(|moments| Moments { kvm_run: None, ..moments });
+    }
+    let table = blind.table();
+    assert!(table.contains("husk     VMM and guest kernel 310.50 → init 510.00 → "), "{table}");
+    check_markup(&traced.html().unwrap());
 }
 
 /// Panics unless every element that is opened is closed in its order, and no text has markup in it.
@@ -201,8 +258,9 @@ fn the_axes_have_what_was_measured_and_say_what_is_not_yet() {
         assert!(axes.lines().any(|line| line == axis), "{axes}");
     }
     assert!(axes.contains("different system calls of the VMM: 44"), "{axes}");
-    assert!(axes.contains("the workload's process under a filter of system calls"), "{axes}");
+    assert!(axes.contains("net; a filter leaves the workload 301 system calls"), "{axes}");
     assert!(axes.contains("44; 1 of 3 threads under a filter"), "{axes}");
+    assert!(axes.contains("crun: crund 40.0 MiB (PSS), 42.0 with 2 idle"), "{axes}");
     assert!(axes.contains("not yet"), "{axes}");
 }
 

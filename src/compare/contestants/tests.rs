@@ -4,7 +4,7 @@ use super::*;
 
 /// A lab without a kernel, where there is what it is made of.
 fn lab() -> Option<Lab> {
-    match Lab::make(Workload::True, None) {
+    match Lab::make(Workload::True, None, None) {
         Err(why @ CompareError::NoBusybox { .. }) => {
             crate::skipped::skipped(why);
             None
@@ -15,7 +15,7 @@ fn lab() -> Option<Lab> {
 
 /// A kernel's inside.
 fn linux(acpi: bool) -> Inside {
-    Inside { release: Some("6.1".to_owned()), acpi }
+    Inside { release: Some("6.1".to_owned()), acpi, physical: None }
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::fmt::Write;
 
 use super::super::contestants::Family;
 use super::super::results::Clock;
-use super::super::{Entrant, Results};
+use super::super::{Entrant, Reach, Results};
 use super::mib;
+use super::table::daemons;
 
 /// The text. Writing to a String cannot fail.
 pub fn axes(results: &Results) -> String {
@@ -59,17 +60,26 @@ fn resources(results: &Results) -> Lines {
         });
         Some(format!("{memory} and {disk} for each of {} idle ones", idle.count))
     });
-    or_not_measured(lines)
+    let shared = daemons(results).into_iter().map(|line| ("shared".to_owned(), line));
+    or_not_measured(lines.into_iter().chain(shared).collect())
 }
 
 fn isolation(results: &Results) -> Lines {
     let lines = each(results, |n, entrant| {
         let facts = results.isolation.iter().find(|facts| facts.entrant == n)?;
-        let filter = match (facts.workload_filtered, facts.filtered) {
-            (Some(true), _) => "the workload's process under a filter of system calls".to_owned(),
-            (Some(false), _) | (None, (0, _)) => "no filter of system calls".to_owned(),
-            (None, (filtered, all)) if filtered == all => "all threads under a filter".to_owned(),
-            (None, (filtered, all)) => format!("{filtered} of {all} threads under a filter"),
+        let threads = match facts.filtered {
+            (filtered, all) if filtered == all => "all threads under a filter".to_owned(),
+            (filtered, all) => format!("{filtered} of {all} threads under a filter"),
+        };
+        let filter = match (facts.reach, entrant.family) {
+            (Some(Reach::All), Family::Vm) if facts.filtered.0 > 0 => {
+                format!("{threads}, which leaves it all")
+            }
+            (Some(Reach::All), _) => "no filter of system calls".to_owned(),
+            (Some(Reach::Some(n)), Family::Vm) => format!("{threads}, which leaves it {n}"),
+            (Some(Reach::Some(n)), _) => format!("a filter leaves the workload {n} system calls"),
+            (Some(Reach::Unread), _) => "under a filter of system calls".to_owned(),
+            (None, _) => threads,
         };
         Some(match entrant.family {
             Family::Process => format!("the host's kernel and everything of its user's; {filter}"),

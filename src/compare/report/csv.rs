@@ -7,8 +7,8 @@ use super::super::Results;
 use super::super::results::ms;
 
 /// The columns. Times in ms from the fork of the launcher; empty where they were not measured.
-const HEAD: &str = "contestant,family,kvm,workload,caches,parallel,round,instance,kvm_run_ms,\
-                    init_ms,first_ms,exit_ms,error";
+const HEAD: &str = "contestant,family,kvm,workload,caches,traced,parallel,round,instance,\
+                    kvm_run_ms,kernel_ms,init_ms,first_ms,exit_ms,error";
 
 /// The text (RFC 4180, but for the ends of lines). Writing to a String cannot fail.
 pub fn csv(results: &Results) -> String {
@@ -16,9 +16,10 @@ pub fn csv(results: &Results) -> String {
     for run in &results.runs {
         let Some(entrant) = results.entrants.get(run.entrant) else { continue };
         let caches = if run.cold { "cold" } else { "warm" };
+        let traced = if run.traced { "yes" } else { "no" };
         let _ = write!(
             out,
-            "{},{},{},{},{caches},{},{},{},",
+            "{},{},{},{},{caches},{traced},{},{},{},",
             entrant.name,
             entrant.family.name(),
             results.environment.kvm.word(),
@@ -32,13 +33,14 @@ pub fn csv(results: &Results) -> String {
         let _ = match &run.outcome {
             Ok(m) => writeln!(
                 out,
-                "{},{},{},{},",
+                "{},{},{},{},{},",
                 field(m.kvm_run),
+                field(m.kernel),
                 field(m.init),
                 field(Some(m.first)),
                 field(Some(m.exit))
             ),
-            Err(why) => writeln!(out, ",,,,{}", quoted(why)),
+            Err(why) => writeln!(out, ",,,,,{}", quoted(why)),
         };
     }
     out

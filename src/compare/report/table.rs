@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::super::Results;
 use super::super::results::Clock;
+use super::super::{Reach, Results};
 use super::{level_name, mib};
 
 /// Widths of the columns of figures.
@@ -90,7 +90,10 @@ fn times(results: &Results, (parallel, cold, clock): (usize, bool, Clock), out: 
 
 fn phases(results: &Results, out: &mut String) {
     let level = results.levels().first().copied().unwrap_or(1);
-    let _ = writeln!(out, "\nwhere the time goes, ms (mean), {}", level_name(level, false));
+    let traced =
+        if results.has_traced() { "; VMs in runs of their own, with KVM traced" } else { "" };
+    let level = level_name(level, false);
+    let _ = writeln!(out, "\nwhere the time goes, ms (mean), {level}{traced}");
     let width = name_width(results);
     for (n, entrant) in results.entrants.iter().enumerate() {
         let phases = results.phases(n);
@@ -109,8 +112,8 @@ fn idle(results: &Results, out: &mut String) {
     let _ = writeln!(out, "\nidle, for each of {most}; isolation");
     let _ = writeln!(
         out,
-        "{:width$} {:>WIDTH$} {:>WIDTH$} {:>WIDTH$}  {:>14} {:>8} {:>14}  namespaces of its own",
-        "", "PSS, MiB", "taken, MiB", "disk, KiB", "filtered", "workload", "system calls"
+        "{:width$} {:>WIDTH$} {:>WIDTH$} {:>WIDTH$}  {:>14} {:>8} {:>8}  namespaces of its own",
+        "", "PSS, MiB", "taken, MiB", "disk, KiB", "filtered", "can call", "calls"
     );
     for (n, entrant) in results.entrants.iter().enumerate() {
         let Some(idle) = results.most_idle(n) else { continue };
@@ -125,41 +128,61 @@ fn idle(results: &Results, out: &mut String) {
         let taken = idle.taken.map_or_else(unknown, |taken| each(taken as f64, mi));
         let disk = idle.disk.map_or_else(unknown, |disk| each(disk as f64, 1024.0));
         let facts = results.isolation.iter().find(|facts| facts.entrant == n);
-        let (filtered, workload, calls, namespaces) =
-            facts.map_or_else(Default::default, |facts| {
-                let (filtered, all) = facts.filtered;
-                let namespaces = match facts.namespaces.as_slice() {
-                    [] => "none".to_owned(),
-                    some => some.join(" "),
-                };
-                let calls = facts.syscalls.map_or("–".to_owned(), |calls| calls.to_string());
-                let workload = match facts.workload_filtered {
-                    Some(true) => "yes",
-                    Some(false) => "no",
-                    None => "–",
-                };
-                (format!("{filtered} of {all}"), workload, calls, namespaces)
-            });
+        let (filtered, reach, calls, namespaces) = facts.map_or_else(Default::default, |facts| {
+            let (filtered, all) = facts.filtered;
+            let namespaces = match facts.namespaces.as_slice() {
+                [] => "none".to_owned(),
+                some => some.join(" "),
+            };
+            let calls = facts.syscalls.map_or("–".to_owned(), |calls| calls.to_string());
+            let reach = match facts.reach {
+                Some(Reach::All) => "all".to_owned(),
+                Some(Reach::Some(calls)) => calls.to_string(),
+                Some(Reach::Unread) => "some".to_owned(),
+                None => "–".to_owned(),
+            };
+            (format!("{filtered} of {all}"), reach, calls, namespaces)
+        });
         let _ = writeln!(
             out,
-            "{:width$} {pss:>WIDTH$} {taken:>WIDTH$} {disk:>WIDTH$}  {filtered:>14} {workload:>8} \
-             {calls:>14}  {namespaces}",
+            "{:width$} {pss:>WIDTH$} {taken:>WIDTH$} {disk:>WIDTH$}  {filtered:>14} {reach:>8} \
+             {calls:>8}  {namespaces}",
             entrant.name
         );
     }
     let _ = writeln!(
         out,
-        "PSS: of all processes of an instance, guest memory it has touched included. taken: of the \
-         host's MemAvailable.\ndisk: what an instance writes to its own directory; all share {:.1} \
-         MiB of files{}.\nfiltered: threads under a filter of system calls, of all processes of an \
-         instance, its runtime's and monitor's\nincluded; workload: whether the workload's own \
-         process is (– where it is none of the host's). system calls: how many\ndifferent ones a VMM \
-         makes (strace).",
+        "PSS: of all processes of an instance, its monitor or shim and guest memory it has touched \
+         included. taken: of the\nhost's MemAvailable. disk: what an instance writes to its own \
+         directory; all share {:.1} MiB of files{}.\nfiltered: threads under a filter of system \
+         calls, of all processes of an instance. can call: how many of the host's\nsystem calls \
+         their filters leave to the workload's own process, and of a VM to its VMM (some: a filter \
+         that only root\nmay read). calls: how many different ones a VMM makes (strace).",
         mib(results.files_bytes),
         results
             .kernel_bytes
             .map_or(String::new(), |bytes| format!(", VMs a kernel of {:.1} MiB too", mib(bytes))),
     );
+    for line in daemons(results) {
+        let _ = writeln!(out, "besides, for all instances of {line}");
+    }
+}
+
+/// What serves all instances of an entrant, and what it takes: a line for each such entrant.
+pub fn daemons(results: &Results) -> Vec<String> {
+    let unknown = || "unknown".to_owned();
+    let size = |pss: Option<u64>| pss.map_or_else(unknown, |pss| format!("{:.1}", mib(pss)));
+    let entrants = results.entrants.iter().enumerate();
+    let lines = entrants.filter_map(|(n, entrant)| {
+        let mine = results.daemons.iter().filter(|daemon| daemon.entrant == n);
+        let each = mine.map(|daemon| {
+            let (without, with) = (size(daemon.pss.0), size(daemon.pss.1));
+            format!("{} {without} MiB (PSS), {with} with {} idle", daemon.name, daemon.count)
+        });
+        let each: Vec<_> = each.collect();
+        (!each.is_empty()).then(|| format!("{}: {}", entrant.name, each.join("; ")))
+    });
+    lines.collect()
 }
 
 fn feet(results: &Results, out: &mut String) {
