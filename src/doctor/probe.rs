@@ -171,7 +171,7 @@ fn machine(
 ) -> Result<KvmVcpu, Trouble> {
     let vm = Arc::new(hypervisor.create_vm(memory)?);
     vm.add_interrupt_controllers()?;
-    let vcpu = vm.create_vcpu(0)?;
+    let vcpu = KvmVcpu::create(&vm, 0)?;
     vcpu.set_cpuid(hypervisor.supported_cpuid()?.as_slice())?;
     vcpu.begin_with(|reset| {
         payload::install(memory, code, reset).map_err(|e| Trouble::Memory(e.to_string()))

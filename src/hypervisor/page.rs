@@ -86,7 +86,7 @@ mod tests {
 
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-    use crate::hypervisor::{Exit, Hypervisor};
+    use crate::hypervisor::{Exit, Hypervisor, KvmVcpu};
 
     #[test]
     fn the_byte_in_the_second_mapping_is_the_one_kvm_obeys() {
@@ -96,7 +96,7 @@ mod tests {
         };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         let vm = Arc::new(hypervisor.create_vm(&memory).unwrap());
-        let mut vcpu = vm.create_vcpu(0).unwrap();
+        let mut vcpu = KvmVcpu::create(&vm, 0).unwrap();
         let page = vcpu.page().clone();
         page.immediate_exit().store(1, Ordering::SeqCst);
         // Without memory and registers it would not come out of KVM_RUN like this.

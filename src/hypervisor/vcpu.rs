@@ -20,10 +20,15 @@ pub(crate) struct KvmVcpu {
 }
 
 impl KvmVcpu {
-    pub(super) fn new(fd: VcpuFd, vm: Arc<KvmVm>) -> Result<Self, HypervisorError> {
+    /// Creates vCPU `id` of `vm`, in the state after reset.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`].
+    pub fn create(vm: &Arc<KvmVm>, id: u8) -> Result<Self, HypervisorError> {
+        let fd = vm.create_vcpu(id)?;
         let page = RunPage::map(&fd)
             .map_err(|source| HypervisorError::Call { call: "mmap of kvm_run", source })?;
-        Ok(Self { fd, page: Arc::new(page), _vm: vm })
+        Ok(Self { fd, page: Arc::new(page), _vm: vm.clone() })
     }
 
     /// What others reach it by while it runs.

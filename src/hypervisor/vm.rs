@@ -5,11 +5,10 @@ use std::sync::Arc;
 use kvm_bindings::{
     KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::vcpu::KvmVcpu;
 use super::{HypervisorError, READONLY_MEM, failed};
 
 /// A VM of KVM's, at first with nothing but memory.
@@ -19,7 +18,7 @@ use super::{HypervisorError, READONLY_MEM, failed};
 /// later change of memory waits: 5 to 12 ms instead of 0.3. (Where KVM adds a page for the
 /// processors' APICs with the first vCPU, that may wait all the same.)
 pub(crate) struct KvmVm {
-    /// Before the memory, which must stay mapped as long as this is open. Every [`KvmVcpu`] keeps
+    /// Before the memory, which must stay mapped as long as this is open. Every vCPU keeps
     /// the VM open too, and so holds all of this.
     fd: VmFd,
     memory: GuestMemoryMmap,
@@ -89,13 +88,12 @@ impl KvmVm {
             .map_err(failed("KVM_SET_USER_MEMORY_REGION"))
     }
 
-    /// Creates vCPU `id`, in the state after reset.
+    /// Has KVM create vCPU `id`, in the state after reset: what [`KvmVcpu::create`](super::KvmVcpu::create) is made of.
     ///
     /// # Errors
     /// [`HypervisorError::Call`].
-    pub fn create_vcpu(self: &Arc<Self>, id: u8) -> Result<KvmVcpu, HypervisorError> {
-        let fd = self.fd.create_vcpu(id.into()).map_err(failed("KVM_CREATE_VCPU"))?;
-        KvmVcpu::new(fd, self.clone())
+    pub(super) fn create_vcpu(&self, id: u8) -> Result<VcpuFd, HypervisorError> {
+        self.fd.create_vcpu(id.into()).map_err(failed("KVM_CREATE_VCPU"))
     }
 
     /// Adds a PC's interval timer (8254), with port 0x61, through which its third channel is started

@@ -81,7 +81,7 @@ impl Vcpu {
     /// # Errors
     /// [`HypervisorError::Call`].
     pub fn create(vm: &Arc<KvmVm>, id: u8) -> Result<Self, HypervisorError> {
-        Ok(Self { id, kvm: vm.create_vcpu(id)? })
+        Ok(Self { id, kvm: KvmVcpu::create(vm, id)? })
     }
 
     /// The rate of its time stamp counter in kHz, if KVM knows it.
