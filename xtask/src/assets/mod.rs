@@ -175,19 +175,3 @@ pub fn names_in(dir: &Path) -> Result<Vec<String>> {
     let names = present.map(|entry| entry.file_name().to_string_lossy().into_owned());
     Ok(names.filter(|name| !name.starts_with('.')).collect())
 }
-
-/// The statically linked busybox of this machine.
-pub fn busybox() -> Result<PathBuf> {
-    apt::need(&[("busybox", "busybox-static")])?;
-    let path = host::find("busybox").context("busybox is not in PATH")?;
-    let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    // A dynamically linked program names its interpreter near the start of its file.
-    if bytes.get(..4096).unwrap_or(&bytes).windows(9).any(|w| w == b"ld-linux-") {
-        bail!(
-            "{} is not statically linked, so it cannot run in an initramfs; run \
-             `apt-get install -y busybox-static` as root",
-            path.display()
-        );
-    }
-    Ok(path)
-}

@@ -15,7 +15,7 @@ use super::rivals::{self, Guest, Subject};
 use super::startup::fast_kernel;
 use super::stats::{Summary, shuffle};
 use super::{InnerArgs, Place, in_ram, inside};
-use crate::{assets, cargo, host};
+use crate::{assets, cargo, host, skeleton};
 
 /// `cargo xtask bench command`
 #[derive(clap::Args)]
@@ -155,7 +155,7 @@ fn in_turn(
 fn bundle(crun: &Path, at: &Path) -> Result<Vec<String>> {
     let bin = at.join("rootfs/bin");
     fs::create_dir_all(&bin).with_context(|| format!("making {}", bin.display()))?;
-    fs::copy(assets::busybox()?, bin.join("true")).context("copying busybox")?;
+    fs::copy(skeleton::busybox()?, bin.join("true")).context("copying busybox")?;
     host::output(Command::new(crun).arg("spec").current_dir(at))?;
     let file = at.join("config.json");
     let text = fs::read_to_string(&file).context("reading crun's config.json")?;
