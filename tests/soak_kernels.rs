@@ -1,5 +1,5 @@
 //! Kernels that husk brings by itself, for `cargo xtask soak` alone: one that it built without ACPI, which takes
-//! its devices from the command line and their interrupts from the MP table, and the distribution's.
+//! its devices from the command line and their interrupts from the MP table, one with it, and the distribution's.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use guest::network::{enter_namespace, ip};
-use guest::{BUILT, Builder, FETCHED, Lab, TINY, absent, husk, kernel_cache, skipped};
+use guest::{
+    BUILT, BUILT_FULL, Builder, FETCHED, Lab, PATIENCE, TINY, TOOLS, absent, husk, kernel_cache,
+    skipped,
+};
 
 /// All that a machine can have: 14 disks, a card, entropy, balloon and sockets.
 const DEVICES: usize = 18;
@@ -143,6 +146,64 @@ fn commands_run_in_guests_of_a_kernel_without_acpi_and_where_it_is_not_known_for
     let (status, stdout, stderr) = husk_with(&data, &unknown);
     assert_eq!((status, &stdout[..]), (Some(125), ""), "{stderr}");
     assert!(stderr.contains("--no-acpi"), "{stderr}");
+}
+
+#[test]
+fn a_kernel_with_acpi_has_two_processors_its_file_systems_and_a_power_button_and_no_module() {
+    let Some(lab) = Lab::open() else { return };
+    let Some((data, kernel)) = brought(&lab, BUILT_FULL) else { return };
+    let shared = lab.path("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("file"), "of the host\n").unwrap();
+    // Nothing of it is a module, for it takes none. The tools' disk is ext4; an erofs is made of a part of it, packed, and compared with what it was made of.
+    let script = r#"
+echo "modules=$(ls /proc/modules 2>/dev/null | wc -l)"
+echo "cpus=$(grep -c ^processor /proc/cpuinfo) $(cat /sys/devices/system/cpu/online)"
+for cpu in 0 1; do taskset $((1 << cpu)) sh -c 'i=0; while [ $i -lt 2000 ]; do i=$((i + 1)); done' & done
+wait
+# Where ACPI's tables have told of everything, the MP table has not.
+echo "acpi=$(ls -d /sys/firmware/acpi/tables/DSDT) $(dmesg | grep -c 'found SMP MP-table')"
+mount -t ext4 -o ro /dev/vda /mnt && mount -t tmpfs none /mnt/tmp && mount -o bind /dev /mnt/dev || exit 1
+chroot /mnt mkfs.erofs -zlz4 /dev/vdb /usr/bin >/dev/null || exit 1
+mkdir /erofs /share
+mount -t erofs -o ro /dev/vdb /erofs || exit 1
+sums() { (cd $1 && find . -type f | sort | xargs sha256sum | sha256sum); }
+echo "erofs=$(find /erofs -type f | wc -l) $([ "$(sums /erofs)" = "$(sums /mnt/usr/bin)" ]; echo $?)"
+mount -t virtiofs given /share || exit 1
+echo "share=$(cat /share/file)"
+echo "of the guest" >/share/back
+sync
+acpid
+# Until it has the button open: then it says so itself, in its log.
+until ls -l /proc/$(pidof acpid)/fd 2>/dev/null | grep -q /dev/input/event; do usleep 100000; done
+echo LISTENING
+sleep 1000
+"#;
+    let mut guest = Builder::new(&lab, kernel.join("vmlinux"))
+        .initrd(TINY)
+        .args("--cpus 2 --memory 512M --grace 100 --volume")
+        .arg(format!("{}:given", shared.display()))
+        .disk(&lab.asset(TOOLS), "ro,id=tools")
+        .disk(&lab.hole("erofs", 256 << 20), "id=erofs")
+        .script(script)
+        .start();
+    guest.wait_for("LISTENING");
+    guest.signal(libc::SIGTERM);
+    let done = guest.finish_within(PATIENCE);
+    done.expect_status(0).expect("HUSK-POWER-BUTTON");
+    done.expect_fact("modules", "0").expect_fact("cpus", "2 0-1");
+    done.expect_fact("acpi", "/sys/firmware/acpi/tables/DSDT 0");
+    let (files, differ) = done.fact("erofs").split_once(' ').unwrap();
+    assert!(files.parse::<u32>().unwrap() > 100 && differ == "0", "{files} {differ}");
+    done.expect_fact("share", "of the host");
+    assert_eq!(fs::read_to_string(shared.join("back")).unwrap(), "of the guest\n");
+
+    // As the default kernel it runs commands, on as many processors, and ends by itself.
+    let (status, stdout, stderr) =
+        husk_with(&data, &["run", "--cpus", "2", "--", "sh", "-c", "uname -r; nproc; exit 5"]);
+    let version = kernel.file_name().unwrap().to_string_lossy();
+    assert_eq!((status, stdout), (Some(5), format!("{version}\n2\n")), "{stderr}");
+    assert!(version.ends_with("-husk-full"), "{version}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{BUILT, FETCHED};
+use super::{BUILT, BUILT_FULL, FETCHED};
 use crate::limited::{self, Ended, Errors};
 use crate::{apt, cache, deadline, host};
 
@@ -23,11 +23,12 @@ const TOOLS: &[(&str, &str)] = &[
 ];
 /// A header, which is not found as tools are, and its package.
 const ELF_HEADER: (&str, &str) = ("/usr/include/gelf.h", "libelf-dev");
-/// What a kernel that was built is made of.
-const OPTIONS: &[&[u8]] = &[
-    include_bytes!("../../../resources/kernel/common.config"),
-    include_bytes!("../../../resources/kernel/fast.config"),
+/// Kernels that are built: by which name of husk's, and what each is made of.
+const VARIANTS: [(&str, [&[u8]; 2]); 2] = [
+    ("fast", [COMMON, include_bytes!("../../../resources/kernel/fast.config")]),
+    ("full", [COMMON, include_bytes!("../../../resources/kernel/full.config")]),
 ];
+const COMMON: &[u8] = include_bytes!("../../../resources/kernel/common.config");
 /// A small package, for trying whether there is a network.
 const SMALL: &str = "busybox-static";
 /// No fetch takes so long, nor a build on a slow machine.
@@ -43,12 +44,15 @@ pub struct Brought {
     pub problems: Vec<String>,
 }
 
-/// Has `husk` fetch a kernel, each time anew, and build one, unless that is there.
+/// Has `husk` fetch a kernel, each time anew, and build one of each variant, unless that is there.
 pub fn all(husk: &Path) -> Brought {
     let mut brought = Brought::default();
-    for (name, command, made) in
-        [(FETCHED, "husk kernel fetch", fetched(husk)), (BUILT, "husk kernel build", built(husk))]
-    {
+    let built = [BUILT, BUILT_FULL].into_iter().zip(VARIANTS).map(|(name, (variant, options))| {
+        let command = format!("husk kernel build --variant {variant}");
+        (name, command, built(husk, variant, &options))
+    });
+    let fetched = (FETCHED, "husk kernel fetch".to_owned(), fetched(husk));
+    for (name, command, made) in std::iter::once(fetched).chain(built) {
         match made {
             Ok(Ok(directory)) => brought.links.push((name, directory)),
             Ok(Err(why)) => {
@@ -77,8 +81,9 @@ fn fetched(husk: &Path) -> Made {
     }
 }
 
-fn built(husk: &Path) -> Made {
-    let name = format!("husk-fast-{}", cache::fingerprint(OPTIONS));
+fn built(husk: &Path, variant: &str, options: &[&[u8]]) -> Made {
+    let prefix = format!("husk-{variant}-");
+    let name = format!("{prefix}{}", cache::fingerprint(options));
     let guests = cache::guest_dir();
     if !guests.join(&name).exists()
         && let Err(error) = tools()
@@ -86,12 +91,15 @@ fn built(husk: &Path) -> Made {
         return Ok(Err(format!("{error:#}")));
     }
     let made = cache::entry(&guests, &name, |fresh| {
-        host::say("having husk build a kernel (husk kernel build), which takes 10 to 30 minutes");
-        call(husk, &["kernel", "build", "--variant", "fast"], fresh, LIMITS.1)
+        host::say(format!(
+            "having husk build a kernel (husk kernel build --variant {variant}), which takes 10 to 30 \
+             minutes"
+        ));
+        call(husk, &["kernel", "build", "--variant", variant], fresh, LIMITS.1)
     });
     match made {
         Ok(directory) => {
-            cache::forget_others(&guests, "husk-fast-", &[&name]);
+            cache::forget_others(&guests, &prefix, &[&name]);
             Ok(Ok(directory))
         }
         Err(error) => Ok(Err(offline(error)?)),

@@ -40,7 +40,7 @@ const DEBIAN: Root = Root {
 
 const TOOLS: Root = Root {
     name: "tools",
-    packages: "ethtool,fio,iperf3,stress-ng,xfsprogs",
+    packages: "erofs-utils,ethtool,fio,iperf3,stress-ng,xfsprogs",
     size: "1G",
     variant: MINBASE,
     machine: false,
@@ -69,7 +69,8 @@ pub fn get() -> Result<PathBuf> {
     DEBIAN.get()
 }
 
-/// Makes a file system with the tools of benchmarks and soaks unless it is there: ethtool, fio, iperf3, stress-ng, xfsprogs.
+/// Makes a file system with the tools of benchmarks and soaks unless it is there: erofs-utils, ethtool, fio,
+/// iperf3, stress-ng, xfsprogs.
 pub fn tools() -> Result<PathBuf> {
     TOOLS.get()
 }

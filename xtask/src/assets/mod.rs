@@ -57,7 +57,7 @@ pub fn soak(husk: &Path, kernels: bool) -> Result<(PathBuf, Brought)> {
     links.push((CRATES, crates::get()?));
     let mut brought = if kernels { brought::all(husk) } else { Brought::default() };
     links.append(&mut brought.links);
-    for name in [FETCHED, BUILT] {
+    for name in [FETCHED, BUILT, BUILT_FULL] {
         // Of an earlier run, perhaps.
         cache::remove(&cache::guest_dir().join(SOAKS).join(name))?;
     }

@@ -17,7 +17,7 @@ pub const FULL: &str = "initrd-full.cpio";
 pub const FULL_STD: &str = "initrd-full-std.cpio";
 /// For soaks only: the same as the cloud kernel's, with xfs in `/lib/modules.more`.
 pub const SOAK: &str = "initrd-soak.cpio";
-/// For soaks only: a file system with ethtool, fio, iperf3, stress-ng and xfsprogs.
+/// For soaks only: a file system with erofs-utils, ethtool, fio, iperf3, stress-ng and xfsprogs.
 pub const TOOLS: &str = "tools.ext4";
 /// For soaks only: what tries a file's data at random, a static program.
 pub const FSX: &str = "fsx";
@@ -31,6 +31,8 @@ pub const SYSTEMD: &str = "systemd.ext4";
 pub const FETCHED: &str = "husk-fetched";
 /// For soaks only, and where a kernel can be built: one with what `husk kernel build --variant fast` made.
 pub const BUILT: &str = "husk-built";
+/// The same of `--variant full`.
+pub const BUILT_FULL: &str = "husk-built-full";
 /// A Debian root file system.
 pub const DEBIAN: &str = "debian.ext4";
 /// A root file system with Redis and what it needs, and nothing else.
