@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use husk::GuestCommand;
 use husk::config::{ConsoleConfig, VmConfig};
+use husk::{GuestCommand, Vm};
 
 use super::Error;
 pub use connect::{attach, for_terminal};
@@ -73,7 +73,8 @@ impl Exec {
     }
 
     /// Makes `config` one of a guest that runs a command, if it is to be, and gives the command.
-    /// `console` was given as an option.
+    /// `console` was given as an option. For who is `interactive`, and did not ask for anything else, that is a
+    /// shell where the kernel would have nothing to run.
     ///
     /// # Errors
     /// What cannot be.
@@ -81,8 +82,11 @@ impl Exec {
         self,
         config: &mut VmConfig,
         console: Option<&ConsoleConfig>,
+        interactive: bool,
     ) -> Result<Option<GuestCommand>, Error> {
-        if !self.is_wanted() && config.guest.is_none() {
+        let is_wanted = self.is_wanted() || config.guest.is_some();
+        // In this order: all of the kernel is looked at.
+        if !is_wanted && !(interactive && Vm::has_nothing_to_run(config)) {
             let alone = [
                 ("--env", !self.surroundings.env.is_empty()),
                 ("--user", self.surroundings.user.is_some()),

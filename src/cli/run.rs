@@ -3,6 +3,7 @@
 mod name;
 mod session;
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +36,9 @@ pub const AFTER_HELP: &str = "\
 Exit status: 0 the guest turned itself off, 124 --timeout, 125 husk could not, 134 the guest's kernel \
 died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. Of a command: its own, 126 it cannot \
 be executed, 127 there is none, 128+n it ended by signal n, 137 also when the VM was killed under it.\n\n\
-On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps.";
+On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps. Without a command a kernel that would have nothing to \
+run (no --initrd, no --disk, no root= and nothing of its own) gets a shell there, in the host's own root, \
+which it cannot change.";
 
 /// What `husk run --help` has its options under, beside the kernel's and the machine's own.
 const DEVICES: &str = "Devices";
@@ -220,7 +223,8 @@ impl Run {
         if name.is_none() && (detached.is_some() || keep) {
             name = Some(detach::made_up()?);
         }
-        let (mut config, command) = self.into_config()?;
+        let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        let (mut config, command) = self.into_config(at_terminal)?;
         if keep && command.is_none() {
             return Err("--keep-on-failure is for a command: end with `-- CMD`".into());
         }
@@ -260,7 +264,9 @@ impl Run {
         }
     }
 
-    fn into_config(self) -> Result<(VmConfig, Option<GuestCommand>), Error> {
+    /// The VM, and the command that its guest is to run, if it is one for that. Somebody may be
+    /// `at_terminal`, to whom a shell is of use.
+    fn into_config(self, at_terminal: bool) -> Result<(VmConfig, Option<GuestCommand>), Error> {
         let mut config = match &self.config {
             Some(path) => VmConfig::from_file(path)?,
             None => VmConfig::new(""),
@@ -307,7 +313,13 @@ impl Run {
             config.acpi && !self.no_acpi && !husk::kernels::is_without_acpi(&config.kernel);
         config.boot_protocol = self.boot_protocol.unwrap_or(config.boot_protocol);
         config.share_kernel = config.share_kernel || self.share_kernel;
-        let command = self.exec.apply(&mut config, self.console.as_ref())?;
+        // Who has said how the guest boots, or wants to see its console, is told what is missing.
+        let boots = config.cmdline.is_some()
+            || config.agent
+            || self.console == Some(ConsoleConfig::Stdio)
+            || self.print_config;
+        let interactive = at_terminal && !boots;
+        let command = self.exec.apply(&mut config, self.console.as_ref(), interactive)?;
         Ok((config, command))
     }
 }

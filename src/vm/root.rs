@@ -1,9 +1,9 @@
 //! Whether the kernel of a VM has anything to run: an initial RAM file system, or a root that it can reach. What
 //! is certain to end in a panic is refused before it is started; what may do is left to it.
 
-use super::VmError;
+use super::{Vm, VmError, firmware};
 use crate::boot::drivers::{Driver, ND_PMEM, VIRTIO_BLK, VIRTIO_MMIO, VIRTIO_PMEM};
-use crate::boot::{Cmdline, Kernel};
+use crate::boot::{Cache, Cmdline, Kernel};
 use crate::config::VmConfig;
 use crate::guest::modules::{Modules, directory_of};
 
@@ -20,21 +20,37 @@ const DISKS: [(&str, &[Driver]); 2] =
 /// # Errors
 /// What it lacks, and where that comes from.
 pub(super) fn check(kernel: &Kernel, config: &VmConfig, line: &Cmdline) -> Result<(), VmError> {
+    match lacking(config, line) {
+        Some(lacks) if kernel.brings_nothing() => Err(lacks),
+        _ => Ok(()),
+    }
+}
+
+impl Vm {
+    /// Whether [`Vm::new`] would refuse `config` because its kernel has nothing to run
+    /// ([`VmError::NothingToBoot`]): such a VM can still be made one that runs commands. False also where that
+    /// cannot be told; who starts it is told why.
+    pub fn has_nothing_to_run(config: &VmConfig) -> bool {
+        let lacks = firmware::cmdline(config).ok().and_then(|line| lacking(config, &line));
+        let opened = || Kernel::open(&config.kernel, &Cache::user());
+        matches!(lacks, Some(VmError::NothingToBoot { .. }))
+            && opened().is_ok_and(|kernel| kernel.brings_nothing())
+    }
+}
+
+/// What a kernel that brings nothing itself lacks with this command line.
+fn lacking(config: &VmConfig, line: &Cmdline) -> Option<VmError> {
     if config.initrd.is_some() || config.guest.is_some() || OTHERS.iter().any(|name| line.has(name))
     {
-        return Ok(());
+        return None;
     }
-    let path = || config.kernel.clone();
-    let lacks = match line.value("root").filter(|root| !root.is_empty()) {
-        None => VmError::NothingToBoot { kernel: path() },
-        Some(root) => match module_of(config, root) {
-            Some(Driver { module, option }) => {
-                VmError::RootIsModule { kernel: path(), root: root.to_owned(), module, option }
-            }
-            None => return Ok(()),
-        },
-    };
-    if kernel.brings_nothing() { Err(lacks) } else { Ok(()) }
+    let kernel = || config.kernel.clone();
+    match line.value("root").filter(|root| !root.is_empty()) {
+        None => Some(VmError::NothingToBoot { kernel: kernel() }),
+        Some(root) => module_of(config, root).map(|Driver { module, option }| {
+            VmError::RootIsModule { kernel: kernel(), root: root.to_owned(), module, option }
+        }),
+    }
 }
 
 /// The driver of the root `root` that the kernel has, as far as its modules are there to tell, only as a module,

@@ -4,9 +4,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
-use crate::fixture::Emit;
 use crate::fixture::husk::{Finished, Running, Sandbox, refuses, refuses_run};
-use crate::fixture::kernel::{PAYLOAD_AT, bzimage, image};
+use crate::fixture::kernel::{PAYLOAD_AT, bzimage, image, linux_without_initramfs};
+use crate::fixture::{Code, Emit};
 use crate::needs_kvm;
 
 /// `husk run` with `args` must refuse its kernel, which is damaged or none, with `words`, and keep nothing of it.
@@ -242,34 +242,15 @@ fn a_kernel_is_not_built_of_a_directory_that_holds_no_linux() {
     refuses(&sandbox, command, &["quick", "fast", "full"]);
 }
 
-/// A kernel that turns the machine off, and has what every Linux has that was built without an initial RAM file
-/// system of its own (`usr/default_cpio_list`).
-fn linux_without_initramfs() -> Vec<u8> {
-    const PROGRAM_HEADER: usize = 64;
-    const CODE_AT: usize = 0x1000;
-    let mut file = image(32, |a| {
-        a.say("started")?;
-        a.power_off()
-    });
-    for name in ["dev", "dev/console", "root", "TRAILER!!!"] {
-        file.resize(file.len().next_multiple_of(4), 0);
-        let len = format!("{:08X}", name.len() + 1);
-        let zeros = "0".repeat(8 * 11);
-        file.extend(format!("070701{zeros}{len}00000000{name}\0").bytes());
-    }
-    let len = (file.len() - CODE_AT) as u64;
-    // In the file, and in memory.
-    for (at, len) in [(32, len), (40, len + 0x1800)] {
-        file[PROGRAM_HEADER + at..][..8].copy_from_slice(&len.to_le_bytes());
-    }
-    file
-}
-
 #[test]
 fn a_linux_with_nothing_to_run_is_refused_before_it_is_started_and_one_with_something_is_not() {
     needs_kvm!();
     let sandbox = Sandbox::new();
-    sandbox.file("kernel", linux_without_initramfs());
+    let off = |a: &mut Code| {
+        a.say("started")?;
+        a.power_off()
+    };
+    sandbox.file("kernel", linux_without_initramfs(off));
     sandbox.file("file", vec![0; 2 << 20]);
     let nothing = ["--kernel", "kernel"];
     refuses_run(&sandbox, &nothing, &["kernel", "nothing for it to run", "--initrd", "-- CMD"]);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use iced_x86::code_asm::{al, dx, edx};
 
 use crate::fixture::husk::{Running, Sandbox};
-use crate::fixture::kernel::image;
+use crate::fixture::kernel::{image, linux_without_initramfs};
 use crate::fixture::process::is_stopped;
 use crate::fixture::pty::open_terminal;
 use crate::fixture::{self, Code, Emit, LIMIT};
@@ -274,6 +274,42 @@ fn who_sits_before_a_silent_guest_is_told_the_keys_and_nobody_else_is() {
     talking.running.signal(libc::SIGTERM);
     let (_, screen) = talking.end();
     assert!(screen.starts_with("up") && !screen.contains("Ctrl-a"), "{screen}");
+}
+
+#[test]
+fn a_linux_with_nothing_to_run_gets_a_shell_on_a_terminal_unless_its_console_is_wanted() {
+    needs_kvm!();
+    let linux = |more: &[&str]| {
+        let sandbox = Sandbox::new();
+        sandbox.file("kernel", linux_without_initramfs(deaf));
+        let least = ["run", "--kernel", "kernel", "--memory", "32M"];
+        let command = sandbox.husk(&[&least[..], more].concat());
+        (sandbox, command)
+    };
+    // Also with options that only a command has.
+    for more in [&[][..], &["--hostname", "box", "--volume", ".:/src"]] {
+        let (sandbox, command) = linux(more);
+        let terminal = Terminal::begin(sandbox, command);
+        // It has no agent, and no shell comes to be.
+        terminal.wait_for("the guest is still starting; Ctrl-C ends it");
+        terminal.running.signal(libc::SIGINT);
+        let (status, screen) = terminal.end();
+        assert!(status == Some(130) && !screen.contains("nothing for it"), "{screen}");
+    }
+    for more in [["--console", "stdio"], ["--cmdline", "console=ttyS0"]] {
+        let (sandbox, command) = linux(&more);
+        let (status, screen) = Terminal::begin(sandbox, command).end();
+        assert!(status == Some(125) && screen.contains("nothing for it to run"), "{screen}");
+    }
+    let (sandbox, command) = linux(&["--print-config"]);
+    let (status, screen) = Terminal::begin(sandbox, command).end();
+    assert!(status == Some(0) && !screen.contains("guest"), "{screen}");
+    // Where it has something it is its own.
+    for more in [["--append", "root=/dev/nfs"], ["--initrd", "kernel"]] {
+        let (sandbox, command) = linux(&more);
+        let terminal = Terminal::start(sandbox, command);
+        terminal.running.signal(libc::SIGTERM);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ fn config(args: &[&str]) -> Result<VmConfig, String> {
     let args = ["husk", "run", "--kernel", "k"].iter().chain(args);
     let cli = Cli::try_parse_from(args).map_err(|e| e.to_string())?;
     let Command::Run(run) = cli.command else { panic!("`run` was parsed as something else") };
-    run.into_config().map(|(config, _)| config).map_err(|e| e.to_string())
+    run.into_config(false).map(|(config, _)| config).map_err(|e| e.to_string())
 }
 
 #[test]
