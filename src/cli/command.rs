@@ -84,9 +84,11 @@ impl Exec {
         console: Option<&ConsoleConfig>,
         interactive: bool,
     ) -> Result<Option<GuestCommand>, Error> {
-        let is_wanted = self.is_wanted() || config.guest.is_some();
-        // In this order: all of the kernel is looked at.
-        if !is_wanted && !(interactive && Vm::has_nothing_to_run(config)) {
+        // In this order: at last all of the kernel is looked at.
+        let is_wanted = self.is_wanted()
+            || config.guest.is_some()
+            || interactive && Vm::has_nothing_to_run(config);
+        if !is_wanted {
             let alone = [
                 ("--env", !self.surroundings.env.is_empty()),
                 ("--user", self.surroundings.user.is_some()),
@@ -96,6 +98,7 @@ impl Exec {
                 ("--rw", !self.files.rw.is_empty()),
                 ("--tmpfs", !self.files.tmpfs.is_empty()),
                 ("--cwd", self.files.cwd),
+                ("--overlay", self.files.overlay.is_some()),
             ];
             return match alone.into_iter().find(|(_, given)| *given) {
                 Some((option, _)) => {

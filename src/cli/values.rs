@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use husk::config::{
     BalloonConfig, BootProtocol, ConsoleConfig, ConsoleDevice, DiskConfig, DiskFormat,
-    MemoryConfig, OnReboot, PmemConfig, PortConfig, Size, VolumeCache, VolumeConfig, VsockConfig,
+    MemoryConfig, OnReboot, OverlayConfig, OverlayDisk, PmemConfig, PortConfig, Size, VolumeCache,
+    VolumeConfig, VsockConfig,
 };
 use serde::de::{DeserializeOwned, IntoDeserializer};
 
@@ -173,6 +174,23 @@ pub fn parse_cache(option: &str, text: &str) -> Result<VolumeCache, String> {
 pub fn parse_image(option: &str, text: &str) -> Result<(Option<DiskFormat>, bool), String> {
     let mut kv = KeyValues::parse(option, &["format", "backing"], text)?;
     Ok((choice(&mut kv, "format")?, kv.switch("backing")?))
+}
+
+/// `--overlay`.
+pub fn parse_overlay(text: &str) -> Result<OverlayConfig, String> {
+    let wanted = "where? --overlay memory, or --overlay disk[,size=SIZE][,dir=DIR]";
+    let (place, options) = text.split_once(',').unwrap_or((text, ""));
+    match (place, options) {
+        ("memory", "") => Ok(OverlayConfig::Memory),
+        ("disk", "") => Ok(OverlayConfig::Disk(OverlayDisk::default())),
+        ("disk", options) => {
+            let mut kv = KeyValues::parse_keys("--overlay", &["size", "dir"], options)?;
+            let size = kv.value("size")?.map(|size| size.parse()).transpose();
+            let size = size.map_err(|e: husk::config::SizeError| e.to_string())?;
+            Ok(OverlayConfig::Disk(OverlayDisk { size, dir: kv.value("dir")?.map(Into::into) }))
+        }
+        _ => Err(wanted.to_owned()),
+    }
 }
 
 /// `--port`.

@@ -175,6 +175,22 @@ pub enum ConfigError {
         /// Its id.
         id: String,
     },
+    /// A disk for what is written above nothing.
+    #[error(
+        "--overlay disk is for what is written above a root or a volume that is cow, and the VM has none: leave \
+         it out, or one of :rw and :ro"
+    )]
+    NoOverlay,
+    /// A disk for overlays of a size that it cannot have.
+    #[error("--overlay disk,size={size}: it has {least} to {most}")]
+    OverlaySize {
+        /// What was asked for.
+        size: Size,
+        /// The least.
+        least: Size,
+        /// The most.
+        most: Size,
+    },
     /// A directory in memory that cannot be there.
     #[error("a directory in memory at {mount:?} in the guest: {why}")]
     Tmpfs {

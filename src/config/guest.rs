@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, VmConfig};
+use super::{ConfigError, OverlayConfig, VmConfig};
 
 /// The longest host name (`HOST_NAME_MAX`).
 const HOST_NAME_MAX: usize = 64;
@@ -29,10 +29,13 @@ pub struct GuestConfig {
     /// Directories of the guest's that are fresh ones in its memory, and made if need be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tmpfs: Vec<String>,
+    /// Where what is written above the root and volumes that are only read is kept.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub overlay: OverlayConfig,
 }
 
 /// Where the root file system is: on a disk, or a volume. Unless it says otherwise the guest only reads it, and
-/// what it writes is kept in its memory, and lost.
+/// what it writes is kept above it ([`GuestConfig::overlay`]), and lost.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RootConfig {
@@ -68,7 +71,13 @@ fn default_host_name() -> String {
 
 impl Default for GuestConfig {
     fn default() -> Self {
-        Self { root: None, modules: None, host_name: default_host_name(), tmpfs: Vec::new() }
+        Self {
+            root: None,
+            modules: None,
+            host_name: default_host_name(),
+            tmpfs: Vec::new(),
+            overlay: OverlayConfig::default(),
+        }
     }
 }
 
@@ -99,10 +108,10 @@ impl VmConfig {
             let refused = |why| ConfigError::Tmpfs { mount: mount.clone(), why };
             super::check_mount(mount).map_err(refused)?;
         }
-        match &guest.root {
-            Some(root) => self.validate_root(root),
-            None => Ok(()),
+        if let Some(root) = &guest.root {
+            self.validate_root(root)?;
         }
+        self.validate_overlay(guest)
     }
 
     fn validate_root(&self, root: &RootConfig) -> Result<(), ConfigError> {

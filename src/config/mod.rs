@@ -13,6 +13,7 @@ mod memory;
 mod mount;
 mod nearest;
 mod net;
+mod overlay;
 mod quoted;
 mod validate;
 mod volume;
@@ -31,11 +32,13 @@ pub use guest::{GuestConfig, RootConfig};
 pub use husk_devices::block::{Cache as DiskCache, DiskFormat, EngineChoice as DiskEngine};
 pub use json::{ConfigFileError, FILE_MAX, ToJsonError};
 pub use limits::{CPUS_MAX, VIRTIO_DEVICES_MAX};
+pub(crate) use limits::{OVERLAY, OVERLAY_MAX, OVERLAY_MIN};
 pub use memory::MemoryConfig;
 pub use mount::{OWN_MOUNTS, check_mount};
 pub use nearest::nearest;
 pub(crate) use net::parse_mac;
 pub use net::{NetConfig, NetHost, Publish, PublishError, RateLimiter, TokenBucket, Vhost};
+pub use overlay::{OverlayConfig, OverlayDisk};
 pub use quoted::quoted;
 pub use volume::{VolumeCache, VolumeConfig};
 
@@ -192,6 +195,8 @@ impl VmConfig {
             let path = port.socket.iter().chain(&port.file);
             paths.extend(path.map(|path| (format!("port {}", port.name), path.as_path())));
         }
+        let overlay = self.overlay_disk().and_then(|disk| disk.dir.as_deref());
+        paths.extend(overlay.map(|dir| ("dir of the overlay's disk".to_owned(), dir)));
         let modules = self.guest.iter().filter_map(|guest| guest.modules.as_deref());
         paths.extend(modules.map(|path| ("kernel modules".to_owned(), path)));
         paths.extend(self.vsock.iter().map(|v| ("vsock socket".to_owned(), v.socket.as_path())));

@@ -72,6 +72,43 @@ fn an_overlay_is_for_a_volume_that_is_mounted_and_not_read_only_anyway() {
 }
 
 #[test]
+fn a_disk_for_overlays_is_a_device_of_a_size_that_it_can_have_and_above_something() {
+    let mut config = VmConfig::new("k");
+    config.disks = vec![DiskConfig { readonly: true, ..disk("d") }];
+    let on = |size| OverlayConfig::Disk(OverlayDisk { size, dir: Some("/scratch".into()) });
+    let with = |overlay, root| GuestConfig { overlay, root, ..GuestConfig::default() };
+    let root = RootConfig::on_disk("d");
+    config.guest = Some(with(on(Some(Size::mib(64))), Some(root.clone())));
+    assert_eq!(config.validate(), Ok(()));
+    assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config.clone()));
+    let json = r#"{"guest": {"overlay": {"disk": {"size": "8G"}}}}"#;
+    let read = VmConfig::from_json(json).unwrap().guest.unwrap();
+    assert_eq!(read.overlay_disk().unwrap().size, Some(Size(8 << 30)));
+    let refusal = |config: &VmConfig| config.validate().unwrap_err().to_string();
+    for size in [Size::mib(15), Size(9 << 40)] {
+        config.guest = Some(with(on(Some(size)), Some(root.clone())));
+        assert!(refusal(&config).contains("16M to 8T"), "{}", refusal(&config));
+    }
+    let above_nothing = [
+        None,
+        Some(RootConfig { readonly: true, ..root.clone() }),
+        Some(RootConfig { writable: true, ..root.clone() }),
+    ];
+    for root in above_nothing {
+        config.disks[0].readonly = !root.as_ref().is_some_and(|root| root.writable);
+        config.guest = Some(with(on(None), root));
+        assert!(refusal(&config).contains("the VM has none"), "{}", refusal(&config));
+    }
+    let work = VolumeConfig { mount: Some("/w".into()), readonly: false, ..volume("") };
+    config.volumes = vec![VolumeConfig { overlay: true, ..work }];
+    config.name_devices();
+    assert_eq!(config.validate(), Ok(()));
+    config.disks[0].id = "overlay".into();
+    config.guest.as_mut().unwrap().root = None;
+    assert!(matches!(config.validate(), Err(ConfigError::DuplicateId(_))));
+}
+
+#[test]
 fn a_guests_root_is_on_one_disk_or_volume_that_can_be_what_it_is_to_be() {
     let with = |root: RootConfig| {
         let mut config = VmConfig::new("k");

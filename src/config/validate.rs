@@ -8,7 +8,9 @@ use husk_devices::virtio::console::ports::PORTS_MAX;
 use husk_devices::virtio::vsock::{GUEST_CIDS, PATH_MAX};
 
 use super::error::ConfigError;
-use super::limits::{CPUS_MAX, ID_MAX, MEMORY_MAX, MEMORY_MIN, PORT_NAME_MAX, VIRTIO_DEVICES_MAX};
+use super::limits::{
+    CPUS_MAX, ID_MAX, MEMORY_MAX, MEMORY_MIN, OVERLAY, PORT_NAME_MAX, VIRTIO_DEVICES_MAX,
+};
 use super::{ConsoleDevice, DiskConfig, DiskEngine, DiskFormat, Size, VmConfig};
 use crate::boot::Cmdline;
 
@@ -119,6 +121,7 @@ impl VmConfig {
             (self.console_device == ConsoleDevice::Virtio, "tty"),
             (!self.ports.is_empty(), "ports"),
             (self.balloon.is_some(), "balloon"),
+            (self.overlay_disk().is_some(), OVERLAY),
             (self.vsock.is_some() || self.guest.is_some() || self.agent, "vsock"),
         ];
         let there = devices.into_iter().filter(|(there, _)| *there);

@@ -29,8 +29,8 @@ pub struct VolumeConfig {
     /// Whether nothing in it can be changed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub readonly: bool,
-    /// Whether what the guest writes is kept in its memory, and lost; the directory is only read. For a volume
-    /// that is mounted for it.
+    /// Whether what the guest writes is kept as [`super::GuestConfig::overlay`] says, and lost; the directory is
+    /// only read. For a volume that is mounted for it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub overlay: bool,
     /// What the guest may keep of what it has seen.

@@ -17,7 +17,7 @@ use husk_devices::virtio::vsock::Inside;
 use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, INTERFACE_LEN, VERSION, record_head, tag};
 
 use super::session::{Frames, send};
-use crate::config::{GuestConfig, InterfaceAddress, NetConfig, VmConfig, VolumeConfig};
+use crate::config::{GuestConfig, InterfaceAddress, NetConfig, OVERLAY, VmConfig, VolumeConfig};
 
 /// How long an agent that has connected may take for its words.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -242,6 +242,9 @@ impl Orders {
             if root.readonly {
                 add(tag::ROOT_READ_ONLY, &[]);
             }
+        }
+        if config.overlay_disk().is_some() {
+            add(tag::OVERLAY_DISK, OVERLAY.as_bytes());
         }
         for (_, tag, record) in mounts(config, volumes) {
             add(tag, record.as_bytes());

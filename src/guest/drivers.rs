@@ -42,7 +42,8 @@ pub fn of(config: &VmConfig) -> Drivers {
         // Who listens to the power button does so for long.
         later: vec!["button", "evdev"],
     };
-    if !config.disks.is_empty() {
+    let has_overlay_disk = config.overlay_disk().is_some();
+    if !config.disks.is_empty() || has_overlay_disk {
         drivers.needed.push(need(VIRTIO_BLK, "disks"));
     }
     if !config.nets.is_empty() {
@@ -72,8 +73,11 @@ pub fn of(config: &VmConfig) -> Drivers {
         }
     }
     if root.is_some_and(|root| !root.writable) || config.volumes.iter().any(|v| v.overlay) {
-        let purpose = "the overlay in memory above what is not written to";
+        let purpose = "the overlay above what is not written to";
         drivers.needed.push(need(OVERLAY, purpose));
+    }
+    if has_overlay_disk {
+        drivers.needed.push(need(EXT4, "the file system of the overlay's disk"));
     }
     drivers
 }
@@ -114,7 +118,9 @@ fn file_system(path: &Path) -> Option<Need> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, GuestConfig, RootConfig, VolumeConfig};
+    use crate::config::{
+        DiskConfig, GuestConfig, OverlayConfig, OverlayDisk, RootConfig, VolumeConfig,
+    };
 
     #[test]
     fn a_machine_needs_what_its_devices_and_its_root_need() {
@@ -157,5 +163,7 @@ mod tests {
         config.guest = Some(GuestConfig { root: Some(root), ..GuestConfig::default() });
         assert_eq!(names(&config)[2..], ["virtiofs", "overlay"]);
         assert!(!of(&config).wished.contains(&"squashfs"));
+        config.guest.as_mut().unwrap().overlay = OverlayConfig::Disk(OverlayDisk::default());
+        assert_eq!(names(&config)[2..], ["virtio_blk", "virtiofs", "overlay", "ext4"]);
     }
 }

@@ -6,7 +6,7 @@
 //!                             control                    (the agent's life)
 //! ```
 //!
-//! [`image`] needs no VM, and [`session`] only a socket with an agent behind it: who connects them is
+//! [`image`] and [`ext4`] need no VM, and [`session`] only a socket with an agent behind it: who connects them is
 //! `src/vm`. What the guest says is bounded and never believed; `docs/guest-protocol.md` tells what that
 //! is.
 
@@ -16,6 +16,7 @@ pub mod control;
 mod copy;
 mod drivers;
 pub mod error;
+pub mod ext4;
 pub mod image;
 pub(crate) mod modules;
 mod pipe;

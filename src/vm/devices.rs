@@ -29,7 +29,7 @@ use super::generation::Generation;
 use super::handles::{Handles, Place};
 use super::opening::Opening;
 use super::pmem;
-use crate::config::VmConfig;
+use crate::config::{OVERLAY, VmConfig};
 use crate::vcpu::Buses;
 use crate::x86_64::acpi::VirtioSlot;
 use crate::x86_64::layout;
@@ -238,6 +238,11 @@ fn open_virtio(config: &VmConfig, opening: &mut Opening) -> Result<(), VmError> 
     for disk in &config.disks {
         let device = super::disks::open(disk, config.cpus)?;
         opening.add(&disk.id, device.watched(opening.on_broken.clone()));
+    }
+    // After the user's own, whose names in the guest stay what they are.
+    if let Some(disk) = config.overlay_disk() {
+        let device = super::disks::open_overlay(disk, config.cpus)?;
+        opening.add(OVERLAY, device.watched(opening.on_broken.clone()));
     }
     super::volumes::open(&config.volumes, opening)?;
     for net in &config.nets {

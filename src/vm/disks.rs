@@ -1,18 +1,23 @@
 //! Disks: opened as the configuration has them, and resized while the VM runs.
 
+use std::io;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Weak};
 
-use husk_devices::block::{Disk, DiskOptions};
+use husk_devices::block::{Disk, DiskError, DiskOptions, Scratch};
 use husk_devices::virtio::blk::{Blk, BlkOptions};
 use husk_devices::virtio::device::SizeError;
 use husk_devices::virtio::mmio::MmioTransport;
 
 use super::error::VmError;
-use crate::config::{DiskConfig, VmConfig};
+use crate::config::{DiskConfig, OVERLAY, OVERLAY_MIN, OverlayDisk, VmConfig};
+use crate::guest::ext4;
+use crate::size::Size;
 
 /// Queues of a disk, unless the user says otherwise: one for each vCPU, but not more than this.
 const QUEUES: u32 = 4;
+/// Bytes of the disk for what a guest writes above its root, unless the user says otherwise or there is less.
+const OVERLAY_SIZE: u64 = 64 << 30;
 
 /// A disk that keeps its size.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +69,30 @@ pub(super) fn open(disk: &DiskConfig, cpus: u32) -> Result<Blk, VmError> {
     };
     Blk::new(&disk.id, backend, options)
         .map_err(|source| VmError::DiskEngine { id: disk.id.clone(), source })
+}
+
+/// Makes the disk, empty and with a file system, for what a guest of so many vCPUs writes above what it only
+/// reads.
+///
+/// # Errors
+/// When its file cannot be made.
+pub(super) fn open_overlay(disk: &OverlayDisk, cpus: u32) -> Result<Blk, VmError> {
+    let scratch = Scratch::create(disk.dir.as_deref())?;
+    let name = scratch.directory.display().to_string();
+    let failed = |source| VmError::Host { what: format!("overlay's disk in {name}"), source };
+    let size = match disk.size {
+        Some(Size(size)) => size,
+        None => scratch.free().map_err(failed)?.min(OVERLAY_SIZE),
+    };
+    if size < OVERLAY_MIN.0 {
+        let source = io::Error::from_raw_os_error(libc::ENOSPC);
+        return Err(VmError::Disk(DiskError::Scratch { dir: scratch.directory, source }));
+    }
+    ext4::make(&scratch.file, size).map_err(failed)?;
+    let backend = Disk::scratch(scratch)?;
+    let options = BlkOptions { queues: cpus.min(QUEUES) as u16, ..BlkOptions::default() };
+    Blk::new(OVERLAY, backend, options)
+        .map_err(|source| VmError::DiskEngine { id: OVERLAY.to_owned(), source })
 }
 
 /// The disks of a running VM, which they do not outlive.

@@ -45,7 +45,7 @@ use kvm_bindings::CpuId;
 
 use crate::boot::{Cache, Initrd, Kernel};
 use crate::config::{self, VmConfig};
-use crate::guest::image;
+use crate::guest::{ext4, image};
 use crate::hypervisor::Hypervisor;
 use crate::memory;
 use crate::size::Size;
@@ -72,6 +72,9 @@ const STACK: usize = 256 << 10;
 // What a configuration may ask for, the machine has.
 const _: () = assert!(config::CPUS_MAX <= layout::VCPUS_MAX);
 const _: () = assert!(config::VIRTIO_DEVICES_MAX <= layout::VIRTIO_MAX);
+const _: () = assert!(
+    config::OVERLAY_MIN.0 >= *ext4::SIZES.start() && config::OVERLAY_MAX.0 <= *ext4::SIZES.end()
+);
 
 /// A VM that has everything it needs and does not run yet.
 pub struct Vm {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::at_once::AtOnce;
 use super::disk::Disk;
 use super::engine::Engine;
-use super::overlay::file_system;
+use super::temporary::file_system;
 use super::threads::Threads;
 use super::uring::Uring;
 

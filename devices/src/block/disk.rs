@@ -18,6 +18,7 @@ use super::format;
 use super::open::open_locked;
 use super::overlay::Overlay;
 use super::qcow2::{self, Qcow2};
+use super::temporary::Scratch;
 use super::types::{Cache, DiskFormat, DiskOptions, Part, SECTOR};
 
 /// An open and locked disk.
@@ -79,6 +80,33 @@ impl Disk {
             align,
             overlay: None,
             formatted,
+        })
+    }
+
+    /// The disk that `scratch` is, as long as its file is now. Nothing of it outlives it, so that a flush does
+    /// nothing.
+    ///
+    /// # Errors
+    /// When the host does not tell of the file.
+    pub fn scratch(scratch: Scratch) -> Result<Disk, DiskError> {
+        let Scratch { file, directory: path } = scratch;
+        let metadata = file.metadata().map_err(|source| {
+            let path = path.clone();
+            DiskError::Host { path, what: "examine", source }
+        })?;
+        let size = metadata.len();
+        Ok(Disk {
+            path: Arc::from(path),
+            file: Arc::new(file),
+            options: DiskOptions { cache: Cache::Unsafe, ..DiskOptions::default() },
+            size,
+            image: size,
+            present: size,
+            is_file: true,
+            block: metadata.blksize(),
+            align: 1,
+            overlay: None,
+            formatted: None,
         })
     }
 

@@ -86,6 +86,16 @@ pub enum DiskError {
         /// The host's answer.
         r#source: io::Error,
     },
+    /// Nowhere to put a disk that only its VM knows.
+    #[error(
+        "cannot make a file for what the guest writes in {dir}: {source}; name a directory with dir=DIR"
+    )]
+    Scratch {
+        /// Where it was tried.
+        dir: PathBuf,
+        /// The host's answer.
+        r#source: io::Error,
+    },
     /// The file system cannot lock, or the size cannot be found.
     #[error("cannot {what} disk {path}: {source}; copy it to a local file system")]
     Host {

@@ -26,6 +26,7 @@ mod qcow2;
 #[path = "no_qcow2.rs"]
 mod qcow2;
 mod resize;
+mod temporary;
 mod threads;
 mod types;
 mod uring;
@@ -42,4 +43,5 @@ pub use error::DiskError;
 pub use job::{Job, Operation};
 pub(crate) use open::{lock_image, remedy};
 pub use resize::ResizeError;
+pub use temporary::Scratch;
 pub use types::{Cache, DiskFormat, DiskOptions, SECTOR};

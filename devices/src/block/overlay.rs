@@ -4,21 +4,18 @@
 //! stands on the disk. A bit for each sector says whether it is there. A sector is the least that a
 //! guest reads or writes, so nothing is ever copied up, and no write waits for a read.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::DiskError;
+use super::temporary;
 use super::types::SECTOR;
 
 /// The largest disk with an overlay, in bytes: the bits of 16 TiB take 4 GiB where all is written.
 pub(super) const SIZE_MAX: u64 = 16 << 40;
-/// `TMPFS_MAGIC` and `RAMFS_MAGIC` (Linux `include/uapi/linux/magic.h`).
-const IN_MEMORY: [u32; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// The layer of one disk.
 #[derive(Debug)]
@@ -36,12 +33,11 @@ impl Overlay {
     pub fn create(path: &Path, size: u64, dir: Option<&Path>) -> Result<Overlay, DiskError> {
         let too_large = || DiskError::OverlaySize { path: path.into(), size, most: SIZE_MAX };
         let there = bits(size).ok_or_else(too_large)?;
-        let layer = match dir {
-            Some(dir) => layer_in(dir, size).map_err(|e| (dir.display().to_string(), e)),
-            None => layer_anywhere(size),
-        };
-        let layer =
-            layer.map_err(|(dir, source)| DiskError::Overlay { path: path.into(), dir, source })?;
+        let layer = temporary::make(dir, size.next_multiple_of(SECTOR));
+        let (layer, _) = layer.map_err(|(dir, source)| {
+            let dir = dir.display().to_string();
+            DiskError::Overlay { path: path.into(), dir, source }
+        })?;
         Ok(Overlay { layer: Arc::new(layer), there })
     }
 
@@ -154,68 +150,6 @@ fn bits(size: u64) -> Option<Box<[AtomicU64]>> {
     // SAFETY: allocated just now for so many, which are zero as an AtomicU64 may be, with the layout
     // that a box of them has.
     Some(unsafe { Box::from_raw(slice) })
-}
-
-/// A file without a name in a directory that is not in memory: `$TMPDIR`, `/var/tmp`, the user's
-/// cache.
-fn layer_anywhere(size: u64) -> Result<File, (String, io::Error)> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    let candidates = [variable("TMPDIR"), Some("/var/tmp".into()), cache];
-    let mut last = None;
-    for dir in candidates.into_iter().flatten() {
-        let made = layer_in(&dir, size).and_then(|file| match file_system(&file) {
-            Some(magic) if IN_MEMORY.contains(&magic) => {
-                Err(io::Error::other("that is in memory, which is not what a disk should fill"))
-            }
-            _ => Ok(file),
-        });
-        match made {
-            Ok(file) => return Ok(file),
-            Err(e) => last = Some((dir.display().to_string(), e)),
-        }
-    }
-    Err(last.unwrap_or_else(|| ("/var/tmp".to_owned(), io::ErrorKind::NotFound.into())))
-}
-
-/// A file of `size` bytes in `dir`, all of them a hole, that nobody else can open.
-fn layer_in(dir: &Path, size: u64) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
-    let unnamed = options.clone().custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC).open(dir);
-    let file = match unnamed {
-        Ok(file) => file,
-        // EISDIR: a kernel that does not know of such files.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
-            unlinked(dir, &options)?
-        }
-        Err(e) => return Err(e),
-    };
-    file.set_len(size.next_multiple_of(SECTOR))?;
-    Ok(file)
-}
-
-/// The same where a file must have a name: for a moment.
-fn unlinked(dir: &Path, options: &OpenOptions) -> io::Result<File> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let nanos = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-    let path = dir.join(format!(".husk-overlay-{}-{count}-{nanos:x}", std::process::id()));
-    let file = options.clone().create_new(true).custom_flags(libc::O_CLOEXEC).open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
-}
-
-/// The number of the file system that `file` lies in (Linux `include/uapi/linux/magic.h`).
-pub(super) fn file_system(file: &File) -> Option<u32> {
-    // SAFETY: all zeroes is a statfs.
-    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: fstatfs fills the statfs, which lives through the call.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), &mut found) } != 0 {
-        return None;
-    }
-    // The numbers have 32 bits.
-    Some(found.f_type as u32)
 }
 
 #[cfg(test)]

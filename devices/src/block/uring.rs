@@ -18,7 +18,7 @@ use io_uring::{IoUring, Probe, opcode, squeue};
 use super::disk::Disk;
 use super::engine::{Engine, Keep, Kept};
 use super::job::Job;
-use super::overlay::file_system;
+use super::temporary::file_system;
 use super::types::{Part, Step};
 
 /// The registered files: the image, and the overlay's.

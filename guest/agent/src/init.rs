@@ -3,6 +3,8 @@
 //! It connects to the host once, says Hello, is told what the machine is to be, says Ready or why not,
 //! and keeps that connection: when the host closes it, or asks for it, everything ends.
 
+use core::ffi::CStr;
+
 use husk_guest_protocol::{Frame, GUEST_PORT, HOST_PORT, Record, Records, VERSION, tag};
 
 use crate::sys::{Errno, Fd, Result, file, interface, machine, process, socket};
@@ -18,6 +20,8 @@ struct Setup<'a> {
     read_only: bool,
     host_name: Option<&'a [u8]>,
     clock: Option<(u64, u32)>,
+    /// The serial number of the disk that overlays are on.
+    overlay: Option<&'a [u8]>,
 }
 
 /// The whole life of a machine.
@@ -113,13 +117,17 @@ fn bring_up(records: &[u8]) -> core::result::Result<Fd, (&'static [u8], Errno)> 
     if let Some(name) = setup.host_name {
         machine::set_host_name(name).map_err(|e| (&b"the host name cannot be set"[..], e))?;
     }
+    let disk = setup.overlay.map(root::find).transpose();
+    let disk = disk.map_err(|e| (&b"the overlay's disk has not appeared"[..], e))?;
+    // It is found there also in the root that /dev moves to.
+    let disk = disk.as_ref().map(Path::as_c_str);
     if let Some(place) = setup.root {
-        root::change_to(place, setup.writable)?;
+        root::change_to(place, setup.writable, disk)?;
     } else {
         mounts::complete();
     }
     for record in Records(records).flatten() {
-        mount_record(record)?;
+        mount_record(record, disk)?;
     }
     if setup.root.is_none() {
         mounts::links_into_usr();
@@ -131,8 +139,11 @@ fn bring_up(records: &[u8]) -> core::result::Result<Fd, (&'static [u8], Errno)> 
     socket::listen(GUEST_PORT).map_err(|e| (&b"the agent cannot listen"[..], e))
 }
 
-/// Mounts what a record wants mounted, if it does.
-fn mount_record(record: Record<'_>) -> core::result::Result<(), (&'static [u8], Errno)> {
+/// Mounts what a record wants mounted, if it does; overlays on `disk`, if there is one.
+fn mount_record(
+    record: Record<'_>,
+    disk: Option<&CStr>,
+) -> core::result::Result<(), (&'static [u8], Errno)> {
     let words = record.bytes();
     let (name, path) = match record.tag {
         tag::TMPFS => (&[][..], words),
@@ -158,9 +169,9 @@ fn mount_record(record: Record<'_>) -> core::result::Result<(), (&'static [u8], 
         tag::TMPFS => {
             mounts::in_memory(place).map_err(failed(b"a directory in memory cannot be mounted"))
         }
-        tag::VOLUME_OVERLAY => mounts::overlay(name, place).map_err(failed(
+        tag::VOLUME_OVERLAY => mounts::overlay(name, place, disk).map_err(failed(
             b"a shared directory cannot be mounted below an overlay: the kernel needs \
-              CONFIG_VIRTIO_FS and CONFIG_OVERLAY_FS",
+              CONFIG_VIRTIO_FS and CONFIG_OVERLAY_FS, and for a disk CONFIG_EXT4_FS",
         )),
         other => {
             let flags = if other == tag::VOLUME { 0 } else { machine::READ_ONLY };
@@ -207,6 +218,7 @@ fn parse(records: &[u8]) -> Result<Setup<'_>> {
         match record.tag {
             tag::ROOT => setup.root = Some(root::Place::Disk(record.bytes())),
             tag::ROOT_VOLUME => setup.root = Some(root::Place::Volume(record.bytes())),
+            tag::OVERLAY_DISK => setup.overlay = Some(record.bytes()),
             tag::ROOT_READ_ONLY => setup.read_only = true,
             tag::ROOT_WRITABLE => setup.writable = true,
             tag::HOST_NAME => setup.host_name = Some(record.bytes()),

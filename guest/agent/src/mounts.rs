@@ -7,7 +7,7 @@ use crate::sys::directory::{HERE, mode_at};
 use crate::sys::file::{
     device_minor, make_directory, remove_directory, set_attribute, symlink, write_file,
 };
-use crate::sys::machine::{NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, detach, mount};
+use crate::sys::machine::{NO_ATIME, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, detach, mount};
 use crate::text::{Digits, Path};
 
 /// What is needed to find out anything: /proc, /sys and /dev. What there is already, or this kernel
@@ -106,25 +106,45 @@ fn read_ahead(path: &CStr) -> Result<()> {
 
 const READ_AHEAD_KIB: &[u8] = b"512";
 
-/// The shared directory `tag`, only read, and above it a layer in memory. Neither of the two can be reached
-/// afterwards but through the overlay, which holds them.
+/// What is said when there is no [`upper`].
+pub const NO_UPPER: &[u8] =
+    b"what is written has no place: a disk for it takes CONFIG_VIRTIO_BLK and CONFIG_EXT4_FS";
+
+/// The file system for what is written above what is only read: on `disk`, or in memory.
 ///
 /// # Errors
 /// The kernel's.
-pub fn overlay(tag: &[u8], path: &CStr) -> Result<()> {
-    let layers = c"lowerdir=/run/husk/lower,upperdir=/run/husk/upper,workdir=/run/husk/work";
+pub fn upper(disk: Option<&CStr>, path: &CStr, flags: usize) -> Result<()> {
+    match disk {
+        Some(disk) => mount(disk, path, c"ext4", flags | NO_ATIME, c""),
+        None => mount(c"tmpfs", path, c"tmpfs", flags, c"mode=0755"),
+    }
+}
+
+/// The shared directory `tag`, only read, and above it a layer on `disk` or in memory. Neither of the two can be
+/// reached afterwards but through the overlay, which holds them.
+///
+/// # Errors
+/// The kernel's.
+pub fn overlay(tag: &[u8], path: &CStr, disk: Option<&CStr>) -> Result<()> {
     make_directory(c"/run/husk", 0o700)?;
-    mount(c"tmpfs", c"/run/husk", c"tmpfs", NO_SUID | NO_DEV, c"mode=0755")?;
-    let mounted = (|| {
-        for directory in [c"/run/husk/lower", c"/run/husk/upper", c"/run/husk/work"] {
-            make_directory(directory, 0o755)?;
-        }
-        volume(tag, c"/run/husk/lower", READ_ONLY)?;
-        mount(c"overlay", path, c"overlay", 0, layers)
-    })();
+    upper(disk, c"/run/husk", NO_SUID | NO_DEV)?;
+    let mounted = layers(tag, path);
     let _ = detach(c"/run/husk");
     let _ = remove_directory(c"/run/husk");
     mounted
+}
+
+/// The layers of [`overlay`], in directories that are `tag`'s: on a disk there are those of others, too.
+fn layers(tag: &[u8], path: &CStr) -> Result<()> {
+    const OWN: &[u8] = b"/run/husk/of-";
+    for directory in [&b""[..], b"/lower", b"/upper", b"/work"] {
+        make_directory(Path::of(&[OWN, tag, directory])?.as_c_str(), 0o755)?;
+    }
+    volume(tag, Path::of(&[OWN, tag, b"/lower"])?.as_c_str(), READ_ONLY)?;
+    let (lower, upper, work) = (b"/lower,upperdir=", b"/upper,workdir=", b"/work");
+    let layers = Path::of(&[b"lowerdir=", OWN, tag, lower, OWN, tag, upper, OWN, tag, work])?;
+    mount(c"overlay", path, c"overlay", 0, layers.as_c_str())
 }
 
 /// Has an overlay show this directory of its upper layer alone, without what lies below it (Linux

@@ -2,7 +2,7 @@
 //! directory's tag, mounted, and made the root.
 //!
 //! ```text
-//! only read:  /husk/lower + /husk/ram (tmpfs) = /husk/root (overlay) ─▶ /
+//! only read:  /husk/lower + /husk/upper (tmpfs, or a disk) = /husk/root (overlay) ─▶ /
 //! writable:   /husk/root ─▶ /
 //! ```
 //!
@@ -31,19 +31,24 @@ pub enum Place<'a> {
     Volume(&'a [u8]),
 }
 
-/// Makes that file system the root.
+/// Makes that file system the root. If it is only read, what is written above it is on `disk`, or in memory.
 ///
 /// # Errors
 /// What could not be done, and why.
-pub fn change_to(place: Place<'_>, writable: bool) -> core::result::Result<(), Failed> {
+pub fn change_to(
+    place: Place<'_>,
+    writable: bool,
+    disk: Option<&CStr>,
+) -> core::result::Result<(), Failed> {
     let failed = |what: &'static [u8]| move |e| (what, e);
-    for directory in [c"/husk", c"/husk/lower", c"/husk/ram", c"/husk/root"] {
+    for directory in [c"/husk", c"/husk/lower", c"/husk/upper", c"/husk/root"] {
         file::make_directory(directory, 0o755).map_err(failed(b"no directory can be made"))?;
     }
     if writable {
         mount_it(place, c"/husk/root", 0)?;
     } else {
         mount_it(place, c"/husk/lower", READ_ONLY)?;
+        mounts::upper(disk, c"/husk/upper", 0).map_err(failed(mounts::NO_UPPER))?;
         overlay().map_err(failed(
             b"the overlay above the root cannot be made: the kernel needs CONFIG_OVERLAY_FS",
         ))?;
@@ -96,19 +101,18 @@ fn enter() -> Result<()> {
 }
 
 fn overlay() -> Result<()> {
-    mount(c"tmpfs", c"/husk/ram", c"tmpfs", 0, c"mode=0755")?;
-    file::make_directory(c"/husk/ram/upper", 0o755)?;
-    file::make_directory(c"/husk/ram/work", 0o755)?;
+    file::make_directory(c"/husk/upper/upper", 0o755)?;
+    file::make_directory(c"/husk/upper/work", 0o755)?;
     for directory in [
-        c"/husk/ram/upper/dev",
-        c"/husk/ram/upper/proc",
-        c"/husk/ram/upper/sys",
-        c"/husk/ram/upper/run",
+        c"/husk/upper/upper/dev",
+        c"/husk/upper/upper/proc",
+        c"/husk/upper/upper/sys",
+        c"/husk/upper/upper/run",
     ] {
         file::make_directory(directory, 0o755)?;
         mounts::hide_below(directory);
     }
-    let layers = c"lowerdir=/husk/lower,upperdir=/husk/ram/upper,workdir=/husk/ram/work";
+    let layers = c"lowerdir=/husk/lower,upperdir=/husk/upper/upper,workdir=/husk/upper/work";
     mount(c"overlay", c"/husk/root", c"overlay", 0, layers)
 }
 
@@ -148,7 +152,10 @@ fn mount_any(disk: &CStr, at: &CStr, flags: usize) -> Result<()> {
 }
 
 /// The device node of the disk with this serial number.
-fn find(serial: &[u8]) -> Result<Path> {
+///
+/// # Errors
+/// `ENOENT` when none has come, after five seconds; else the kernel's.
+pub fn find(serial: &[u8]) -> Result<Path> {
     for _ in 0..TRIES {
         let mut directory = file::open(c"/sys/block", file::READ | file::DIRECTORY, 0)?;
         let found = among(directory, serial);

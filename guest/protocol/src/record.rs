@@ -51,6 +51,8 @@ pub mod tag {
     pub const ROOT_VOLUME: u8 = 24;
     /// Set-up: commands find the root read-only.
     pub const ROOT_READ_ONLY: u8 = 25;
+    /// Set-up: the serial number of the disk, an empty ext4, that all overlays are on instead of in memory.
+    pub const OVERLAY_DISK: u8 = 26;
 }
 
 /// Bytes before those of a record.

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use husk::config::{
-    DiskConfig, GuestConfig, OWN_MOUNTS, RootConfig, VmConfig, VolumeCache, VolumeConfig,
-    check_mount,
+    DiskConfig, GuestConfig, OWN_MOUNTS, OverlayConfig, RootConfig, VmConfig, VolumeCache,
+    VolumeConfig, check_mount,
 };
 
 use crate::cli::Error;
-use crate::cli::values::{parse_cache, parse_image};
+use crate::cli::values::{parse_cache, parse_image, parse_overlay};
 
 /// The id of the disk or the volume that is the root.
 const ID: &str = "root";
@@ -32,6 +32,10 @@ pub struct Files {
     /// An empty directory in the guest's memory; may be repeated
     #[arg(long, value_name = "DIR")]
     pub tmpfs: Vec<String>,
+    /// Where what is written above what is `cow` is kept while the VM is there: memory, or
+    /// disk[,size=SIZE][,dir=DIR], a file without a name [default: memory; size: what is free, at most 64G]
+    #[arg(long, value_name = "WHERE", value_parser = parse_overlay)]
+    pub overlay: Option<OverlayConfig>,
     /// Run the command in husk's directory; what it writes is lost
     #[arg(long, conflicts_with = "workdir")]
     pub cwd: bool,
@@ -68,6 +72,9 @@ impl Files {
         }
         if is_host {
             place.home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+        }
+        if let Some(overlay) = self.overlay {
+            guest.overlay = overlay;
         }
         for path in self.tmpfs {
             add_tmpfs(guest, path);

@@ -1,7 +1,9 @@
 use super::super::{Cli, Command};
 use super::*;
 use clap::{CommandFactory, Parser};
-use husk::config::{DiskCache, DiskEngine, DiskFormat, Size, VolumeCache};
+use husk::config::{
+    DiskCache, DiskEngine, DiskFormat, OverlayConfig, OverlayDisk, Size, VolumeCache,
+};
 
 fn config(args: &[&str]) -> Result<VmConfig, String> {
     let args = ["husk", "run", "--kernel", "k"].iter().chain(args);
@@ -119,6 +121,9 @@ fn mistyped_values_are_refused_with_the_way_out() {
         (["--vsock", "cid=3"], "socket=PATH"),
         (["--vsock", "socket=v,cid=x"], "no number"),
         (["--vsock", "socket=v,cidr=1"], "did you mean"),
+        (["--overlay", "ram"], "memory, or --overlay disk"),
+        (["--overlay", "disk,8G"], "the keys are size, dir"),
+        (["--overlay", "disk,size=large"], "large"),
         (["--console", "tty"], "stdio, none, file=PATH, pty"),
         (["--grace", "soon"], "seconds"),
         (["--cpus", "two"], "a number of vCPUs is wanted"),
@@ -144,6 +149,17 @@ fn a_port_has_a_name_and_a_host_side_and_mistakes_are_named() {
     assert!(parse_pmem("ro").unwrap_err().contains("path=FILE"));
     assert!(parse_console_device("tty").is_err());
     assert_eq!(parse_console_device("virtio"), Ok(ConsoleDevice::Virtio));
+}
+
+#[test]
+fn an_overlay_is_in_memory_or_on_a_disk_of_its_own() {
+    let overlay =
+        |text| config(&["--root", "i", "--overlay", text]).unwrap().guest.unwrap().overlay;
+    assert_eq!(overlay("memory"), OverlayConfig::Memory);
+    assert_eq!(overlay("disk"), OverlayConfig::Disk(OverlayDisk::default()));
+    let disk = OverlayDisk { size: Some(Size(8 << 30)), dir: Some("/a,b".into()) };
+    assert_eq!(overlay("disk,size=8G,dir=/a,,b"), OverlayConfig::Disk(disk));
+    assert!(config(&["--overlay", "disk"]).unwrap_err().contains("--overlay is for a command"));
 }
 
 #[test]

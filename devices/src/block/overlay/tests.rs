@@ -45,13 +45,3 @@ fn a_disk_that_is_too_large_is_named_with_its_size_and_a_bad_directory_by_its_na
     let told = error.to_string();
     assert!(told.contains("/nowhere") && told.contains("overlay_dir=DIR"), "{told}");
 }
-
-#[test]
-fn a_layer_has_no_name_where_such_files_are_and_where_they_are_not() {
-    let dir = tempfile::tempdir().unwrap();
-    layer_in(dir.path(), 1000).unwrap();
-    let mut options = OpenOptions::new();
-    let file = unlinked(dir.path(), options.read(true).write(true)).unwrap();
-    file.set_len(512).unwrap();
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-}

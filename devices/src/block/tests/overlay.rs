@@ -106,10 +106,10 @@ fn an_overlay_is_not_put_into_memory_unless_that_is_asked_for() {
     let file = image(4096);
     let disk = Disk::open(file.path(), READ_ONLY).unwrap();
     let there = disk.with_overlay(Some(small.0.path())).unwrap();
-    let magic = crate::block::overlay::file_system(there.part(crate::block::types::Part::Layer));
+    let magic = crate::block::temporary::file_system(there.part(crate::block::types::Part::Layer));
     assert_eq!(magic, Some(0x0102_1994));
     let disk = Disk::open(file.path(), READ_ONLY).unwrap().with_overlay(None).unwrap();
-    let magic = crate::block::overlay::file_system(disk.part(crate::block::types::Part::Layer));
+    let magic = crate::block::temporary::file_system(disk.part(crate::block::types::Part::Layer));
     assert_ne!(magic, Some(0x0102_1994));
 }
 

@@ -10,6 +10,7 @@ pub const NO_SUID: usize = 2;
 pub const NO_DEV: usize = 4;
 pub const NO_EXEC: usize = 8;
 pub const REMOUNT: usize = 32;
+pub const NO_ATIME: usize = 1024;
 pub const MOVE: usize = 8192;
 
 /// mount(2)
