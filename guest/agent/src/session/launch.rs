@@ -117,6 +117,8 @@ fn become_it(request: &Request, streams: &Streams, has_terminal: bool) -> Cannot
         file::place_at(streams.stdin, 0).map_err(agent)?;
         file::place_at(streams.stdout, 1).map_err(agent)?;
         file::place_at(streams.stderr, 2).map_err(agent)?;
+        // Where that cannot be had the exec itself says what is too much.
+        let _ = process::make_room_for(request.len);
         // The agent is spared when memory runs out; its commands are not.
         let _ = file::write_file(c"/proc/self/oom_score_adj", b"0");
         if let Some(user) = request.user {

@@ -12,6 +12,8 @@ pub struct Request {
     pub arguments: &'static [*const u8],
     /// Null behind the last.
     pub environment: &'static [*const u8],
+    /// Bytes that the two take at most, with what they point to.
+    pub len: usize,
     /// The first argument.
     pub command: &'static CStr,
     /// Of the environment's `PATH`, where it has one.
@@ -42,6 +44,7 @@ impl Request {
         let mut request = Request {
             arguments: &[],
             environment: &[],
+            len: bytes.len() + (arguments + variables + 2) * size_of::<*const u8>(),
             command: c"",
             search: None,
             directory: None,

@@ -55,6 +55,38 @@ pub unsafe fn execute(
     unsafe { call(59, pointers) }.err().unwrap_or(Errno::INVAL)
 }
 
+/// Lets a program begin with so many bytes of arguments and variables, with their pointers. Linux gives them a
+/// quarter of the stack's limit, and never more than 6 MiB (fs/exec.c, `bprm_stack_limits`): of who has more than
+/// that quarter the limit is raised, as far as it may be, and nobody else's.
+///
+/// # Errors
+/// The kernel's.
+pub fn make_room_for(bytes: usize) -> Result<()> {
+    const PRLIMIT: usize = 302;
+    const STACK: usize = 3;
+    // A struct rlimit64: what is, and what it may be raised to.
+    let mut limit = [0u64; 2];
+    // SAFETY: the kernel writes two numbers there.
+    unsafe { call(PRLIMIT, [0, STACK, 0, (&raw mut limit).addr(), 0, 0]) }?;
+    let [now, most] = limit;
+    match stack_for(bytes as u64, now, most) {
+        Some(wanted) => {
+            let limit = [wanted, most];
+            // SAFETY: the kernel reads two numbers there.
+            unsafe { call(PRLIMIT, [0, STACK, (&raw const limit).addr(), 0, 0, 0]) }.map(drop)
+        }
+        None => Ok(()),
+    }
+}
+
+/// The stack's limit that so many bytes take, if it is more than it is `now`; at most `most`.
+fn stack_for(bytes: u64, now: u64, most: u64) -> Option<u64> {
+    /// The program's name, and what the kernel itself tells it.
+    const MORE: u64 = 128 << 10;
+    let wanted = (bytes + MORE).saturating_mul(4);
+    (wanted > now).then(|| wanted.next_multiple_of(1 << 20).min(most)).filter(|new| *new > now)
+}
+
 /// wait4(2) for `child`, or -1 for any, without waiting.
 pub fn reap(child: i32) -> Option<(i32, End)> {
     const WNOHANG: usize = 1;
@@ -149,4 +181,20 @@ pub fn memory(len: usize) -> Result<&'static mut [u8]> {
 /// sleep, roughly.
 pub fn sleep_millis(millis: u32) {
     let _ = super::file::poll(&mut [], Some(millis));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stack_is_larger_only_for_who_has_more_than_its_quarter() {
+        const USUAL: u64 = 8 << 20;
+        assert_eq!(stack_for(1000, USUAL, u64::MAX), None);
+        assert_eq!(stack_for(1_900_000, USUAL, u64::MAX), None);
+        assert_eq!(stack_for(2 << 20, USUAL, u64::MAX), Some(9 << 20));
+        assert_eq!(stack_for(16 << 20, USUAL, 20 << 20), Some(20 << 20));
+        assert_eq!(stack_for(16 << 20, USUAL, USUAL), None);
+        assert_eq!(stack_for(16 << 20, u64::MAX, u64::MAX), None);
+    }
 }
