@@ -12,27 +12,43 @@ mod guest;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guest::command::{cli, finish};
 use guest::terminal::Terminal;
+use guest::user::User;
 use guest::{Lab, PATIENCE, TINY, husk};
 
-/// A detached VM with these options and the tiny initramfs, called `one`; and how others call husk.
-fn detached(lab: &Lab, args: &[&str]) -> impl Fn(&[&str], &[u8]) -> (i32, String, String) + use<> {
+/// A detached VM with these options and the tiny initramfs, called `one`; and how others call husk. All of it by
+/// `user`, if there is one, else by whoever runs the tests.
+fn detached(
+    lab: &Lab,
+    user: Option<User>,
+    args: &[&str],
+) -> impl Fn(&[&str], &[u8]) -> (i32, String, String) + use<> {
     let initrd = lab.asset(TINY);
     let options = ["--detach", "--name", "one", "--initrd", initrd.to_str().unwrap()];
     let runtime = lab.path("runtime");
-    std::fs::create_dir(&runtime).unwrap();
+    match user {
+        Some(user) => drop(user.directory(runtime.clone())),
+        None => std::fs::create_dir(&runtime).unwrap(),
+    }
     let mut command = cli(lab, &[&options[..], args].concat());
     command.env("XDG_RUNTIME_DIR", &runtime);
+    if let Some(user) = user {
+        user.run(&mut command);
+    }
     // It has none of the streams any more, or this would last as long as the VM.
     assert_eq!(finish(command, b""), (0, "one\n".to_owned(), String::new()));
     move |args, input| {
         let mut command = Command::new(husk());
         command.env("XDG_RUNTIME_DIR", &runtime).args(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(user) = user {
+            user.run(&mut command);
+        }
         finish(command, input)
     }
 }
@@ -51,18 +67,26 @@ fn wait_for_log(call: &impl Fn(&[&str], &[u8]) -> (i32, String, String), words: 
 }
 
 #[test]
-fn a_detached_command_is_looked_at_and_stopped_in_good_order() {
+fn a_detached_command_of_a_user_is_looked_at_and_stopped_in_good_order() {
     let Some(lab) = Lab::open() else { return };
+    let Some(user) = User::other(&lab) else { return };
     let script = "trap 'echo stops; exit 3' TERM; echo said; echo told >&2; read none || echo end; \
                   while :; do /bin/busybox sleep 0.1; done";
     // That it is told to end is no failure of its own.
-    let call = detached(&lab, &["--keep-on-failure", "--", "/bin/busybox", "sh", "-c", script]);
+    let command = ["--keep-on-failure", "--", "/bin/busybox", "sh", "-c", script];
+    let call = detached(&lab, Some(user), &command);
     // Of two streams: either may come last.
     wait_for_log(&call, "told\n");
     let log = wait_for_log(&call, "end\n");
     assert!(log.contains("said\n"), "{log}");
     others_have_commands_with_ends_of_their_own(&call);
-    one_has_streams_of_any_bytes_and_one_a_terminal(&lab);
+    one_has_streams_of_any_bytes_and_one_a_terminal(&lab, user);
+    files_go_in_and_come_out_as_the_users(&lab, user, &call);
+    // Somebody else has nothing to do with these names, not even root.
+    let mut others = Command::new(husk());
+    let others = others.env("XDG_RUNTIME_DIR", lab.path("runtime")).arg("ps").output().unwrap();
+    let words = String::from_utf8_lossy(&others.stderr);
+    assert!(others.status.code() == Some(125) && words.contains("somebody else"), "{words}");
     let (_, facts, stderr) = call(&["inspect", "one"], b"");
     assert!(facts.contains("ready for commands") && facts.contains("echo said"), "{facts}{stderr}");
     assert!(facts.contains("root       the initramfs\n"), "{facts}");
@@ -95,11 +119,27 @@ fn others_have_commands_with_ends_of_their_own(
     }
 }
 
-fn one_has_streams_of_any_bytes_and_one_a_terminal(lab: &Lab) {
+fn files_go_in_and_come_out_as_the_users(
+    lab: &Lab,
+    user: User,
+    call: &impl Fn(&[&str], &[u8]) -> (i32, String, String),
+) {
+    let place = user.directory(lab.path("copies"));
+    let path = |name: &str| place.join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("from"), "copied").unwrap();
+    for (from, to) in [(path("from"), "one:/in".to_owned()), ("one:/in".to_owned(), path("back"))] {
+        assert_eq!(call(&["cp", &from, &to], b""), (0, String::new(), String::new()));
+    }
+    assert_eq!(std::fs::read(path("back")).unwrap(), b"copied");
+    assert_eq!(std::fs::metadata(path("back")).unwrap().uid(), user.uid);
+}
+
+fn one_has_streams_of_any_bytes_and_one_a_terminal(lab: &Lab, user: User) {
     let exec = |command: &[&str]| {
         let mut husk = Command::new(husk());
         husk.env("XDG_RUNTIME_DIR", lab.path("runtime"));
         husk.args(["exec", "one", "--", "/bin/busybox"]).args(command);
+        user.run(&mut husk);
         husk
     };
     let bytes: Vec<u8> =
@@ -153,7 +193,7 @@ fn a_vm_whose_command_cannot_begin_is_kept_for_a_look_into_it() {
 #[test]
 fn a_shell_on_a_terminal_is_typed_to_by_who_attaches_and_kept_when_it_fails() {
     let Some(lab) = Lab::open() else { return };
-    let call = detached(&lab, &["--tty", "--keep-on-failure", "--", "/bin/busybox", "sh"]);
+    let call = detached(&lab, None, &["--tty", "--keep-on-failure", "--", "/bin/busybox", "sh"]);
     let (status, screen, stderr) = std::thread::scope(|scope| {
         let typed = b"echo on $(/bin/busybox tty); exit 3\n";
         let attached = scope.spawn(|| call(&["attach", "one"], typed));

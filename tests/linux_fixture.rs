@@ -23,7 +23,7 @@ use std::net::{Shutdown, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use guest::{DEBIAN, FULL, Lab, PATIENCE, REDIS, VMLINUZ_CLOUD};
+use guest::{DEBIAN, FULL, Lab, PATIENCE, REDIS, VMLINUZ_CLOUD, VMLINUZ_STD};
 use husk::fixture::{Phase, in_guest, is_inside};
 use husk::{GuestCommand, TestError, TestVm, Vm};
 
@@ -160,6 +160,20 @@ fn a_test_that_fails_in_its_guest_fails_with_its_words() {
     {
         assert!(words.contains(part), "{part}: {words}");
     }
+}
+
+/// A kernel other than the one that is taken where none is named.
+fn standard() -> Option<std::path::PathBuf> {
+    Some(std::path::Path::new(&std::env::var_os("HUSK_ASSETS")?).join(VMLINUZ_STD))
+}
+
+#[husk::test(kernel = standard().unwrap(), memory = "192M", when = standard().is_some())]
+fn a_test_runs_under_the_kernel_and_in_the_memory_that_stand_before_it() {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert!(release.starts_with(|c: char| c.is_ascii_digit()) && !release.contains("cloud"));
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let total = memory.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+    assert!((100 << 10..192 << 10).contains(&total), "{memory}");
 }
 
 #[test]

@@ -32,6 +32,7 @@ mod skipped;
 mod stream;
 pub mod terminal;
 pub mod tools;
+pub mod user;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

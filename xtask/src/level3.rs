@@ -42,9 +42,7 @@ pub fn run(wanted: &Wanted) -> Result<Count> {
     }
     let binaries = cargo::executables(&build)?;
     let husk = cargo::build_husk()?;
-    // What husk itself starts, what a guest takes from the host, and what husk is compared with and by.
-    let needed = [("passt", "passt"), ("iperf3", "iperf3"), ("crun", "crun"), ("strace", "strace")];
-    apt::need(&needed)?;
+    apt::need(NEEDED)?;
     let (assets, brought) = match wanted.soak {
         Some(_) => {
             let kernels = runner::wants(&binaries, &wanted.filters, KERNELS)?;
@@ -104,6 +102,18 @@ pub fn run(wanted: &Wanted) -> Result<Count> {
     count.problems.extend(brought.problems);
     Ok(count)
 }
+
+/// What husk itself starts, what a guest takes from the host, what husk is compared with and by, and what makes
+/// images for roots: programs, and their packages.
+const NEEDED: &[(&str, &str)] = &[
+    ("passt", "passt"),
+    ("iperf3", "iperf3"),
+    ("crun", "crun"),
+    ("strace", "strace"),
+    ("mkfs.erofs", "erofs-utils"),
+    ("mksquashfs", "squashfs-tools"),
+    ("qemu-img", "qemu-utils"),
+];
 
 /// The soak that wants kernels which husk brings, and which take their time.
 const KERNELS: &str = "soak_kernels";

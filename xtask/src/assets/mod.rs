@@ -149,23 +149,32 @@ pub fn copy_to_ram(from: &Path, names: &[&str], to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Links the modules of the cloud kernel in `from` into `to`, where its copy is, as [`MODULES_CLOUD`]:
-/// a guest needs a few of them only.
+/// Links the modules of the kernels in `from` into `to`, where their copies are, and husk looks for them; those of the
+/// cloud kernel also as [`MODULES_CLOUD`]. A guest needs a few of them only.
 pub fn link_modules(from: &Path, to: &Path) -> Result<()> {
-    let kernel = from.join(VMLINUZ_CLOUD);
+    let beside = to.join("lib/modules");
+    fs::create_dir_all(&beside).with_context(|| format!("making {}", beside.display()))?;
+    for name in [VMLINUZ_CLOUD, VMLINUZ_STD] {
+        if !to.join(name).exists() {
+            continue;
+        }
+        let (modules, release) = modules_of(&from.join(name))?;
+        let by_name = (name == VMLINUZ_CLOUD).then(|| to.join(MODULES_CLOUD));
+        for link in by_name.into_iter().chain([beside.join(release)]) {
+            symlink(&modules, link).with_context(|| format!("linking {}", modules.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The modules of the kernel that a link leads to, and its release.
+fn modules_of(kernel: &Path) -> Result<(PathBuf, String)> {
     let kernel = kernel.canonicalize().with_context(|| format!("finding {}", kernel.display()))?;
     let name = kernel.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let release =
         name.strip_prefix("vmlinuz-").with_context(|| format!("{name} has no release"))?;
     let root = kernel.parent().and_then(Path::parent).context("it is in no directory")?;
-    let modules = root.join("lib/modules").join(release);
-    // By its own name, and where husk looks for it beside the kernel.
-    let beside = to.join("lib/modules");
-    fs::create_dir_all(&beside).with_context(|| format!("making {}", beside.display()))?;
-    for link in [to.join(MODULES_CLOUD), beside.join(release)] {
-        symlink(&modules, link).with_context(|| format!("linking {}", modules.display()))?;
-    }
-    Ok(())
+    Ok((root.join("lib/modules").join(release), release.to_owned()))
 }
 
 /// The names of all assets in `dir`; not what is being put there.
