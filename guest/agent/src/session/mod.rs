@@ -10,6 +10,7 @@ mod memory;
 mod pump;
 mod request;
 mod sparse;
+mod transfer;
 mod tree_in;
 mod tree_out;
 

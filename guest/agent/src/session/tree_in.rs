@@ -8,8 +8,8 @@ use core::ffi::CStr;
 use husk_guest_protocol::tree::{self, HEAD, Head, Kind};
 use husk_guest_protocol::{Frame, PAYLOAD_MAX, stream};
 
-use super::copy::{DIRECTORY_PERMISSIONS, Failure, PERMISSIONS, tell_path};
 use super::sparse::Sparse;
+use super::transfer::{DIRECTORY_PERMISSIONS, Failure, PERMISSIONS, tell_path};
 use crate::sys::directory::{NO_FOLLOW, make_at, open_at, rename_at, symlink_at, unlink_at};
 use crate::sys::{Errno, Fd, file, process};
 use crate::text::{Digits, Path};

@@ -7,7 +7,7 @@ use core::ffi::CStr;
 use husk_guest_protocol::tree::{self, HEAD, Head, Kind};
 use husk_guest_protocol::{Frame, Stage};
 
-use super::copy::{Credit, Failure, tell_path};
+use super::transfer::{Credit, Failure, tell_path};
 use crate::sys::directory::{self, NO_FOLLOW, entries, entry, mode_at, open_at, read_link_at};
 use crate::sys::{Errno, Fd, file, process};
 use crate::wire::Wire;

@@ -1,11 +1,11 @@
-//! Sockets between guest and host (`man 7 vsock`).
+//! Sockets between guest and host (`man 7 vsock`), and to the guest's kernel (`man 7 netlink`).
 
 use super::{Errno, Fd, Result, call, file, retry};
 
-const AF_INET: usize = 2;
+const AF_NETLINK: usize = 16;
 const AF_VSOCK: u16 = 40;
 const STREAM: usize = 1;
-const DATAGRAM: usize = 2;
+const RAW: usize = 3;
 /// The host.
 const HOST: u32 = 2;
 const ANY: u32 = u32::MAX;
@@ -25,9 +25,10 @@ fn socket(family: usize, kind: usize) -> Result<Fd> {
     unsafe { call(41, [family, kind | file::CLOEXEC as usize, 0, 0, 0, 0]) }.map(|fd| Fd(fd as i32))
 }
 
-/// A socket to ask about interfaces by.
-pub fn inet() -> Result<Fd> {
-    socket(AF_INET, DATAGRAM)
+/// A socket to tell the kernel of interfaces, addresses and routes (`NETLINK_ROUTE`).
+pub fn route() -> Result<Fd> {
+    // That is the protocol of number 0.
+    socket(AF_NETLINK, RAW)
 }
 
 fn at(number: usize, fd: Fd, cid: u32, port: u32) -> Result<()> {
