@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use clap::Args;
-use husk::config::{ConsoleConfig, RootConfig};
+use husk::config::{ConsoleConfig, OverlayDisk, RootConfig};
 use husk::named::{self, GuestState, Inspection};
 use husk::{DeviceMetrics, State};
 
@@ -60,6 +60,13 @@ fn root(root: Option<&RootConfig>) -> String {
     }
 }
 
+/// The disk that what is written above the root is on.
+fn overlay(disk: &OverlayDisk) -> String {
+    let size = disk.size.map_or(String::new(), |size| format!(" of {size}"));
+    let place = disk.dir.as_ref().map_or(String::new(), |dir| format!(" in {}", dir.display()));
+    format!("a disk{size}{place}")
+}
+
 /// What the kernel is called, and where it is, if that is more.
 fn kernel(name: &str, path: &str) -> String {
     if path.ends_with(name) { path.to_owned() } else { format!("{name}, {path}") }
@@ -106,6 +113,7 @@ fn table(told: &Inspection, now: u64) -> Result<String, std::fmt::Error> {
     ));
     if let Some(guest) = &config.guest {
         facts.push(("root", root(guest.root.as_ref())));
+        facts.extend(guest.overlay_disk().map(|disk| ("overlay", overlay(disk))));
     }
     for disk in &config.disks {
         let how = how(disk.readonly, disk.overlay);
@@ -145,6 +153,8 @@ fn table(told: &Inspection, now: u64) -> Result<String, std::fmt::Error> {
 
 #[cfg(test)]
 mod tests {
+    use husk::config::Size;
+
     use super::*;
 
     #[test]
@@ -162,6 +172,9 @@ mod tests {
     fn what_a_guest_may_do_to_its_files_is_told_in_the_words_of_the_options() {
         assert_eq!([how(true, false), how(false, true), how(false, false)], ["ro", "cow", "rw"]);
         assert_eq!(root(None), "the initramfs");
+        let on = OverlayDisk { size: Some(Size::mib(64)), dir: Some("/scratch".into()) };
+        assert_eq!(overlay(&on), "a disk of 64M in /scratch");
+        assert_eq!(overlay(&OverlayDisk::default()), "a disk");
         let disk = RootConfig::on_disk("a");
         assert_eq!(root(Some(&disk)), "disk a (cow)");
         assert_eq!(root(Some(&RootConfig { writable: true, ..disk })), "disk a (rw)");

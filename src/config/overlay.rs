@@ -22,7 +22,7 @@ pub enum OverlayConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OverlayDisk {
-    /// The most that it takes; by default what is free in its directory when the VM is made, up to 64 GiB.
+    /// The most that it takes; by default half of what is free in its directory when the VM is made, up to 64 GiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
     /// The directory of its file; by default `$TMPDIR`, `/var/tmp` or the user's cache, whichever is the first

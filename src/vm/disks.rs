@@ -82,7 +82,8 @@ pub(super) fn open_overlay(disk: &OverlayDisk, cpus: u32) -> Result<Blk, VmError
     let failed = |source| VmError::Host { what: format!("overlay's disk in {name}"), source };
     let size = match disk.size {
         Some(Size(size)) => size,
-        None => scratch.free().map_err(failed)?.min(OVERLAY_SIZE),
+        // A guest does not fill all of the host's disk unless somebody said that it may.
+        None => (scratch.free().map_err(failed)? / 2).min(OVERLAY_SIZE),
     };
     if size < OVERLAY_MIN.0 {
         let source = io::Error::from_raw_os_error(libc::ENOSPC);

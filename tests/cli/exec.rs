@@ -44,13 +44,16 @@ fn a_guest_that_is_never_ready_is_ended_in_time() {
 #[test]
 fn a_guest_that_turns_itself_off_before_the_command_is_no_success() {
     needs_kvm!();
-    let finished = run(&[], |a| {
-        a.say("my last words")?;
-        a.power_off()
-    });
-    assert_eq!(finished.status, 125, "{finished:?}");
-    assert!(finished.stderr.contains("turned itself off"), "{finished:?}");
-    assert!(finished.stderr.contains("my last words"), "{finished:?}");
+    // And nothing is left of a disk for what it would have written.
+    for args in [&[][..], &["--overlay", "disk,size=64M,dir=."]] {
+        let finished = run(args, |a| {
+            a.say("my last words")?;
+            a.power_off()
+        });
+        assert_eq!(finished.status, 125, "{finished:?}");
+        assert!(finished.stderr.contains("turned itself off"), "{finished:?}");
+        assert!(finished.stderr.contains("my last words"), "{finished:?}");
+    }
 }
 
 #[test]
@@ -90,7 +93,8 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
     sandbox.file("squashfs", "hsqs");
     sandbox.file("nul.json", r#"{"guest": {"tmpfs": ["/a\u0000b"]}}"#);
     sandbox.file("qcow2", b"QFI\xfb");
-    let no_command: [(&[&str], &str); 7] = [
+    let no_command: [(&[&str], &str); 8] = [
+        (&["--overlay", "disk"], "--overlay"),
         (&["--env", "A=B"], "--env"),
         (&["--user", "me"], "--user"),
         (&["--workdir", "/"], "--workdir"),
@@ -118,6 +122,9 @@ fn options_that_cannot_be_are_refused_with_the_way_out() {
         (&["--root", "qcow2:rw"], "format=qcow2"),
         (&["--root", "/proc"], "/proc"),
         (&["--root", "/:rw"], "--rw DIR"),
+        (&["--overlay", "disk,dir=missing"], "dir=DIR"),
+        (&["--overlay", "disk,size=1M"], "16M to 8T"),
+        (&["--overlay", "disk", "--root", "none"], "leave it out"),
         (&["--rw", "image"], "not a directory"),
         (&["--rw", "missing"], "--rw missing"),
         (&["--rw", "/proc"], "--rw /proc"),

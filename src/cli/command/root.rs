@@ -33,7 +33,7 @@ pub struct Files {
     #[arg(long, value_name = "DIR")]
     pub tmpfs: Vec<String>,
     /// Where what is written above what is `cow` is kept while the VM is there: memory, or
-    /// disk[,size=SIZE][,dir=DIR], a file without a name [default: memory; size: what is free, at most 64G]
+    /// disk[,size=SIZE][,dir=DIR], a file without a name [default: memory; size: half of what is free, at most 64G]
     #[arg(long, value_name = "WHERE", value_parser = parse_overlay)]
     pub overlay: Option<OverlayConfig>,
     /// Run the command in husk's directory; what it writes is lost
