@@ -252,6 +252,30 @@ fn image_of(dir: &Path, image: &Path) {
     host("mkfs.ext4", [OsStr::new("-q"), OsStr::new("-b"), OsStr::new("4096")].iter().chain(&from));
 }
 
+/// KiB of `file` that a process has mapped and touched: those that another process has, too, and those that
+/// it has alone or has copied.
+fn pages_of(pid: u32, file: &Path) -> [u64; 2] {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let (mut own, mut sums) = (false, [0, 0]);
+    for line in smaps.lines() {
+        let Some((key, value)) = line.split_once(':').filter(|(key, _)| !key.contains(' ')) else {
+            // The first line of a mapping, which ends in its file's name.
+            own = line.ends_with(&format!("/{name}"));
+            continue;
+        };
+        let sum = match key {
+            "Shared_Clean" | "Shared_Dirty" => &mut sums[0],
+            "Private_Clean" | "Private_Dirty" => &mut sums[1],
+            _ => continue,
+        };
+        if own {
+            *sum += value.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+        }
+    }
+    sums
+}
+
 #[test]
 fn files_as_memory_keep_what_was_synced_and_lend_what_is_only_read() {
     let Some(lab) = Lab::open() else { return };
@@ -288,10 +312,24 @@ sleep 1000
         .start();
     guest.wait_for("SYNCED");
     let console = guest.console();
-    // Another VM may read the same file at the same time, and may not write it.
+    // Another VM may read the same file at the same time, from the same memory, and may not write it.
     let second = lab.guest().args(&pmem(&given, ",ro")).args("--append root=");
-    let second = second.script("head -c 4096 /dev/pmem0 | wc -c").run();
-    second.expect_clean().expect("4096\n");
+    let script = r#"
+mount -t ext4 -o ro,dax /dev/pmem0 /mnt
+echo "given=$(sha256sum /mnt/given | cut -d' ' -f1)"
+echo READ
+read line
+"#;
+    let mut second = second.script(script).start();
+    second.wait_for("READ");
+    for pid in [guest.pid(), second.pid()] {
+        let [shared, private] = pages_of(pid, &given);
+        assert!(shared >= 1024, "{shared} KiB are shared");
+        assert!(private < shared, "{private} KiB are not, and {shared} are");
+    }
+    second.type_line("go on");
+    let second = second.finish();
+    second.expect_clean().expect_fact("given", &sha256(&vec![b'g'; 1 << 20]));
     let refused = lab.guest().args(&pmem(&given, "")).script("true").run();
     refused.expect_status(125).expect_stderr("in use");
     // What was synced is in the file though husk is killed.

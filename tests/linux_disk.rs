@@ -42,9 +42,19 @@ rm /mnt/gone
 sync
 read line
 umount /mnt
+# Each engine, past the guest's own memory.
+for d in vdb vdc; do
+    dd if=/noise of=/dev/$d bs=64k conv=notrunc,fsync 2>/dev/null
+    echo 3 >/proc/sys/vm/drop_caches
+    echo "$d=$(dd if=/dev/$d bs=64k count=64 2>/dev/null | sha256sum | cut -d' ' -f1)"
+done
 "#;
-    let mut guest = lab.guest().args("--cpus 2").disk(&image, "").script(script).start();
+    let [by_uring, by_threads] = ["uring.img", "threads.img"].map(|name| lab.hole(name, 5 << 20));
+    let guest = lab.guest().args("--cpus 2").disk(&image, "");
+    let guest = guest.disk(&by_uring, "engine=io_uring").disk(&by_threads, "engine=threads");
+    let mut guest = guest.script(script).start();
     guest.wait_for("WRITTEN");
+    assert!(has_ring(guest.pid()), "no disk has a ring");
     let bytes = || fs::metadata(&image).unwrap().blocks() * 512;
     let before = bytes();
     guest.type_line("go on");
@@ -62,6 +72,19 @@ umount /mnt
     let data = read_from(&image, "/data");
     assert!(data.len() > 64 << 20, "{} bytes", data.len());
     done.expect_fact("hash", &sha256(&data));
+    for (name, image) in [("vdb", &by_uring), ("vdc", &by_threads)] {
+        let image = fs::read(image).unwrap();
+        let (written, rest) = image.split_at(4 << 20);
+        assert!(written.iter().any(|b| *b != 0) && rest.iter().all(|b| *b == 0));
+        done.expect_fact(name, &sha256(written));
+    }
+}
+
+/// Whether a process has an io_uring open.
+fn has_ring(pid: u32) -> bool {
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links = fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+    links.into_iter().any(|link| link.to_str() == Some("anon_inode:[io_uring]"))
 }
 
 #[test]

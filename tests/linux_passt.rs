@@ -13,11 +13,15 @@ mod guest;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use guest::network::{enter_namespace, fetch, ip};
 use guest::tools::{host, sha256};
-use guest::{Lab, PATIENCE};
+use guest::{Lab, PATIENCE, skipped};
+
+/// Somebody who is nobody in particular.
+const USER: u32 = 4321;
 
 /// Answers every connection to a port of the host's loopback with a web page.
 fn serve(address: &str, page: &'static str) -> u16 {
@@ -134,11 +138,36 @@ echo "after=$(cat /sys/class/net/eth0/carrier)"
     assert!(prefix.starts_with("fd68:7573:6b"), "{prefix}");
     wait_gone(passt);
 
-    // Nor does it stay when husk is killed.
-    let mut guest = lab.guest().args("--net user").script("echo UP; read line").start();
+    // All of that needs no root. Nor does it stay when husk is killed.
+    let kvm = std::fs::metadata("/dev/kvm").unwrap();
+    let script = format!(
+        r#"
+ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
+route add default gw 10.0.2.2
+echo "page=$(wget -q -O - http://10.0.2.2:{port}/)"
+echo UP
+read line
+"#
+    );
+    let guest = lab.guest().args("--net user").script(&script);
+    let others = kvm.mode() & 0o60 == 0o60;
+    let mut guest = match others {
+        true => guest.user(USER, kvm.gid()).start(),
+        false => {
+            skipped("its last part is another user's, who is not let near /dev/kvm");
+            guest.start()
+        }
+    };
     guest.wait_for("UP");
     let [passt] = passts(guest.pid())[..] else { panic!("there is not one passt") };
+    for pid in [guest.pid(), passt].into_iter().filter(|_| others) {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let uid = format!("Uid:\t{USER}\t{USER}\t{USER}\t{USER}");
+        assert!(status.contains(&uid), "{status}");
+    }
     guest.signal(libc::SIGKILL);
+    let console = guest.console();
+    assert!(console.contains("page=a page of the host"), "{console}");
     drop(guest);
     wait_gone(passt);
 }

@@ -137,3 +137,24 @@ impl Disks {
         transport.resize(bytes).map_err(cannot)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use husk_devices::virtio::device::VirtioDevice;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_has_a_queue_for_each_vcpu_up_to_four_unless_the_user_says_otherwise() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        let mut disk: DiskConfig =
+            serde_json::from_value(serde_json::json!({ "path": image.path() })).unwrap();
+        let queues = |disk: &DiskConfig, cpus| open(disk, cpus).unwrap().queue_sizes().len();
+        for (cpus, wanted) in [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (64, 4)] {
+            assert_eq!(queues(&disk, cpus), wanted, "{cpus} vCPUs");
+        }
+        disk.queues = Some(7);
+        assert_eq!((queues(&disk, 1), queues(&disk, 64)), (7, 7));
+    }
+}

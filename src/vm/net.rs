@@ -77,11 +77,15 @@ fn open_queues(name: &str, wanted: Option<u16>, cpus: u32) -> Result<Vec<Tap>, T
     if let Some(wanted) = wanted {
         return Tap::open_queues(name, wanted);
     }
-    let usual = u16::try_from(cpus).unwrap_or(QUEUES).clamp(1, QUEUES);
-    match Tap::open_queues(name, usual) {
+    match Tap::open_queues(name, usual_queues(cpus)) {
         Err(TapError::Queues { .. }) => Tap::open(name).map(|tap| vec![tap]),
         opened => opened,
     }
+}
+
+/// The queues of a TAP for so many vCPUs.
+fn usual_queues(cpus: u32) -> u16 {
+    u16::try_from(cpus).unwrap_or(QUEUES).clamp(1, QUEUES)
 }
 
 /// One vhost-net for each of `count` queues; none where the user does not want it, or has left it open
@@ -119,4 +123,15 @@ fn limits(net: &NetConfig) -> Limits {
         Direction::new(bandwidth.map(bucket), ops.map(bucket))
     };
     Limits { rx: direction(net.rx_rate_limiter), tx: direction(net.tx_rate_limiter) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tap_has_a_pair_of_queues_for_each_vcpu_up_to_four() {
+        let found: Vec<u16> = [1, 2, 3, 4, 5, 64, u32::MAX].map(usual_queues).to_vec();
+        assert_eq!(found, [1, 2, 3, 4, 4, 4, 4]);
+    }
 }

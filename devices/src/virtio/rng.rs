@@ -162,6 +162,29 @@ mod tests {
     }
 
     #[test]
+    fn a_saved_device_goes_on_in_another_whose_state_is_the_same() {
+        let worker = Worker::here("rng").unwrap();
+        let mut driver = Driver::start(Box::new(Rng::new(worker.handle())), EVENT_IDX, 16);
+        for _ in 0..3 {
+            driver.send(0, &[Piece::In(DATA, 4)]);
+            worker.turn();
+        }
+        assert_eq!(driver.rings[0].used().len(), 3);
+        driver.transport.pause();
+        let saved = serde_json::to_string(&driver.transport.save()).unwrap();
+        let state = serde_json::from_str(&saved).unwrap();
+        let heir = Box::new(Rng::new(worker.handle()));
+        driver.transport = crate::virtio::testing::transport("heir", heir, driver.memory.clone());
+        driver.transport.restore(&state).unwrap();
+        assert_eq!(driver.transport.save(), state);
+        // What is asked for before it goes on is answered then, once.
+        driver.rings[0].push(&[Piece::In(DATA, 4)]);
+        driver.transport.resume();
+        worker.turn();
+        assert_eq!(driver.rings[0].used(), [(3, 4)]);
+    }
+
+    #[test]
     fn a_malformed_ring_breaks_only_this_device_and_a_reset_repairs_it() {
         let worker = Worker::spawn("rng").unwrap();
         let mut driver = Driver::start(Box::new(Rng::new(worker.handle())), 0, 16);

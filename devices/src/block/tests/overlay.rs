@@ -49,6 +49,33 @@ fn what_is_written_is_read_back_and_the_image_stays_as_it_was() {
 }
 
 #[test]
+fn a_hundred_overlays_of_one_image_know_nothing_of_each_other() {
+    let file = image(64 << 10);
+    let before = fs::read(file.path()).unwrap();
+    let mut rigs: Vec<_> =
+        (0..100).map(|_| overlaid(file.path(), EngineChoice::Sync, None)).collect();
+    for (rig, n) in rigs.iter_mut().zip(0u8..) {
+        // A place that all write to, and one of its own.
+        rig.write(0, &[n; 4096]).unwrap();
+        rig.write(8192 + u64::from(n) * 512, &[0xff - n; 512]).unwrap();
+    }
+    let mut found = vec![0; 64 << 10];
+    for (rig, n) in rigs.iter_mut().zip(0u8..) {
+        rig.read(0, &mut found).unwrap();
+        let mut wanted = before.clone();
+        wanted[..4096].fill(n);
+        wanted[8192 + usize::from(n) * 512..][..512].fill(0xff - n);
+        assert!(found == wanted, "overlay {n}");
+    }
+    assert_eq!(fs::read(file.path()).unwrap(), before);
+    // What one had is not another's that comes later.
+    rigs.truncate(50);
+    let mut late = overlaid(file.path(), EngineChoice::Sync, None);
+    late.read(0, &mut found).unwrap();
+    assert!(found == before);
+}
+
+#[test]
 fn the_missing_end_of_the_last_sector_of_an_overlay_reads_as_zero_and_is_never_written() {
     for choice in engines() {
         let file = image(1000);

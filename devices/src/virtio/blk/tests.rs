@@ -165,6 +165,56 @@ fn the_config_space_has_capacity_segments_and_block_size() {
 }
 
 #[test]
+fn the_topology_and_the_limits_of_ranges_are_told_where_virtio_has_them() {
+    let file = image(8192);
+    for read_only in [false, true] {
+        let disk = open(file.path(), read_only).unwrap();
+        // What the host's file system calls a block, in those of the guest.
+        let blocks = disk.block_size().clamp(512, 4096) / 512;
+        let rig = Rig::of(Blk::new("told", disk, BlkOptions::default()).unwrap());
+        assert_ne!(rig.driver.offered() & 1 << VIRTIO_BLK_F_TOPOLOGY, 0);
+        // virtio 1.3 §5.2.4: the physical block as a power of two, where the first one begins, the least
+        // and the best I/O.
+        assert_eq!(1 << rig.driver.config(24, 1)[0], blocks);
+        assert_eq!(rig.driver.config(25, 1), [0]);
+        assert_eq!(rig.driver.config(26, 2), (blocks as u16).to_le_bytes());
+        assert_eq!(rig.driver.config(28, 4), [0; 4]);
+        // The most sectors and segments of a discard, and how it is to be aligned; those of zeroes, and
+        // that they may be discarded.
+        let limits = [MAX_RANGE_SECTORS, 1, 1, MAX_RANGE_SECTORS, 1];
+        let mut wanted: Vec<u8> = limits.iter().flat_map(|limit| limit.to_le_bytes()).collect();
+        wanted.extend([1, 0, 0, 0]);
+        if read_only {
+            wanted.fill(0);
+        }
+        assert_eq!(rig.driver.config(36, 24), wanted, "read-only: {read_only}");
+        let ranges = 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+        assert_eq!(rig.driver.offered() & ranges, if read_only { 0 } else { ranges });
+    }
+}
+
+#[test]
+fn a_saved_disk_goes_on_in_another_whose_state_is_the_same() {
+    let file = image(4096);
+    let mut rig = Rig::new(file.path(), true);
+    for sector in 0..3 {
+        assert_eq!(rig.ask(0, sector, &[Piece::In(BUFFER, 512)]), (0, 513));
+    }
+    rig.driver.transport.pause();
+    let saved = serde_json::to_string(&rig.driver.transport.save()).unwrap();
+    let state = serde_json::from_str(&saved).unwrap();
+    let heir = Blk::new("heir", open(file.path(), true).unwrap(), BlkOptions::default()).unwrap();
+    let memory = rig.driver.memory.clone();
+    rig.driver.transport = crate::virtio::testing::transport("heir", Box::new(heir), memory);
+    rig.driver.transport.restore(&state).unwrap();
+    assert_eq!(rig.driver.transport.save(), state);
+    rig.driver.transport.resume();
+    // The driver's rings go on where they were.
+    assert_eq!(rig.ask(0, 5, &[Piece::In(BUFFER, 512)]), (0, 513));
+    assert_eq!(rig.driver.read(BUFFER, 512), [6; 512]);
+}
+
+#[test]
 fn the_missing_end_of_the_last_sector_reads_as_zero_and_is_not_written() {
     let file = image(1000);
     let mut rig = Rig::new(file.path(), false);

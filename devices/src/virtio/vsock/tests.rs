@@ -367,8 +367,10 @@ fn a_restored_driver_is_told_that_its_connections_are_gone() {
     let mut rig = Rig::up();
     let (mut stream, port) = rig.connect(5000);
     rig.driver.transport.pause();
-    let state = rig.driver.transport.save();
+    let saved = serde_json::to_string(&rig.driver.transport.save()).unwrap();
+    let state = serde_json::from_str(&saved).unwrap();
     rig.driver.transport.restore(&state).unwrap();
+    assert_eq!(rig.driver.transport.save(), state);
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     rig.driver.transport.resume();
     // There is no event buffer yet: it waits for one, and over a pause.
@@ -386,6 +388,31 @@ fn a_restored_driver_is_told_that_its_connections_are_gone() {
     rig.driver.send(2, &[Piece::In(place, 4)]);
     rig.expect_silence();
     assert!(rig.driver.rings[2].used().is_empty());
+}
+
+#[test]
+fn a_saved_driver_goes_on_at_another_device_whose_state_is_the_same() {
+    let mut rig = Rig::up();
+    let (mut stream, _) = rig.connect(5000);
+    stream.write_all(b"before").unwrap();
+    rig.expect(op::RW);
+    rig.driver.transport.pause();
+    let saved = serde_json::to_string(&rig.driver.transport.save()).unwrap();
+    let state = serde_json::from_str(&saved).unwrap();
+    let mut heir = Rig::idle(Duration::from_secs(60));
+    heir.take_over(rig);
+    heir.driver.transport.restore(&state).unwrap();
+    assert_eq!(heir.driver.transport.save(), state);
+    heir.driver.transport.resume();
+    // Its connections stayed behind, and it can have others.
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    let (mut stream, port) = heir.connect(5000);
+    stream.write_all(b"after").unwrap();
+    assert_eq!(heir.expect(op::RW).1, b"after");
+    heir.send(op::RW, 5000, port, b"and back");
+    let mut got = [0; 8];
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"and back");
 }
 
 #[test]
