@@ -41,6 +41,14 @@ pub(super) fn object<T: ByteValued + Default>(message: &dyn Message, offset: usi
     message.copy_to(offset, object.as_mut_slice()).then_some(object)
 }
 
+/// A reply's header: `len` bytes with it, and a negative errno or 0.
+pub(super) fn reply_header(len: u32, error: i32, unique: u64) -> [u8; REPLY_HEADER] {
+    let header = OutHeader { len, error, unique };
+    let mut bytes = [0; REPLY_HEADER];
+    bytes.copy_from_slice(header.as_slice());
+    bytes
+}
+
 /// One component of a path: not empty, without `/` and NUL, and neither `.` nor `..`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Name<'a>(&'a CStr);

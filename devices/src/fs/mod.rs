@@ -7,8 +7,8 @@
 //!
 //! ```text
 //! session   one request: header, body, reply      message, wire   what it is made of
-//! tree, attr, file, dir, entries, xattr, lock, claims   the operations
-//! nodes, handles, stamp, listing   the guest's numbers for files  owner   whose they are   sys, proc   system calls
+//! tree, attr, file, dir, entries, xattr, lock   the operations, which know the session
+//! nodes, handles, locks, claims, stamp, listing   what a session keeps  owner   whose they are   sys, proc   system calls
 //! ```
 
 mod attr;
@@ -20,6 +20,7 @@ mod file;
 mod handles;
 mod listing;
 mod lock;
+mod locks;
 mod message;
 mod nodes;
 mod owner;
@@ -35,7 +36,7 @@ pub mod wire;
 mod xattr;
 
 pub use errno::Errno;
-pub use lock::Waiting;
+pub use locks::Waiting;
 pub use message::Message;
 pub use session::{DATA_MAX, Served, Session, is_brief};
 pub use share::{Cache, Share, ShareError, ShareOptions};

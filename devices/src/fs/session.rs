@@ -4,7 +4,7 @@
 //! read-only share that it changes nothing. Whatever is wrong with it is an error in its reply, and
 //! the next request is served as if nothing had been.
 
-use std::os::fd::OwnedFd;
+use std::io;
 use std::sync::Arc;
 
 use vm_memory::ByteValued;
@@ -12,13 +12,13 @@ use vm_memory::ByteValued;
 use super::entries::LastTold;
 use super::errno::{Errno, Result};
 use super::handles::Handles;
-use super::lock::{Locks, Waiting};
-use super::message::{HEADER, Message, REPLY_HEADER, Words, object};
+use super::locks::{Locks, Waiting};
+use super::message::{HEADER, Message, REPLY_HEADER, Words, object, reply_header};
 use super::nodes::Nodes;
 use super::share::{Cache, Share};
 use super::wire::{
     BatchForgetIn, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, InterruptIn, MAJOR, MINOR,
-    MINOR_MIN, OutHeader, WriteIn, init, op, reply_len,
+    MINOR_MIN, WriteIn, init, op, reply_len,
 };
 
 /// The most bytes of file data or directory entries in one request.
@@ -85,10 +85,15 @@ pub(super) enum Outcome {
 }
 
 impl Session {
-    pub(super) fn new(share: Arc<Share>, root: OwnedFd, stat: &libc::stat) -> Session {
-        let max = share.options.max_files;
-        Session {
-            nodes: Nodes::new(root, stat, max - max / 4),
+    /// What one guest is served with.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn of(share: Arc<Share>) -> io::Result<Session> {
+        let (root, stat) = share.root()?;
+        let max = share.options().max_files;
+        Ok(Session {
+            nodes: Nodes::new(root, &stat, max - max / 4),
             handles: Handles::new(),
             locks: Locks::default(),
             share,
@@ -97,7 +102,7 @@ impl Session {
             reply: Vec::new(),
             entries: Vec::new(),
             told: LastTold::default(),
-        }
+        })
     }
 
     /// Whether a guest has the share mounted.
@@ -372,12 +377,4 @@ fn finish(message: &mut dyn Message, unique: u64, result: Result<(usize, &[u8])>
     // A guest that left no room for an answer gets none.
     let whole = message.copy_from(0, &header) && message.copy_from(REPLY_HEADER, body);
     Served::Done(if whole { len as u32 } else { 0 })
-}
-
-/// A reply's header: `len` bytes with it, and a negative errno or 0.
-pub(super) fn reply_header(len: u32, error: i32, unique: u64) -> [u8; REPLY_HEADER] {
-    let header = OutHeader { len, error, unique };
-    let mut bytes = [0; REPLY_HEADER];
-    bytes.copy_from_slice(header.as_slice());
-    bytes
 }

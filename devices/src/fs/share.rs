@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use super::errno::{Errno, Result};
 use super::owner::Owner;
 use super::proc::{Proc, is_proc};
-use super::session::Session;
 use super::sys;
 
 /// What the guest may believe of what it has seen, and for how long.
@@ -138,14 +136,14 @@ impl Share {
         &self.options
     }
 
-    /// What one guest is served with.
+    /// The directory once more, for a guest, and what it is.
     ///
     /// # Errors
     /// When the process has no descriptor left.
-    pub fn session(self: &Arc<Share>) -> io::Result<Session> {
+    pub(super) fn root(&self) -> io::Result<(OwnedFd, libc::stat)> {
         let root = self.root.try_clone()?;
         let stat = sys::stat(root.as_fd()).map_err(|e| io::Error::from_raw_os_error(e.0))?;
-        Ok(Session::new(self.clone(), root, &stat))
+        Ok((root, stat))
     }
 
     /// The open directory.

@@ -72,7 +72,7 @@ fn a_proc_is_no_share_and_none_is_entered() {
     let options = ShareOptions { read_only: true, ..ShareOptions::default() };
     let share = Arc::new(Share::open(Path::new("/"), options).unwrap());
     let (dir, user) = (TempDir::new().unwrap(), (0, 0));
-    let mut guest = Guest { session: share.session().unwrap(), dir, user, unique: 0 };
+    let mut guest = Guest { session: Session::of(share).unwrap(), dir, user, unique: 0 };
     guest.call(op::INIT, 0, &init_body()).unwrap();
     assert_eq!(guest.lookup(ROOT, "proc"), Err(libc::EACCES));
     guest.lookup(ROOT, "etc").unwrap();

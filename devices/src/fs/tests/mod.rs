@@ -119,7 +119,7 @@ impl Guest {
 
     /// With a share that need not be in `dir`.
     pub fn of(share: Share, dir: TempDir) -> Guest {
-        let session = Arc::new(share).session().unwrap();
+        let session = Session::of(Arc::new(share)).unwrap();
         let mut guest = Guest { session, dir, user: (0, 0), unique: 0 };
         let answer: InitOut = object(&guest.call(op::INIT, 0, &init_body()).unwrap());
         assert_eq!((answer.major, answer.minor, answer.max_write), (7, 36, 1 << 20));

@@ -496,7 +496,7 @@ fn nothing_changes_in_a_read_only_share() {
     let share = Arc::new(
         Share::open(&path, ShareOptions { read_only: true, ..ShareOptions::default() }).unwrap(),
     );
-    let session = share.session().unwrap();
+    let session = Session::of(share).unwrap();
     let (other, user) = (TempDir::new().unwrap(), (0, 0));
     let mut guest = Guest { session, dir: other, user, unique: 0 };
     let answer: InitOut = object(&guest.call(op::INIT, 0, &init_body()).unwrap());

@@ -101,9 +101,7 @@ impl VirtioDevice for Fs {
         }
         let session = match self.session.take() {
             Some(session) => session,
-            None => self
-                .share
-                .session()
+            None => Session::of(self.share.clone())
                 .map_err(|source| StartError::Host { what: "shared directory", source })?,
         };
         let timer = TimerFd::new().map_err(io::Error::from);
