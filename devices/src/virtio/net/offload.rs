@@ -3,7 +3,9 @@
 //!
 //! Both the header and the frame are a guest's or another process's, so nothing of them is believed: a
 //! header that promises what the frame does not hold is refused, and what is passed on is made anew from what
-//! was understood.
+//! was understood. What a frame carries is not copied: a piece is headers, and a part of the frame.
+
+use std::ops::Range;
 
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -141,8 +143,8 @@ impl Header {
 /// How one frame becomes frames with which nothing is left to do.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Pieces {
-    /// It is one, whose checksum may be missing.
-    One(Header),
+    /// It is one, of so many bytes.
+    One(usize),
     /// It is cut.
     Many(Cut),
 }
@@ -159,11 +161,18 @@ pub(super) struct Cut {
 }
 
 impl Pieces {
-    /// What becomes of `frame`; `None` when it is not what its header says.
-    pub(super) fn of(header: Header, frame: &[u8]) -> Option<Pieces> {
+    /// What becomes of `frame`, whose checksum is put where it belongs if it stays in one piece; `None` when it
+    /// is not what its header says.
+    pub(super) fn of(header: Header, frame: &mut [u8]) -> Option<Pieces> {
         let Some(Segments { ipv6, size, .. }) = header.segments else {
-            return Some(Pieces::One(header));
+            if let Some((start, offset)) = header.checksum {
+                let (from, offset) = (usize::from(start), usize::from(offset));
+                let sum = sum(0, frame.get(from..).unwrap_or_default());
+                put(frame, from + offset, &checksum(sum));
+            }
+            return Some(Pieces::One(frame.len()));
         };
+        let frame = &*frame;
         let tcp = usize::from(header.checksum?.0);
         let mut ip = ETHERNET_HEADER;
         let mut kind = u16_at(frame, ip - 2)?;
@@ -210,59 +219,53 @@ impl Pieces {
         }
     }
 
-    /// Puts the piece number `n` of `frame` behind what is in `to`.
-    pub(super) fn write(&self, n: usize, frame: &[u8], to: &mut Vec<u8>) {
-        let start = to.len();
+    /// Puts the headers of piece number `n` behind what is in `to`; gives what of `frame` follows them.
+    pub(super) fn write(&self, n: usize, frame: &[u8], to: &mut Vec<u8>) -> Range<usize> {
         match self {
-            Pieces::One(header) => {
-                to.extend_from_slice(frame);
-                if let (Some(at), Some(piece)) = (header.checksum, to.get_mut(start..)) {
-                    let (from, offset) = (usize::from(at.0), usize::from(at.1));
-                    let sum = sum(0, piece.get(from..).unwrap_or_default());
-                    put(piece, from + offset, &checksum(sum));
-                }
-            }
+            Pieces::One(len) => 0..*len,
             Pieces::Many(cut) => cut.write(n, frame, to),
         }
     }
 }
 
 impl Cut {
-    fn write(&self, n: usize, frame: &[u8], to: &mut Vec<u8>) {
+    fn write(&self, n: usize, frame: &[u8], to: &mut Vec<u8>) -> Range<usize> {
         let Cut { ipv6, ip, tcp, payload, end, size } = *self;
         let from = payload + n * size;
         let until = end.min(from + size);
+        let carried = frame.get(from..until).unwrap_or_default();
         let start = to.len();
         to.extend_from_slice(frame.get(..payload).unwrap_or_default());
-        to.extend_from_slice(frame.get(from..until).unwrap_or_default());
-        let piece = to.get_mut(start..).unwrap_or_default();
+        let headers = to.get_mut(start..).unwrap_or_default();
+        let len = headers.len() + carried.len();
 
         // Lengths of at most a frame's, so the casts keep them, or it was none of IP's to begin with.
         if ipv6 {
-            let len = (piece.len() - ip - IPV6_HEADER) as u16;
-            put(piece, ip + 4, &len.to_be_bytes());
+            put(headers, ip + 4, &((len - ip - IPV6_HEADER) as u16).to_be_bytes());
         } else {
-            put(piece, ip + 2, &((piece.len() - ip) as u16).to_be_bytes());
-            let id = u16_at(piece, ip + 4).unwrap_or_default().wrapping_add(n as u16);
-            put(piece, ip + 4, &id.to_be_bytes());
-            put(piece, ip + 10, &[0, 0]);
-            let sum = sum(0, piece.get(ip..tcp).unwrap_or_default());
-            put(piece, ip + 10, &checksum(sum));
+            put(headers, ip + 2, &((len - ip) as u16).to_be_bytes());
+            let id = u16_at(headers, ip + 4).unwrap_or_default().wrapping_add(n as u16);
+            put(headers, ip + 4, &id.to_be_bytes());
+            put(headers, ip + 10, &[0, 0]);
+            let sum = sum(0, headers.get(ip..tcp).unwrap_or_default());
+            put(headers, ip + 10, &checksum(sum));
         }
-        let number = piece.get(tcp + 4..tcp + 8).and_then(|bytes| bytes.try_into().ok());
+        let number = headers.get(tcp + 4..tcp + 8).and_then(|bytes| bytes.try_into().ok());
         let number = u32::from_be_bytes(number.unwrap_or_default());
-        put(piece, tcp + 4, &number.wrapping_add((n * size) as u32).to_be_bytes());
-        if let Some(flags) = piece.get_mut(tcp + 13) {
+        put(headers, tcp + 4, &number.wrapping_add((n * size) as u32).to_be_bytes());
+        if let Some(flags) = headers.get_mut(tcp + 13) {
             *flags &= if n > 0 { !CWR } else { u8::MAX };
             *flags &= if until < end { !FIN_AND_PSH } else { u8::MAX };
         }
-        put(piece, tcp + TCP_CHECKSUM, &[0, 0]);
+        put(headers, tcp + TCP_CHECKSUM, &[0, 0]);
         // The pseudo-header (RFC 9293 §3.1, RFC 8200 §8.1): addresses, protocol, length.
         let addresses = if ipv6 { ip + 8..ip + 40 } else { ip + 12..ip + 20 };
-        let pseudo = (piece.len() - tcp) as u64 + u64::from(TCP);
-        let pseudo = sum(pseudo, piece.get(addresses).unwrap_or_default());
-        let sum = sum(pseudo, piece.get(tcp..).unwrap_or_default());
-        put(piece, tcp + TCP_CHECKSUM, &checksum(sum));
+        let pseudo = (len - tcp) as u64 + u64::from(TCP);
+        let pseudo = sum(pseudo, headers.get(addresses).unwrap_or_default());
+        // A TCP header's length is a multiple of 4, so that what it carries begins a word of the sum's.
+        let sum = sum(sum(pseudo, headers.get(tcp..).unwrap_or_default()), carried);
+        put(headers, tcp + TCP_CHECKSUM, &checksum(sum));
+        from..until
     }
 }
 

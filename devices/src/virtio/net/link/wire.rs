@@ -69,6 +69,7 @@ pub(super) struct Wire {
     gone: usize,
     /// Headers and pieces that went beside the frames, and have not been told yet.
     surplus: (usize, usize),
+    /// The headers of a piece.
     piece: Vec<u8>,
     list: IovecBuffer,
 }
@@ -165,7 +166,7 @@ impl Wire {
         }
         self.goes.clear();
         frame.append_to(&mut self.goes)?;
-        let pieces = Pieces::of(header, &self.goes).ok_or_else(nonsense)?;
+        let pieces = Pieces::of(header, &mut self.goes).ok_or_else(nonsense)?;
         let done = self.send_pieces(pieces);
         if !done.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
             self.gone = 0;
@@ -179,9 +180,10 @@ impl Wire {
             if self.ready {
                 self.piece.extend_from_slice(&Header::default().bytes());
             }
-            pieces.write(self.gone, &self.goes, &mut self.piece);
-            let Wire { socket, piece, list, .. } = self;
-            let mut piece = [piece.as_mut_slice()];
+            let carried = pieces.write(self.gone, &self.goes, &mut self.piece);
+            let Wire { socket, goes, piece, list, .. } = self;
+            let carried = goes.get_mut(carried).unwrap_or_default();
+            let mut piece = [piece.as_mut_slice(), carried];
             let piece = Iovecs::over(&mut piece, list);
             uninterrupted(|| piece.send(socket.as_fd()))?;
             if self.gone > 0 {
@@ -258,9 +260,15 @@ impl Wire {
         Ok(Received::Whole(if written { len } else { 0 }))
     }
 
-    /// Receives for a driver that cannot do everything: what is left to do is done here. A datagram is
-    /// read once, and each call makes one piece of it, which the limit of what is received counts.
+    /// Receives for a driver that cannot do everything. What it can take as it is goes straight into its memory,
+    /// too; with other frames what is left to do is done here. A datagram is read once, and each call makes
+    /// one piece of it, which the limit of what is received counts.
     fn receive_unlike(&mut self, to: &mut Iovecs<'_>) -> io::Result<Received> {
+        let (bytes, len) = self.peek()?;
+        let needs = checked(&bytes, len).map_or(0, |header| header.needs());
+        if needs & !self.features == 0 {
+            return self.receive_headed(to);
+        }
         self.came.resize(MAX_FRAME, 0);
         let Wire { socket, came, list, .. } = self;
         let mut buffer = [came.as_mut_slice()];
@@ -272,16 +280,22 @@ impl Wire {
         self.came.truncate(len);
         let header = self.came.first_chunk().and_then(|bytes| checked(bytes, len));
         let Some(header) = header else { return Ok(Received::Whole(0)) };
-        if header.needs() & !self.features == 0 {
-            let mut written = to.copy_from(&header.bytes());
-            to.advance(HEADER_LEN);
-            let frame = self.came.get(HEADER_LEN..).unwrap_or_default();
-            written = written.and_then(|()| to.copy_from(frame));
-            return Ok(Received::Whole(if written.is_ok() { len } else { 0 }));
-        }
-        let pieces = Pieces::of(header, self.came.get(HEADER_LEN..).unwrap_or_default());
+        let pieces = Pieces::of(header, self.came.get_mut(HEADER_LEN..).unwrap_or_default());
         self.pieces = pieces.map(|pieces| (pieces, 0));
         Ok(Received::Whole(self.rest(to).unwrap_or_default()))
+    }
+
+    /// What the next datagram begins with, and how long it is, while it stays where it is.
+    fn peek(&self) -> io::Result<([u8; HEADER_LEN], usize)> {
+        let mut bytes = [0u8; HEADER_LEN];
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+        let (at, fd) = (bytes.as_mut_ptr().cast(), self.socket.as_raw_fd());
+        let len = uninterrupted(|| {
+            // SAFETY: `bytes` has room for its length, which recv is given.
+            let len = unsafe { libc::recv(fd, at, HEADER_LEN, flags) };
+            usize::try_from(len).map_err(|_| io::Error::last_os_error())
+        })?;
+        Ok((bytes, len))
     }
 
     /// Gives the next piece of a frame that came, if there is one; its length with its header.
@@ -290,9 +304,13 @@ impl Wire {
         self.pieces = (n + 1 < pieces.count()).then_some((pieces, n + 1));
         self.piece.clear();
         self.piece.extend_from_slice(&Header::default().bytes());
-        pieces.write(n, self.came.get(HEADER_LEN..).unwrap_or_default(), &mut self.piece);
-        let written = to.copy_from(&self.piece).is_ok();
-        Some(if written { self.piece.len() } else { 0 })
+        let frame = self.came.get(HEADER_LEN..).unwrap_or_default();
+        let carried = pieces.write(n, frame, &mut self.piece);
+        let carried = frame.get(carried).unwrap_or_default();
+        let mut written = to.copy_from(&self.piece);
+        to.advance(self.piece.len());
+        written = written.and_then(|()| to.copy_from(carried));
+        Some(if written.is_ok() { self.piece.len() + carried.len() } else { 0 })
     }
 }
 

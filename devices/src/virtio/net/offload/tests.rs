@@ -59,10 +59,13 @@ fn fold(bytes: &[u8], mut sum: u32) -> u16 {
 }
 
 fn pieces(header: &[u8; HEADER_LEN], frame: &[u8]) -> Option<Vec<Vec<u8>>> {
-    let pieces = Pieces::of(Header::read(header, frame.len())?, frame)?;
+    let mut frame = frame.to_vec();
+    let pieces = Pieces::of(Header::read(header, frame.len())?, &mut frame)?;
     let write = |n| {
         let mut piece = b"before".to_vec();
-        pieces.write(n, frame, &mut piece);
+        let carried = pieces.write(n, &frame, &mut piece);
+        assert_eq!(piece.len(), 6 + pieces.headers());
+        piece.extend_from_slice(&frame[carried]);
         piece.split_off(6)
     };
     Some((0..pieces.count()).map(write).collect())

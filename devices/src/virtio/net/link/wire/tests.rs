@@ -109,6 +109,8 @@ fn what_the_own_driver_cannot_do_is_done_before_it_sees_the_frame() {
     let mut plain = header.clone();
     plain[2..6].fill(0);
     assert_eq!(receive(&mut b), Some([&plain[..], &frame].concat()));
+    // They go straight to where it wants them.
+    assert_eq!(b.came.capacity(), 0);
     // A new driver gets no rest of an old one's frame, and what it can do.
     let (header, frame) = large(5000, 1);
     send(&mut a, &header, &frame).unwrap();
