@@ -34,7 +34,7 @@ pub enum Reach {
 
 /// What these processes can reach: a call that one thread of them can make, all can.
 pub fn reach(pids: &[u32]) -> Reach {
-    let mut passed = BTreeSet::new();
+    let (mut passed, mut seen) = (BTreeSet::new(), false);
     for pid in pids {
         for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
             let tid = task.file_name().to_str().and_then(|name| name.parse().ok());
@@ -43,7 +43,10 @@ pub fn reach(pids: &[u32]) -> Reach {
                 return Reach::All;
             };
             match programs(tid) {
-                Ok(programs) => passed.extend(bpf::passed(&programs, numbers())),
+                Ok(programs) => {
+                    seen = true;
+                    passed.extend(bpf::passed(&programs, numbers()));
+                }
                 // It has ended.
                 Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(_) => return Reach::Unread,
@@ -51,6 +54,8 @@ pub fn reach(pids: &[u32]) -> Reach {
         }
     }
     match passed.len() {
+        // Nobody was left to ask.
+        _ if !seen => Reach::Unread,
         // A filter that refuses nothing is none.
         n if n == numbers().count() => Reach::All,
         n => Reach::Some(n),
@@ -183,6 +188,7 @@ mod tests {
         }
         assert_eq!(ended, None);
         assert!(!state.unwrap().contains(" t "), "it still stands");
+        assert_eq!(reach(&[]), Reach::Unread);
         // This process may have a filter of its own, which all have inherited.
         let outside = fs::read_to_string("/proc/self/status").unwrap();
         if super::super::proc::has_filter(&outside) {
