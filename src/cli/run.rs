@@ -36,9 +36,8 @@ pub const AFTER_HELP: &str = "\
 Exit status: 0 the guest turned itself off, 124 --timeout, 125 husk could not, 134 the guest's kernel \
 died, 128+n ended by signal n, 2n+1 the guest wrote n to port 0xf4. Of a command: its own, 126 it cannot \
 be executed, 127 there is none, 128+n it ended by signal n, 137 also when the VM was killed under it.\n\n\
-On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps. Without a command a kernel that would have nothing to \
-run (no --initrd, no --disk, no root= and nothing of its own) gets a shell there, in the host's own root, \
-which it cannot change.";
+On a terminal: Ctrl-a x ends the VM, Ctrl-a h helps. With nothing to run (no CMD, --initrd, --disk, \
+root=, nothing of the kernel's own) a shell in the host's root, which stays as it is.";
 
 /// What `husk run --help` has its options under, beside the kernel's and the machine's own.
 const DEVICES: &str = "Devices";

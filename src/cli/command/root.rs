@@ -32,8 +32,8 @@ pub struct Files {
     /// An empty directory in the guest's memory; may be repeated
     #[arg(long, value_name = "DIR")]
     pub tmpfs: Vec<String>,
-    /// Where what is written above what is `cow` is kept while the VM is there: memory, or
-    /// disk[,size=SIZE][,dir=DIR], a file without a name [default: memory; size: half of what is free, at most 64G]
+    /// Where what is `cow` is written to: memory, or disk[,size=SIZE][,dir=DIR], a file gone with the VM
+    /// [default: memory]
     #[arg(long, value_name = "WHERE", value_parser = parse_overlay)]
     pub overlay: Option<OverlayConfig>,
     /// Run the command in husk's directory; what it writes is lost
