@@ -45,7 +45,7 @@ fn a_guest_that_is_never_ready_is_ended_in_time() {
 fn a_guest_that_turns_itself_off_before_the_command_is_no_success() {
     needs_kvm!();
     // And nothing is left of a disk for what it would have written.
-    for args in [&[][..], &["--overlay", "disk,size=64M,dir=."]] {
+    for args in [&[][..], &["--overlay", "disk,dir=."]] {
         let finished = run(args, |a| {
             a.say("my last words")?;
             a.power_off()
