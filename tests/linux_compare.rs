@@ -111,7 +111,7 @@ fn a_process_a_container_and_a_guest_are_compared_on_one_clock() {
         let container = table.lines().find(|line| line.contains(" pid mnt net ipc uts"));
         assert!(container.is_some_and(|line| line.starts_with("crun ")), "{table}");
         // Where this host has the profile that containers have by default, the container has its filter:
-        // it leaves most system calls, and neither reboot nor mount.
+        // it leaves most system calls, and not all.
         let profile = Path::new("/usr/share/containers/seccomp.json").exists();
         assert_eq!(
             table.contains("crun: with the filter of system calls that "),

@@ -1,8 +1,8 @@
 //! Conversations of a guest's sockets with the host's: packets that mean something, host programs that
 //! come, speak, are slow and go, in any order.
 //!
-//! Whatever either side does, bytes that arrive are those that were sent on that connection, from the
-//! first on and without a gap: each side sends bytes that count up. The whole device is driven, its
+//! Whatever either side does, bytes that arrive are those that were sent on that connection, without a gap,
+//! and to the guest from the first on: each side sends bytes that count up. The whole device is driven, its
 //! sockets included, on the fuzzer's own thread.
 
 use std::collections::HashMap;

@@ -34,7 +34,7 @@ pub const VIRTIO_BALLOON: Driver = driver("virtio_balloon", "CONFIG_VIRTIO_BALLO
 pub const VIRTIO_CONSOLE: Driver = driver("virtio_console", "CONFIG_VIRTIO_CONSOLE");
 /// Entropy.
 pub const VIRTIO_RNG: Driver = driver("virtio_rng", "CONFIG_HW_RANDOM_VIRTIO");
-/// What is written in memory above what is only read.
+/// What is written above what is only read.
 pub const OVERLAY: Driver = driver("overlay", "CONFIG_OVERLAY_FS");
 /// File systems of roots.
 pub const EXT4: Driver = driver("ext4", "CONFIG_EXT4_FS");

@@ -46,10 +46,12 @@ impl Inside {
         let mut window: Vec<u8> = Vec::with_capacity(PIECE + KEPT);
         loop {
             let read = from.by_ref().take(PIECE as u64).read_to_end(&mut window)?;
+            if elf.is_none() {
+                physical = physical_in(&window);
+            }
             if !*elf.get_or_insert_with(|| window.starts_with(b"\x7fELF")) {
                 return Ok(Self { release: None, acpi: true, physical: None });
             }
-            physical = physical.or_else(|| physical_in(&window));
             if release.is_none() {
                 release = release_in(&window);
             }

@@ -283,7 +283,8 @@ fn default_filter(bundled: &str, release: &str, notes: &mut Vec<String>) -> Opti
             return Some(filter.oci);
         }
         Ok(None) => notes.push(format!(
-            "{bundled}: without the filter of system calls that containers have by default; what              brings its profile is {}",
+            "{bundled}: without the filter of system calls that containers have by default; what \
+             brings its profile is {}",
             seccomp::PACKAGE
         )),
         Err(why) => notes.push(format!("{bundled}: without a filter of system calls: {why}")),

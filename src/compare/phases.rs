@@ -41,16 +41,21 @@ pub fn measure(
     };
     let count = plan.runs.min(MOST);
     let (mut runs, mut order) = (Vec::new(), Order::of(plan.seed));
-    let total = count * vms.len();
-    for round in 0..count {
+    // After runs with cold caches one more, which counts for nothing, warms them again.
+    let warming = usize::from(plan.cold);
+    let total = (warming + count) * vms.len();
+    let mut done = 0;
+    for round in 0..warming + count {
         order.shuffle(&mut vms);
         for &entrant in &vms {
-            let doing = format!("phases {} of {count}: {}", round + 1, field.name(entrant));
-            progress(Progress { done: runs.len(), total, doing });
+            let doing = format!("phases: {}", field.name(entrant));
+            progress(Progress { done, total, doing });
+            done += 1;
             let outcome = match traced(field, entrant, &tracer)? {
                 Ok(moments) => Ok(moments),
                 Err(failure) => Err(cancelled(failure)?),
             };
+            let Some(round) = round.checked_sub(warming) else { continue };
             let (cold, parallel, instance) = (false, 1, 0);
             runs.push(Run { entrant, cold, traced: true, parallel, round, instance, outcome });
         }
@@ -58,12 +63,20 @@ pub fn measure(
     vms.sort_unstable();
     for entrant in vms {
         let mine = runs.iter().filter(|run: &&Run| run.entrant == entrant);
-        let mut good = mine.filter_map(|run| run.outcome.as_ref().ok()).peekable();
-        if good.peek().is_some() && !good.any(|m| m.kvm_run.is_some() && m.kernel.is_some()) {
-            let name = field.name(entrant);
-            notes.push(format!(
+        let (mut told, mut why) = (false, None);
+        for outcome in mine.map(|run| &run.outcome) {
+            match outcome {
+                Ok(m) => told |= m.kvm_run.is_some() && m.kernel.is_some(),
+                Err(failure) => why = Some(failure),
+            }
+        }
+        let name = field.name(entrant);
+        match why {
+            Some(why) => notes.push(format!("{name}: a run with KVM traced failed: {why}")),
+            None if told => {}
+            None => notes.push(format!(
                 "{name}: KVM's tracepoints did not tell when its kernel was entered"
-            ));
+            )),
         }
     }
     Ok(runs)

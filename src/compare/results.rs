@@ -220,9 +220,9 @@ impl Results {
         }
     }
 
-    /// Whether KVM was traced in some runs.
+    /// Whether KVM was traced in some good runs.
     pub(super) fn has_traced(&self) -> bool {
-        self.runs.iter().any(|run| run.traced)
+        self.runs.iter().any(|run| run.traced && run.outcome.is_ok())
     }
 
     /// Mean lengths of the phases of an entrant's good runs that have them, in ms and in order.

@@ -2,8 +2,9 @@
 //! read from a file of this host, made into the filter of an OCI bundle as they make it.
 //!
 //! `crun run` and `runc run` alone give none to what `runc spec` makes, and so neither time nor facts would
-//! be those of the containers people use. The profile is `containers-seccomp.json(5)` of containers-common,
-//! which is docker's as well; the result is `config-linux.md`, "Seccomp", of the OCI's runtime-spec.
+//! be those of the containers people use. The profile is `containers-seccomp.json(5)` of containers-common
+//! (docker's has the same form, and refuses more); the result is `config-linux.md`, "Seccomp", of the OCI's
+//! runtime-spec.
 
 use std::fs::File;
 use std::io::Read;

@@ -65,7 +65,7 @@ pub enum ConfigError {
     /// More devices than interrupts.
     #[error(
         "{0} virtio devices, but a VM has interrupts for {max}: every disk, pmem file, volume and network \
-         interface is one, and so are the entropy source, the balloon, the sockets of --vsock and of a \
+         interface is one, and so are the entropy source, the balloon, the disk of --overlay, the sockets of --vsock and of a \
          command, the virtio console, and all ports together; leave some out",
         max = VIRTIO_DEVICES_MAX
     )]

@@ -100,13 +100,14 @@ impl<'de> Visitor<'de> for Object {
 }
 
 /// What serde expects, in its words and in those of people who write JSON.
-const EXPECTED: [(&str, &str); 6] = [
+const EXPECTED: [(&str, &str); 7] = [
     ("u32", "a whole number from 0 to 4294967295"),
     ("i32", "a whole number from -2147483648 to 2147483647"),
     ("a sequence", "a list in [brackets]"),
     ("path string", "a path in \"quotes\""),
     ("a string", "a text in \"quotes\""),
     ("a boolean", "true or false"),
+    ("newtype variant", "an object in {braces}, {\"disk\": {}} for one"),
 ];
 
 /// Makes serde's message one for people: without Rust's names of types, and with the nearest known
@@ -135,6 +136,7 @@ fn explain(message: &str) -> String {
     let found = match found {
         "invalid type: sequence" => "invalid type: a list in [brackets]",
         "invalid type: map" => "invalid type: an object in {braces}",
+        "invalid type: unit variant" => "invalid type: a name alone",
         other => other,
     };
     format!("{found}, expected {words}{place}")

@@ -81,6 +81,9 @@ fn a_disk_for_overlays_is_a_device_of_a_size_that_it_can_have_and_above_somethin
     config.guest = Some(with(on(Some(Size::mib(64))), Some(root.clone())));
     assert_eq!(config.validate(), Ok(()));
     assert_eq!(VmConfig::from_json(&config.to_json().unwrap()), Ok(config.clone()));
+    let alone = VmConfig::from_json(r#"{"guest": {"overlay": "disk"}}"#).unwrap_err();
+    assert!(alone.contains(r#"a name alone, expected an object"#), "{alone}");
+    assert!(alone.contains(r#"{"disk": {}}"#), "{alone}");
     let json = r#"{"guest": {"overlay": {"disk": {"size": "8G"}}}}"#;
     let read = VmConfig::from_json(json).unwrap().guest.unwrap();
     assert_eq!(read.overlay_disk().unwrap().size, Some(Size(8 << 30)));

@@ -49,7 +49,7 @@ pub enum ImageError {
     /// The root cannot be written to, whoever wants to.
     #[error(
         "the guest's root is to be written to, and is {file_system}, which never is: without `:rw` what the \
-         guest writes is kept in its memory"
+         guest writes is kept in an overlay"
     )]
     OnlyRead { file_system: &'static str },
     /// The user's own initrd cannot be read.

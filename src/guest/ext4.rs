@@ -7,8 +7,8 @@
 //! ```
 //!
 //! It has no journal: it is thrown away with its VM. Of a group that nothing is in nothing is written, for its
-//! descriptor says so (`uninit_bg`), so that the file takes some 40 KiB however long it is. The structures are those
-//! of Linux `Documentation/filesystems/ext4/` and `fs/ext4/ext4.h`.
+//! descriptor says so (`uninit_bg`): a file of 64 GiB takes some 40 KiB, and one of 8 TiB the 2 MiB of its
+//! descriptors. The structures are those of Linux `Documentation/filesystems/ext4/` and `fs/ext4/ext4.h`.
 
 use std::fs::File;
 use std::io;

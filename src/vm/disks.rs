@@ -1,10 +1,9 @@
 //! Disks: opened as the configuration has them, and resized while the VM runs.
 
-use std::io;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Weak};
 
-use husk_devices::block::{Disk, DiskError, DiskOptions, Scratch};
+use husk_devices::block::{Disk, DiskOptions, Scratch};
 use husk_devices::virtio::blk::{Blk, BlkOptions};
 use husk_devices::virtio::device::SizeError;
 use husk_devices::virtio::mmio::MmioTransport;
@@ -77,18 +76,15 @@ pub(super) fn open(disk: &DiskConfig, cpus: u32) -> Result<Blk, VmError> {
 /// # Errors
 /// When its file cannot be made.
 pub(super) fn open_overlay(disk: &OverlayDisk, cpus: u32) -> Result<Blk, VmError> {
-    let scratch = Scratch::create(disk.dir.as_deref())?;
+    // A guest does not fill all of the host's disk unless somebody said that it may.
+    let half = OVERLAY_MIN.0 * 2;
+    let scratch = Scratch::create(disk.dir.as_deref(), if disk.size.is_some() { 0 } else { half })?;
     let name = scratch.directory.display().to_string();
     let failed = |source| VmError::Host { what: format!("overlay's disk in {name}"), source };
     let size = match disk.size {
         Some(Size(size)) => size,
-        // A guest does not fill all of the host's disk unless somebody said that it may.
-        None => (scratch.free().map_err(failed)? / 2).min(OVERLAY_SIZE),
+        None => (scratch.free().map_err(failed)? / 2).clamp(OVERLAY_MIN.0, OVERLAY_SIZE),
     };
-    if size < OVERLAY_MIN.0 {
-        let source = io::Error::from_raw_os_error(libc::ENOSPC);
-        return Err(VmError::Disk(DiskError::Scratch { dir: scratch.directory, source }));
-    }
     ext4::make(&scratch.file, size).map_err(failed)?;
     let backend = Disk::scratch(scratch)?;
     let options = BlkOptions { queues: cpus.min(QUEUES) as u16, ..BlkOptions::default() };

@@ -27,7 +27,7 @@ pub enum VmError {
     #[error(
         "kernel {kernel}: there is nothing for it to run: it has no initial RAM file system of its own, and \
          the VM has neither an initrd nor a root file system. Give it one (--initrd FILE, --disk path=FILE), \
-         or a command, which finds the host's files: `husk run -- CMD` (on a terminal a shell is run by itself). With a root= in --append it is started \
+         or a command, which finds the host's files: `husk run -- CMD`. With a root= in --append it is started \
          in any case",
         kernel = .kernel.display()
     )]

@@ -88,7 +88,8 @@ pub enum DiskError {
     },
     /// Nowhere to put a disk that only its VM knows.
     #[error(
-        "cannot make a file for what the guest writes in {dir}: {source}; name a directory with dir=DIR"
+        "what the guest writes cannot be kept in a file in {dir}: {source}; name another directory, \
+         `--overlay disk,dir=DIR`"
     )]
     Scratch {
         /// Where it was tried.

@@ -33,7 +33,7 @@ impl Overlay {
     pub fn create(path: &Path, size: u64, dir: Option<&Path>) -> Result<Overlay, DiskError> {
         let too_large = || DiskError::OverlaySize { path: path.into(), size, most: SIZE_MAX };
         let there = bits(size).ok_or_else(too_large)?;
-        let layer = temporary::make(dir, size.next_multiple_of(SECTOR));
+        let layer = temporary::make(dir, size.next_multiple_of(SECTOR), 0);
         let (layer, _) = layer.map_err(|(dir, source)| {
             let dir = dir.display().to_string();
             DiskError::Overlay { path: path.into(), dir, source }

@@ -26,13 +26,14 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// One in `dir`, or in a directory for what is large and temporary: `$TMPDIR`, `/var/tmp`, the user's cache.
+    /// One in `dir`, or in a directory for what is large and temporary: the first of `$TMPDIR`, `/var/tmp` and the
+    /// user's cache that has `room` bytes left.
     ///
     /// # Errors
     /// When it cannot be made there.
-    pub fn create(dir: Option<&Path>) -> Result<Scratch, DiskError> {
+    pub fn create(dir: Option<&Path>, room: u64) -> Result<Scratch, DiskError> {
         let (file, directory) =
-            make(dir, 0).map_err(|(dir, source)| DiskError::Scratch { dir, source })?;
+            make(dir, 0, room).map_err(|(dir, source)| DiskError::Scratch { dir, source })?;
         Ok(Scratch { file, directory })
     }
 
@@ -41,36 +42,44 @@ impl Scratch {
     /// # Errors
     /// The host's.
     pub fn free(&self) -> io::Result<u64> {
-        // SAFETY: all zeroes is a statvfs.
-        let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
-        // SAFETY: fstatvfs fills the structure, which lives through the call.
-        match unsafe { libc::fstatvfs(self.file.as_raw_fd(), &mut found) } {
-            0 => Ok(found.f_bavail.saturating_mul(found.f_frsize)),
-            _ => Err(io::Error::last_os_error()),
-        }
+        free(&self.file)
     }
 }
 
-/// A file of `size` bytes, all of them a hole, in `dir` or in the first directory that will do; and that
-/// directory, with an error too.
-pub(super) fn make(dir: Option<&Path>, size: u64) -> Result<(File, PathBuf), (PathBuf, io::Error)> {
+fn free(file: &File) -> io::Result<u64> {
+    // SAFETY: all zeroes is a statvfs.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: fstatvfs fills the structure, which lives through the call.
+    match unsafe { libc::fstatvfs(file.as_raw_fd(), &mut found) } {
+        0 => Ok(found.f_bavail.saturating_mul(found.f_frsize)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A file of `size` bytes, all of them a hole, in `dir` or in the first directory that will do, with `room`
+/// bytes left; and that directory, with an error too.
+pub(super) fn make(
+    dir: Option<&Path>,
+    size: u64,
+    room: u64,
+) -> Result<(File, PathBuf), (PathBuf, io::Error)> {
     match dir {
-        Some(dir) => match make_in(dir, size) {
+        Some(dir) => match make_in(dir, size, room) {
             Ok(file) => Ok((file, dir.into())),
             Err(e) => Err((dir.into(), e)),
         },
-        None => make_anywhere(size),
+        None => make_anywhere(size, room),
     }
 }
 
 /// One in a directory that is not in memory: `$TMPDIR`, `/var/tmp`, the user's cache.
-fn make_anywhere(size: u64) -> Result<(File, PathBuf), (PathBuf, io::Error)> {
+fn make_anywhere(size: u64, room: u64) -> Result<(File, PathBuf), (PathBuf, io::Error)> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
     let candidates = [variable("TMPDIR"), Some("/var/tmp".into()), cache];
     let mut last = None;
     for dir in candidates.into_iter().flatten() {
-        let made = make_in(&dir, size).and_then(|file| match file_system(&file) {
+        let made = make_in(&dir, size, room).and_then(|file| match file_system(&file) {
             Some(magic) if IN_MEMORY.contains(&magic) => {
                 Err(io::Error::other("that is in memory, which is not what a disk should fill"))
             }
@@ -85,7 +94,7 @@ fn make_anywhere(size: u64) -> Result<(File, PathBuf), (PathBuf, io::Error)> {
 }
 
 /// One in `dir` that nobody else can open.
-fn make_in(dir: &Path, size: u64) -> io::Result<File> {
+fn make_in(dir: &Path, size: u64, room: u64) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     let unnamed = options.clone().custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC).open(dir);
@@ -97,6 +106,9 @@ fn make_in(dir: &Path, size: u64) -> io::Result<File> {
         }
         Err(e) => return Err(e),
     };
+    if room > 0 && free(&file)? < room {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
     file.set_len(size)?;
     Ok(file)
 }
@@ -131,7 +143,7 @@ mod tests {
     #[test]
     fn a_file_has_no_name_where_such_files_are_and_where_they_are_not() {
         let dir = tempfile::tempdir().unwrap();
-        let file = make_in(dir.path(), 1000).unwrap();
+        let file = make_in(dir.path(), 1000, 0).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 1000);
         let mut options = OpenOptions::new();
         unlinked(dir.path(), options.read(true).write(true)).unwrap();
@@ -141,9 +153,14 @@ mod tests {
     #[test]
     fn a_disk_of_its_own_knows_what_is_free_and_a_directory_that_is_none_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let scratch = Scratch::create(Some(dir.path())).unwrap();
+        let scratch = Scratch::create(Some(dir.path()), 4096).unwrap();
         assert!(scratch.free().unwrap() > 0 && scratch.directory == dir.path());
-        let error = Scratch::create(Some(&dir.path().join("none"))).unwrap_err().to_string();
+        let error = Scratch::create(Some(&dir.path().join("none")), 0).unwrap_err().to_string();
         assert!(error.contains("/none") && error.contains("dir=DIR"), "{error}");
+        // Nobody has so much, wherever it is looked for.
+        for dir in [Some(dir.path()), None] {
+            let error = Scratch::create(dir, u64::MAX).unwrap_err().to_string();
+            assert!(error.contains("No space") || error.contains("in memory"), "{error}");
+        }
     }
 }

@@ -108,7 +108,7 @@ const READ_AHEAD_KIB: &[u8] = b"512";
 
 /// What is said when there is no [`upper`].
 pub const NO_UPPER: &[u8] =
-    b"what is written has no place: a disk for it takes CONFIG_VIRTIO_BLK and CONFIG_EXT4_FS";
+    b"what is written has no place: a tmpfs, or on a disk an ext4 (CONFIG_VIRTIO_BLK, CONFIG_EXT4_FS)";
 
 /// The file system for what is written above what is only read: on `disk`, or in memory.
 ///

@@ -316,10 +316,10 @@ impl Net {
             match Removal::new(tap.clone(), self.status.clone(), interrupt.clone()) {
                 Ok(removal) => self.removal.start(worker, |_| removal)?,
                 // The card works without.
-                Err(e) => interrupt.complain(&format_args!(
-                    "it will not be noticed when TAP {} is deleted: rtnetlink: {e}",
-                    tap.name()
-                )),
+                Err(e) => {
+                    let what = removal::unnoticed(tap);
+                    interrupt.complain(&format_args!("{what}: rtnetlink: {e}"));
+                }
             }
         }
         if let (Some(queue), Some(worker)) = (control, self.workers.first()) {

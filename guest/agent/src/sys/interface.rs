@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_kernel_answers() {
-        // Of an interface that is not there, whoever asks: it is looked for before anybody's rights are.
+        // Of an interface that is not there, or of who may change none.
         let error = up(b"there-is-none").unwrap_err();
         assert!([Errno::NODEV, Errno::PERM].contains(&error), "{error:?}");
     }
