@@ -317,11 +317,11 @@ sleep 1000
     let script = r#"
 mount -t ext4 -o ro,dax /dev/pmem0 /mnt
 echo "given=$(sha256sum /mnt/given | cut -d' ' -f1)"
-echo READ
+echo HAS-READ
 read line
 "#;
     let mut second = second.script(script).start();
-    second.wait_for("READ");
+    second.wait_for("HAS-READ");
     for pid in [guest.pid(), second.pid()] {
         let [shared, private] = pages_of(pid, &given);
         assert!(shared >= 1024, "{shared} KiB are shared");
