@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::contestants::{Family, docker_number};
-use super::filter;
 use super::launch::{Instance, LIMIT};
+use super::reach;
 use super::results::{Daemon, Idle, Isolation};
 use super::stats::Order;
 use super::workload::{IDLING, Job};
@@ -91,7 +91,7 @@ pub fn measure(
                     entrant,
                     namespaces: proc::namespaces(&pids),
                     filtered: proc::filtered(&pids),
-                    reach: workload.map(|pids| filter::reach(&pids)),
+                    reach: workload.map(|pids| reach::reach(&pids)),
                     syscalls: None,
                 });
             }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::contestants::Family;
-use super::filter::Reach;
+use super::reach::Reach;
 use super::stats::Percentiles;
 use super::{Environment, Plan, Workload};
 
