@@ -19,7 +19,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use guest::tools::{fsck, host, mkfs, sha256, try_host};
-use guest::{Builder, Lab, PATIENCE, SOAK, TOOLS, VMLINUZ_CLOUD, skipped, soak_rounds};
+use guest::{Builder, Done, Lab, PATIENCE, SOAK, TOOLS, VMLINUZ_CLOUD, skipped, soak_rounds};
 
 /// The lab, where `cargo xtask soak` has made its assets.
 fn open() -> Option<Lab> {
@@ -47,6 +47,8 @@ mount -t tmpfs none /mnt/tmp
 
 /// What the guest works on, of each disk.
 const WORKED_ON: u64 = 14 << 20;
+/// Far more than it takes.
+const WORK: Duration = Duration::from_secs(1800);
 /// Each disk begins with that size and ends with at most that one.
 const SIZES: (u64, u64) = (16 << 20, 40 << 20);
 
@@ -158,7 +160,7 @@ fn fio_matrix(engine: &str) {
         let mut guest = guest.start();
         guest.wait_for("GO");
         let (mut size, mut times) = (SIZES.0, 0);
-        let deadline = Instant::now() + Duration::from_secs(1800);
+        let deadline = Instant::now() + WORK;
         while guest.is_up() {
             assert!(Instant::now() < deadline, "{}", guest.console());
             // The space of the file system bounds the sizes, the guest's work how often they change.
@@ -189,6 +191,87 @@ fn fio_matrix(engine: &str) {
             done.took
         );
     }
+}
+
+/// Has the guest work on `disks`, of which each is a path, the other words of `--disk`, and how many queues it has.
+fn fio_on(lab: &Lab, disks: &[(PathBuf, String, u16)]) -> Done {
+    let mut guest = guest(lab, FIO);
+    for (path, how, _) in disks {
+        guest = guest.disk(path, how);
+    }
+    let done = guest.start().finish_within(WORK);
+    done.expect_status(0).expect("HUSK-EXIT 0");
+    assert!(!done.console.contains("FIO-FAILED"), "{}", done.console);
+    for (name, (_, how, queues)) in ('b'..).zip(disks) {
+        let fact = done.fact(&format!("vd{name}"));
+        assert!(fact.starts_with(&format!("{queues} ")), "{how}: {fact}");
+    }
+    done
+}
+
+/// Every cache mode with 1 and 4 queues, beside `how` for each of which `path` is made.
+fn variants(how: &str, path: impl Fn(&str) -> PathBuf) -> Vec<(PathBuf, String, u16)> {
+    let mut disks = Vec::new();
+    for cache in ["writeback", "direct", "unsafe"] {
+        for queues in [1, 4] {
+            let path = path(&format!("{cache}-{queues}"));
+            disks.push((path, format!("{how},cache={cache},queues={queues}"), queues));
+        }
+    }
+    disks
+}
+
+#[test]
+fn overlays_of_one_image_read_what_was_written_to_them_with_every_engine_cache_and_number_of_queues()
+ {
+    let Some(lab) = open() else { return };
+    let images = OnDisk::mount(&lab);
+    let image = images.dir.join("image");
+    // Whoever sees through an overlay where it should not sees no zeroes.
+    fs::write(&image, vec![0xa5; SIZES.0 as usize]).unwrap();
+    let before = sha256(&fs::read(&image).unwrap());
+    for engine in ["io_uring", "threads", "sync"] {
+        let how = format!("overlay,overlay_dir={},engine={engine}", images.dir.display());
+        let done = fio_on(&lab, &variants(&how, |_| image.clone()));
+        assert_eq!(sha256(&fs::read(&image).unwrap()), before, "the image has changed");
+        eprintln!("overlays, {engine}: {:?}", done.took);
+    }
+}
+
+#[test]
+fn qcow2_images_hold_what_was_written_to_them_with_every_cache_and_number_of_queues() {
+    let Some(lab) = open() else { return };
+    if !Path::new("/usr/bin/qemu-img").exists() {
+        return skipped("no qemu-img");
+    }
+    let images = OnDisk::mount(&lab);
+    let size = SIZES.0.to_string();
+    let qemu_img = |words: &[&str], paths: &[&Path]| {
+        let paths = paths.iter().map(|path| path.as_os_str());
+        host("qemu-img", words.iter().map(OsStr::new).chain(paths))
+    };
+    let make = |name: &str| {
+        let path = images.dir.join(name);
+        host("qemu-img", ["create", "-q", "-f", "qcow2", path.to_str().unwrap(), &size]);
+        path
+    };
+    let mut disks = variants("format=qcow2", make);
+    // And one that nobody writes to, under an overlay.
+    let base = make("base");
+    let before = sha256(&fs::read(&base).unwrap());
+    let how = format!("format=qcow2,overlay,overlay_dir={},queues=4", images.dir.display());
+    disks.push((base.clone(), how, 4));
+    let done = fio_on(&lab, &disks);
+    assert_eq!(sha256(&fs::read(&base).unwrap()), before, "the image has changed");
+    for (name, (path, how, queues)) in ('b'..).zip(disks.iter().filter(|(path, ..)| *path != base))
+    {
+        qemu_img(&["check", "-q"], &[path]);
+        let raw = images.dir.join("raw");
+        qemu_img(&["convert", "-O", "raw"], &[path, &raw]);
+        let hash = sha256(&fs::read(&raw).unwrap()[..WORKED_ON as usize]);
+        assert_eq!(done.fact(&format!("vd{name}")), format!("{queues} {hash}"), "{how}");
+    }
+    eprintln!("qcow2: {:?}", done.took);
 }
 
 #[test]
