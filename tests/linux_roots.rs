@@ -120,6 +120,21 @@ fn a_root_is_an_image_of_any_file_system_or_format_and_is_only_read() {
         assert_eq!(finish(cli(&lab, &args), b""), wanted, "{root}");
         assert!(std::fs::read(image).unwrap() == before, "{root} was written to");
     }
+    // A disk of the host's that is full: programs that do not sync would never know.
+    let full = lab.path("full");
+    std::fs::create_dir(&full).unwrap();
+    let mount = ["-t", "tmpfs", "-o", "size=20M", "none", full.to_str().unwrap()];
+    if !std::process::Command::new("mount").args(mount).status().unwrap().success() {
+        return skipped("a small disk: it cannot be mounted");
+    }
+    let overlay = format!("disk,size=64M,dir={}", full.display());
+    let script = "yes | head -c 41943040 >/new; sync; exit 0";
+    let command = ["--", "/bin/busybox", "sh", "-c", script];
+    let args = [&["--root", &erofs, "--memory", "128M", "--overlay", &overlay][..], &command];
+    let (status, _, stderr) = finish(cli(&lab, &args.concat()), b"");
+    host("umount", [full.to_str().unwrap()]);
+    assert_eq!(status, 125, "{stderr}");
+    assert!(stderr.contains("is not all there") && stderr.contains("MiB left"), "{stderr}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::sync::{Arc, Weak};
 
-use husk_devices::block::{Disk, DiskOptions, Scratch};
+use husk_devices::block::{Disk, DiskError, DiskOptions, Scratch};
 use husk_devices::virtio::blk::{Blk, BlkOptions};
 use husk_devices::virtio::device::SizeError;
 use husk_devices::virtio::mmio::MmioTransport;
@@ -85,7 +85,16 @@ pub(super) fn open_overlay(disk: &OverlayDisk, cpus: u32) -> Result<Blk, VmError
         Some(Size(size)) => size,
         None => (scratch.free().map_err(failed)? / 2).clamp(OVERLAY_MIN.0, OVERLAY_SIZE),
     };
-    ext4::make(&scratch.file, size).map_err(failed)?;
+    let free = scratch.free().map_err(failed)?;
+    if free < size {
+        let (free, size) = (free >> 20, size >> 20);
+        log::warn!(
+            "{OVERLAY}: {name} has {free} MiB left, and what is written may take {size} MiB"
+        );
+    }
+    let dir = scratch.directory.clone();
+    ext4::make(&scratch.file, size)
+        .map_err(|source| VmError::Disk(DiskError::Scratch { dir, source }))?;
     let backend = Disk::scratch(scratch)?;
     let options = BlkOptions { queues: cpus.min(QUEUES) as u16, ..BlkOptions::default() };
     Blk::new(OVERLAY, backend, options)

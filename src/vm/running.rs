@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::disks::{Disks, ResizeDiskError};
 use super::mailbox::{Command, Mailbox, Message};
 use super::metrics::{Collector, Metrics};
-use crate::config::VmConfig;
+use crate::config::{OVERLAY, VmConfig};
 use crate::guest::control::Agent;
 use crate::outcome::Outcome;
 use crate::timeline::Timeline;
@@ -207,6 +207,17 @@ impl RunningVm {
     /// What its devices have done so far, also after its end.
     pub fn metrics(&self) -> Metrics {
         self.metrics.collect()
+    }
+
+    /// How many requests for the disk of its guest's overlays failed ([`OverlayConfig::Disk`]), as when the host's own
+    /// is full. Linux tells only the programs that sync: the others believe that what they wrote is there.
+    ///
+    /// [`OverlayConfig::Disk`]: crate::config::OverlayConfig::Disk
+    pub fn failed_overlay_requests(&self) -> u64 {
+        match self.config.overlay_disk() {
+            Some(_) => self.metrics().devices.get(OVERLAY).map_or(0, |disk| disk.counts.errors),
+            None => 0,
+        }
     }
 
     /// Asks the guest to give up `bytes` of its memory in all, so that the host has them: more than now

@@ -108,7 +108,15 @@ pub fn run(
         }
         (Err(e), _) => return Ok(failed(&e, vm, course, limits)),
     };
-    let status = status_of(&end);
+    let mut status = status_of(&end);
+    // Most programs have not heard of it.
+    if vm.failed_overlay_requests() > 0 {
+        tell!(
+            "husk: what was written above the root or a volume is not all there: --overlay disk could not \
+             take it; give it a dir= with more room\n"
+        );
+        status = CANNOT;
+    }
     // One that was told to end has not failed.
     if let Some(name) = keep.filter(|_| status != 0 && !course.is_end_wanted()) {
         return Ok(stay(vm, name, course, Kept::Ended(status)));
