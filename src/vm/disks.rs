@@ -57,8 +57,7 @@ pub(super) fn open(disk: &DiskConfig, cpus: u32) -> Result<Blk, VmError> {
     if disk.overlay {
         backend = backend.with_overlay(disk.overlay_dir.as_deref())?;
     }
-    // At most 4, so the cast keeps the number.
-    let queues = disk.queues.unwrap_or(cpus.min(QUEUES) as u16);
+    let queues = disk.queues.unwrap_or(usual_queues(cpus));
     let options = BlkOptions {
         engine: disk.engine,
         queues,
@@ -68,6 +67,11 @@ pub(super) fn open(disk: &DiskConfig, cpus: u32) -> Result<Blk, VmError> {
     };
     Blk::new(&disk.id, backend, options)
         .map_err(|source| VmError::DiskEngine { id: disk.id.clone(), source })
+}
+
+fn usual_queues(cpus: u32) -> u16 {
+    // At most 4, so the cast keeps the number.
+    cpus.min(QUEUES) as u16
 }
 
 /// Makes the disk, empty and with a file system, for what a guest of so many vCPUs writes above what it only
@@ -81,11 +85,11 @@ pub(super) fn open_overlay(disk: &OverlayDisk, cpus: u32) -> Result<Blk, VmError
     let scratch = Scratch::create(disk.dir.as_deref(), if disk.size.is_some() { 0 } else { half })?;
     let name = scratch.directory.display().to_string();
     let failed = |source| VmError::Host { what: format!("overlay's disk in {name}"), source };
+    let free = scratch.free().map_err(failed)?;
     let size = match disk.size {
         Some(Size(size)) => size,
-        None => (scratch.free().map_err(failed)? / 2).clamp(OVERLAY_MIN.0, OVERLAY_SIZE),
+        None => (free / 2).clamp(OVERLAY_MIN.0, OVERLAY_SIZE),
     };
-    let free = scratch.free().map_err(failed)?;
     if free < size {
         let (free, size) = (free >> 20, size >> 20);
         log::warn!(
@@ -96,7 +100,7 @@ pub(super) fn open_overlay(disk: &OverlayDisk, cpus: u32) -> Result<Blk, VmError
     ext4::make(&scratch.file, size)
         .map_err(|source| VmError::Disk(DiskError::Scratch { dir, source }))?;
     let backend = Disk::scratch(scratch)?;
-    let options = BlkOptions { queues: cpus.min(QUEUES) as u16, ..BlkOptions::default() };
+    let options = BlkOptions { queues: usual_queues(cpus), ..BlkOptions::default() };
     Blk::new(OVERLAY, backend, options)
         .map_err(|source| VmError::DiskEngine { id: OVERLAY.to_owned(), source })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use husk::timeline::Timeline;
-use husk::{ConsoleStreams, Ended, Outcome, Vm};
+use husk::{ConsoleStreams, Ended, Outcome, RunningVm, Vm};
 use iced_x86::code_asm::*;
 
 use crate::fixture::assembly::{COM1, LOW_WORD, RESULTS};
@@ -406,6 +406,21 @@ fn typed_bytes_reach_the_guest_all_and_in_order() {
     assert!(guest.powered_off() == text);
 }
 
+/// Starts a VM whose console is a pipe of one page that nobody reads; the pipe's other end.
+fn start_unread(kernel: &Kernel) -> (std::io::PipeReader, RunningVm) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    // SAFETY: resizes a pipe of our own; no pointer is involved.
+    let size =
+        unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&reader), libc::F_SETPIPE_SZ, 4096) };
+    assert_eq!(size, 4096);
+    let streams = ConsoleStreams {
+        output: Some(ConsoleStreams::private_output(writer.into()).unwrap()),
+        ..Default::default()
+    };
+    let vm = Vm::with(config(kernel), Some(streams), Arc::new(Timeline::default())).unwrap();
+    (reader, vm.start().unwrap())
+}
+
 #[test]
 fn a_console_nobody_reads_does_not_stop_the_guest() {
     needs_kvm!();
@@ -422,17 +437,7 @@ fn a_console_nobody_reads_does_not_stop_the_guest() {
         }
         a.power_off()
     });
-    let (reader, writer) = std::io::pipe().unwrap();
-    // SAFETY: resizes a pipe of our own; no pointer is involved.
-    let size =
-        unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&reader), libc::F_SETPIPE_SZ, 4096) };
-    assert_eq!(size, 4096);
-    let streams = ConsoleStreams {
-        output: Some(ConsoleStreams::private_output(writer.into()).unwrap()),
-        ..Default::default()
-    };
-    let vm = Vm::with(config(&kernel), Some(streams), Arc::new(Timeline::default())).unwrap();
-    let vm = vm.start().unwrap();
+    let (reader, vm) = start_unread(&kernel);
     let outcome = vm.wait_timeout(crate::fixture::LIMIT);
     assert!(matches!(outcome, Some(Outcome::PowerOff)), "{outcome:?}");
     assert!(vm.console_tail(1).ends_with('x'), "the last lines are kept all the same");
@@ -463,17 +468,7 @@ fn a_guest_that_writes_without_end_to_a_console_nobody_reads_is_paused_and_stopp
         a.out(dx, al)?;
         a.jmp(end)
     });
-    let (reader, writer) = std::io::pipe().unwrap();
-    // SAFETY: resizes a pipe of our own; no pointer is involved.
-    let size =
-        unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&reader), libc::F_SETPIPE_SZ, 4096) };
-    assert_eq!(size, 4096);
-    let streams = ConsoleStreams {
-        output: Some(ConsoleStreams::private_output(writer.into()).unwrap()),
-        ..Default::default()
-    };
-    let vm = Vm::with(config(&kernel), Some(streams), Arc::new(Timeline::default())).unwrap();
-    let vm = vm.start().unwrap();
+    let (reader, vm) = start_unread(&kernel);
     let begun = Instant::now();
     while !vm.console_tail(1).ends_with('y') {
         assert!(begun.elapsed() < crate::fixture::LIMIT, "it does not come to its end");

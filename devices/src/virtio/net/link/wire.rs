@@ -216,17 +216,11 @@ impl Wire {
     /// Looks whether the next datagram is a word that is awaited, and takes it if so; false when it
     /// is a frame.
     fn listen(&mut self) -> io::Result<bool> {
-        let mut next = [0u8; WORD + 1];
-        let (at, flags) = (next.as_mut_ptr().cast(), libc::MSG_PEEK | libc::MSG_DONTWAIT);
-        let len = uninterrupted(|| {
-            // SAFETY: `next` has room for its length, which recv is given.
-            let len = unsafe { libc::recv(self.socket.as_raw_fd(), at, WORD + 1, flags) };
-            usize::try_from(len).map_err(|_| io::Error::last_os_error())
-        })?;
+        let (mut next, len) = self.peek::<{ WORD + 1 }>()?;
         if len == 0 {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let heard = match (self.hears, next.get(..len).unwrap_or_default()) {
+        let heard = match (self.hears, next.get(..len.min(WORD + 1)).unwrap_or_default()) {
             (Hears::Nothing, said) if said == HELLO => Hears::FramesYet,
             (Hears::FramesYet, said) if said == READY => Hears::Headers,
             (Hears::Nothing, _) => {
@@ -286,13 +280,13 @@ impl Wire {
     }
 
     /// What the next datagram begins with, and how long it is, while it stays where it is.
-    fn peek(&self) -> io::Result<([u8; HEADER_LEN], usize)> {
-        let mut bytes = [0u8; HEADER_LEN];
+    fn peek<const N: usize>(&self) -> io::Result<([u8; N], usize)> {
+        let mut bytes = [0u8; N];
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
         let (at, fd) = (bytes.as_mut_ptr().cast(), self.socket.as_raw_fd());
         let len = uninterrupted(|| {
             // SAFETY: `bytes` has room for its length, which recv is given.
-            let len = unsafe { libc::recv(fd, at, HEADER_LEN, flags) };
+            let len = unsafe { libc::recv(fd, at, N, flags) };
             usize::try_from(len).map_err(|_| io::Error::last_os_error())
         })?;
         Ok((bytes, len))
